@@ -1,0 +1,59 @@
+"""MetaWorld for vision-language-action policies, and wrappers for action chunks: Gymnasium, NumPy and MuJoCo only."""
+
+from typing import TYPE_CHECKING, Any
+
+from .gl_backend import configure_gl_backend, select_gl_backend
+
+configure_gl_backend()  # before anything imports MuJoCo, which reads the choice only then
+
+from .camera import DEFAULT_CAMERAS, Camera  # noqa: E402
+from .camera_observation import CameraObservation  # noqa: E402
+from .chunked_action import ChunkedActionWrapper  # noqa: E402
+from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
+from .expert import collect_demonstrations  # noqa: E402
+from .goals import sample_goals  # noqa: E402
+from .instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
+from .instructions import INSTRUCTIONS  # noqa: E402
+from .make import make_env_fns, make_vla_env  # noqa: E402
+from .metaworld_env import MetaWorldEnv  # noqa: E402
+from .registration import register_environments  # noqa: E402
+from .tasks import MT10, MT50, resolve_tasks  # noqa: E402
+
+if TYPE_CHECKING:
+    from .rendering import SceneRenderer
+
+register_environments()
+
+
+def __getattr__(name: str) -> Any:
+    # On first use only: it imports MuJoCo, which this package alone shall not.
+    if name == "SceneRenderer":
+        from .rendering import SceneRenderer
+
+        return SceneRenderer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "DEFAULT_CAMERAS",
+    "INSTRUCTIONS",
+    "MT10",
+    "MT50",
+    "Camera",
+    "CameraObservation",
+    "ChunkedActionWrapper",
+    "Demonstration",
+    "InstructionObservation",
+    "MetaWorldEnv",
+    "SceneRenderer",
+    "collect_demonstrations",
+    "decode_instruction",
+    "encode_instruction",
+    "load_demonstrations",
+    "make_env_fns",
+    "make_vla_env",
+    "resolve_tasks",
+    "sample_goals",
+    "save_demonstrations",
+    "select_gl_backend",
+]

@@ -1,0 +1,116 @@
+"""Action chunks for any Gymnasium environment and any algorithm."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+
+
+class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
+    """
+    Takes ``chunk_size`` actions at once and executes the first ``n_action_steps`` of them.
+
+    Execution stops at the first step that terminates or truncates the episode. The reward of a chunk is
+    ``sum_i gamma**i * r_i`` over the steps executed; the observation and the info are those of the last one, with
+    ``chunk_length``, the number of steps executed, added to the info. Whoever discounts on must do so with
+    ``gamma ** chunk_length`` (a semi-Markov decision process).
+
+    The action space becomes, for an original space
+
+    - ``Box`` of shape ``s``: a ``Box`` of shape ``(chunk_size, *s)``
+    - ``Discrete(n)``: ``MultiDiscrete([n] * chunk_size)``
+    - ``MultiDiscrete(nvec)``: ``MultiDiscrete`` of ``chunk_size`` copies of ``nvec``, flat, one after the other
+
+    Example:
+        >>> import gymnasium as gym
+        >>> from sb3_vla_envs import ChunkedActionWrapper
+        >>> env = ChunkedActionWrapper(gym.make("CartPole-v1"), chunk_size=4)
+        >>> env.action_space
+        MultiDiscrete([2 2 2 2])
+        >>> obs, info = env.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = env.step([0, 1, 0, 1])
+        >>> reward, info["chunk_length"]
+        (4.0, 4)
+
+    :param env: The environment to wrap
+    :param chunk_size: Number of actions in a chunk, h
+    :param n_action_steps: How many actions of a chunk are executed before the next one is asked for, all by default
+    :param gamma: Discount factor per step inside the chunk
+    :raises TypeError: If an argument is of the wrong type or the action space is of another kind
+    :raises ValueError: If an argument is out of range
+    """
+
+    def __init__(self, env: gym.Env, chunk_size: int, n_action_steps: int | None = None, gamma: float = 1.0) -> None:
+        RecordConstructorArgs.__init__(self, chunk_size=chunk_size, n_action_steps=n_action_steps, gamma=gamma)
+        gym.Wrapper.__init__(self, env)
+        n_action_steps = chunk_size if n_action_steps is None else n_action_steps
+        _check_count("chunk_size", chunk_size)
+        _check_count("n_action_steps", n_action_steps)
+        if n_action_steps > chunk_size:
+            raise ValueError(
+                f"n_action_steps={n_action_steps} exceeds chunk_size={chunk_size}: lower it or predict longer chunks"
+            )
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.number)):
+            raise TypeError(f"gamma must be a number, got {gamma!r} of type {type(gamma).__name__}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        self.chunk_size = int(chunk_size)
+        self.n_action_steps = int(n_action_steps)
+        self.chunk_gamma = float(gamma)
+        self.action_space, self._single_shape = _chunk_space(env.action_space, self.chunk_size)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        Execute a chunk.
+
+        :param action: An element of the chunk's action space: shape ``(chunk_size, *shape)``, or flat for discrete ones
+        :return: Last observation, discounted sum of rewards, terminated, truncated, last info with ``chunk_length``
+        :raises ValueError: If the chunk has the wrong shape
+        """
+        chunk = self._split(action)
+        total, discount, executed = 0.0, 1.0, 0
+        for single in chunk[: self.n_action_steps]:
+            obs, reward, terminated, truncated, info = self.env.step(single)
+            total += discount * float(reward)
+            discount *= self.chunk_gamma
+            executed += 1
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, {**info, "chunk_length": executed}
+
+    def _split(self, action: Any) -> NDArray[Any]:
+        """The chunk as an array of single actions, shape ``(chunk_size, *single_shape)``."""
+        chunk = np.asarray(action, dtype=self.action_space.dtype)
+        if chunk.shape != self.action_space.shape:
+            raise ValueError(
+                f"Got an action of shape {chunk.shape}, but a chunk of {self.chunk_size} actions has shape "
+                f"{self.action_space.shape}: pass one whole chunk, as in env.action_space.sample()"
+            )
+        return chunk.reshape(self.chunk_size, *self._single_shape)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _chunk_space(space: spaces.Space, chunk_size: int) -> tuple[spaces.Space, tuple[int, ...]]:
+    """The space of a chunk and the shape of one action in it."""
+    if isinstance(space, spaces.Box):
+        low, high = (np.repeat(bound[np.newaxis], chunk_size, axis=0) for bound in (space.low, space.high))
+        return spaces.Box(low, high, dtype=space.dtype.type), space.shape
+    if isinstance(space, spaces.Discrete):
+        nvec, start = np.full(chunk_size, space.n), np.full(chunk_size, space.start)
+        return spaces.MultiDiscrete(nvec, start=start, dtype=space.dtype.type), ()
+    if isinstance(space, spaces.MultiDiscrete):
+        # Flat, because Stable-Baselines3 supports no MultiDiscrete of more dimensions.
+        nvec, start = np.tile(space.nvec.ravel(), chunk_size), np.tile(space.start.ravel(), chunk_size)
+        return spaces.MultiDiscrete(nvec, start=start, dtype=space.dtype.type), space.shape
+    raise TypeError(f"Cannot make chunks of {space}: the action space must be a Box, Discrete or MultiDiscrete")

@@ -1,0 +1,76 @@
+"""Which OpenGL library MuJoCo shall use for off-screen rendering."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+from pathlib import Path
+
+_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+
+
+def select_gl_backend() -> str:
+    """
+    The OpenGL backend to render with: what ``MUJOCO_GL`` says, else EGL where there is a GPU, else OSMesa.
+
+    :return: A value for ``MUJOCO_GL``; on other systems than Linux ``"default"``, MuJoCo's own choice
+    :raises RuntimeError: If the library needed is not installed
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if not sys.platform.startswith("linux"):
+        return chosen or "default"
+    if not chosen:
+        found = find_gl_backend()
+        if found is None:
+            raise RuntimeError(
+                "Found no OpenGL library for off-screen rendering. Install one: `apt-get install libosmesa6` (software "
+                "rendering, works everywhere) or `apt-get install libegl1` (on a machine with a GPU)."
+            )
+        return found
+    if chosen in _LIBRARIES and not _loads(_LIBRARIES[chosen]):
+        package = {"egl": "libegl1", "osmesa": "libosmesa6"}[chosen]
+        raise RuntimeError(
+            f"MUJOCO_GL={chosen} asks for lib{_LIBRARIES[chosen]}, which is not installed: `apt-get install {package}`, "
+            "or unset MUJOCO_GL to let sb3_vla_envs choose."
+        )
+    return chosen
+
+
+def find_gl_backend() -> str | None:
+    """
+    The best backend this Linux machine has, whatever ``MUJOCO_GL`` says.
+
+    :return: ``"egl"``, ``"osmesa"``, or ``None`` if neither library is installed
+    """
+    if _has_gpu() and _loads(_LIBRARIES["egl"]):
+        return "egl"
+    return "osmesa" if _loads(_LIBRARIES["osmesa"]) else None
+
+
+def configure_gl_backend() -> None:
+    """
+    Set ``MUJOCO_GL`` where it is unset and a backend is there; called when the package is imported.
+
+    MuJoCo reads the variable when it is imported and without it takes GLFW, which needs a display. A missing library is
+    no error here: environments without pictures do not need one.
+    """
+    if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):
+        found = find_gl_backend()
+        if found is not None:
+            os.environ["MUJOCO_GL"] = found
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists() or any(Path("/dev/dri").glob("renderD*"))
+
+
+def _loads(library: str) -> bool:
+    name = ctypes.util.find_library(library)
+    if name is None:
+        return False
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True

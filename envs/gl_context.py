@@ -1,0 +1,121 @@
+"""The one OpenGL context of a process and the MuJoCo render contexts that live in it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from functools import cache
+from typing import Literal
+
+import mujoco
+
+from .gl_backend import select_gl_backend
+
+Quality = Literal["fast", "full"]
+QUALITIES: tuple[Quality, ...] = ("fast", "full")
+
+# More geoms than any scene of MetaWorld has (about 70), with room for richer models.
+_MAX_GEOMS = 2000
+
+
+class RenderContext:
+    """
+    What MuJoCo has uploaded to OpenGL for one model (meshes, textures, off-screen buffer), and a scene to draw.
+
+    :param gl: The process's OpenGL context
+    :param model: The model to upload
+    :param quality: ``"fast"`` without multisampling and shadow maps, ``"full"`` as the model says
+    """
+
+    def __init__(self, gl: SharedGLContext, model: mujoco.MjModel, quality: Quality) -> None:
+        self._gl = gl
+        vis = model.vis.quality
+        as_given = vis.offsamples, vis.shadowsize
+        if quality == "fast":
+            vis.offsamples, vis.shadowsize = 0, 0
+        try:
+            gl.make_current()
+            self.mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        finally:
+            vis.offsamples, vis.shadowsize = as_given
+        self.scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+
+    def make_current(self, height: int, width: int) -> None:
+        """
+        Direct OpenGL at this context's off-screen buffer, grown to hold a picture.
+
+        :param height: Height of the picture in pixels
+        :param width: Width of the picture in pixels
+        """
+        self._gl.make_current()
+        if height > self.mjr.offHeight or width > self.mjr.offWidth:
+            mujoco.mjr_resizeOffscreen(max(width, self.mjr.offWidth), max(height, self.mjr.offHeight), self.mjr)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.mjr)
+
+
+class SharedGLContext:
+    """
+    The OpenGL context that all renderers of a process share, never freed: freeing one OSMesa context silently corrupts
+    the pictures of every other. MuJoCo's uploads are shared between models with the same meshes and textures: a process
+    holds one per MetaWorld scene and quality, however many environments it has.
+    """
+
+    def __init__(self) -> None:
+        self._context = _create_gl_context(select_gl_backend())
+        self._render_contexts: dict[tuple[int, Quality], RenderContext] = {}
+
+    def make_current(self) -> None:
+        """Make this the thread's OpenGL context: other libraries in the process may have contexts of their own."""
+        self._context.make_current()
+
+    def render_context(self, model: mujoco.MjModel, quality: Quality) -> RenderContext:
+        """
+        The render context for a model, created on first use.
+
+        :param model: The model to draw
+        :param quality: Whether with shadows, reflections and multisampling
+        :return: The context of this model or of one with the same meshes and textures
+        """
+        key = _fingerprint(model), quality
+        if key not in self._render_contexts:
+            self._render_contexts[key] = RenderContext(self, model, quality)
+        return self._render_contexts[key]
+
+
+def shared_gl_context() -> SharedGLContext:
+    """
+    The OpenGL context of this process, created on first use.
+
+    :return: The context
+    :raises RuntimeError: If no OpenGL library is installed
+    """
+    return _context_of(os.getpid())
+
+
+# By process: a forked child must not draw with its parent's context.
+@cache
+def _context_of(pid: int) -> SharedGLContext:
+    return SharedGLContext()
+
+
+def _create_gl_context(backend: str):  # type: ignore[no-untyped-def]  # MuJoCo's context classes share no base class
+    if backend == "egl":
+        from mujoco.egl import GLContext
+    elif backend == "osmesa":
+        from mujoco.osmesa import GLContext
+    else:
+        from mujoco.gl_context import GLContext
+    # The size is that of the window MuJoCo never draws to: pictures go to off-screen buffers.
+    return GLContext(64, 64)
+
+
+def _fingerprint(model: mujoco.MjModel) -> int:
+    """A checksum of everything that MuJoCo uploads to OpenGL."""
+    checksum = 0
+    uploaded = (
+        *(model.mesh_vert, model.mesh_face, model.mesh_normal, model.mesh_texcoord),
+        *(model.tex_data, model.tex_type, model.tex_height, model.tex_width, model.hfield_data, model.skin_vert),
+    )
+    for array in uploaded:
+        checksum = zlib.crc32(array.tobytes(), checksum)
+    return checksum

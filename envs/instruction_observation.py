@@ -1,0 +1,104 @@
+"""Instructions in natural language as observations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import ArrayLike, NDArray
+
+
+def encode_instruction(instruction: str, max_bytes: int) -> NDArray[np.uint8]:
+    """
+    Write an instruction as UTF-8 bytes, padded with zeros.
+
+    :param instruction: The text
+    :param max_bytes: Length of the result
+    :return: The bytes, shape ``(max_bytes,)``, uint8
+    :raises ValueError: If the text is longer, or holds a zero byte
+    """
+    raw = instruction.encode("utf-8")
+    if len(raw) > max_bytes:
+        raise ValueError(
+            f"The instruction {instruction!r} has {len(raw)} bytes, but only {max_bytes} fit: shorten it or raise max_bytes "
+            "(max_instruction_bytes in make_vla_env)"
+        )
+    if 0 in raw:
+        raise ValueError(f"The instruction {instruction!r} holds a zero byte, which marks the end of the text: remove it")
+    encoded = np.zeros(max_bytes, dtype=np.uint8)
+    encoded[: len(raw)] = np.frombuffer(raw, dtype=np.uint8)
+    return encoded
+
+
+def decode_instruction(encoded: ArrayLike) -> str:
+    """
+    Read an instruction back from its bytes.
+
+    :param encoded: Zero-padded UTF-8, shape ``(max_bytes,)``; bytes that are no UTF-8 (a random sample of the space) become
+        replacement characters
+    :return: The text
+    """
+    raw = np.asarray(encoded, dtype=np.uint8).tobytes()
+    return raw.split(b"\0", 1)[0].decode("utf-8", errors="replace")
+
+
+class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
+    """
+    Adds ``instruction`` to a dictionary observation: the current instruction as UTF-8 bytes, padded with zeros.
+
+    Example:
+        >>> from sb3_vla_envs import InstructionObservation, MetaWorldEnv, decode_instruction
+        >>> env = InstructionObservation(MetaWorldEnv("window-open-v3"))
+        >>> obs, info = env.reset(seed=0)
+        >>> decode_instruction(obs["instruction"])
+        'open the window'
+
+    :param env: The environment to wrap
+    :param max_bytes: Length of the observation
+    :param instruction: The text; by default the ``instruction`` attribute of the environment, read at every step
+    :raises TypeError: If the environment's observation is not a dictionary
+    :raises ValueError: If there is no instruction, or one too long, among all that the environment has (``instructions``)
+    """
+
+    def __init__(self, env: gym.Env, max_bytes: int = 64, instruction: str | None = None) -> None:
+        RecordConstructorArgs.__init__(self, max_bytes=max_bytes, instruction=instruction)
+        gym.ObservationWrapper.__init__(self, env)
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise TypeError(f"InstructionObservation adds to a Dict observation space, got {env.observation_space}")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        if instruction is None and not env.has_wrapper_attr("instruction"):
+            raise ValueError("The environment has no attribute 'instruction': pass the text as instruction=...")
+        self.max_bytes = max_bytes
+        self._fixed = instruction
+        box = spaces.Box(0, 255, (max_bytes,), np.uint8)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "instruction": box})
+        self._encoded: dict[str, NDArray[np.uint8]] = {}
+        for text in self._all_texts():  # now, not in the middle of a training run
+            self._encode(text)
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """
+        Add the instruction.
+
+        :param observation: The wrapped environment's observation
+        :return: The same with ``instruction``, shape ``(max_bytes,)``, uint8
+        :raises ValueError: If the instruction is too long
+        """
+        text = self._fixed if self._fixed is not None else self.env.get_wrapper_attr("instruction")
+        return {**observation, "instruction": self._encode(text).copy()}
+
+    def _all_texts(self) -> tuple[str, ...]:
+        if self._fixed is not None:
+            return (self._fixed,)
+        if self.env.has_wrapper_attr("instructions"):
+            return tuple(self.env.get_wrapper_attr("instructions"))
+        return (self.env.get_wrapper_attr("instruction"),)
+
+    def _encode(self, text: str) -> NDArray[np.uint8]:
+        if text not in self._encoded:
+            self._encoded[text] = encode_instruction(text, self.max_bytes)
+        return self._encoded[text]

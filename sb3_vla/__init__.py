@@ -1,0 +1,29 @@
+"""Post-train vision-language-action policies with reinforcement learning, the Stable-Baselines3 way."""
+
+from .backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
+from .bc_weight import BCWeight, ConstantWeight, GradientBalance, LossWeights, SuccessDriven, TanhWarmup, TrainingStatistics
+from .demonstration_buffer import DemonstrationBuffer
+from .ppo_self_bc import PPOSelfBC
+from .sft import fine_tune
+from .vec_env import make_vla_vec_env
+from .vla_policy import VLAPolicy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BCWeight",
+    "BackboneFeatures",
+    "ConstantWeight",
+    "DemonstrationBuffer",
+    "GradientBalance",
+    "LossWeights",
+    "PPOSelfBC",
+    "SmolVLMBackbone",
+    "SuccessDriven",
+    "TanhWarmup",
+    "TrainingStatistics",
+    "VLABackbone",
+    "VLAPolicy",
+    "fine_tune",
+    "make_vla_vec_env",
+]

@@ -1,0 +1,232 @@
+"""SmolVLM (Marafioti et al. 2025, arXiv 2504.05299) as a backbone, out of ``transformers``' own classes."""
+
+import copy
+import functools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, ByT5Tokenizer
+
+from .base import BackboneFeatures, VLABackbone
+
+# Small enough to be trained from scratch on two CPU cores. 384 tokens are the bytes and the special tokens of ByT5.
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "smolvlm",
+    "scale_factor": 2,
+    "image_token_id": 383,
+    "vision_config": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 96,
+        "patch_size": 16,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 384,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    },
+}
+
+
+class SmolVLMBackbone(VLABackbone):
+    """
+    SmolVLM's vision encoder and connector feed its text model, together with the tokenised prompt and the robot's state.
+
+    The text model sees the images, the prompt, the state (one token), then two learned readout tokens; its last hidden
+    states at these two are the features for the action and for the value. Its attention is causal, so the readouts see
+    everything, and the action readout, which stands first, does not depend on the value's.
+
+    :param state_dim: Length of the state vector
+    :param config: SmolVLM's configuration as a plain dictionary, by default that of a model with about 1.4 million
+        parameters
+    :param tokenizer_files: Content of a tokenizer's files by name, as ``save_pretrained`` writes them; by default bytes
+        are tokens (ByT5's tokenizer, which needs no files)
+    :param image_mean: Mean of each colour channel, of values in [0, 1]
+    :param image_std: Standard deviation of each colour channel
+    :param image_size: Images are resized to this height and width in pixels; ``None`` leaves them as they are
+    :raises ValueError: if an image can't be cut into whole patches (in :meth:`forward`)
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        config: dict[str, Any] | None = None,
+        tokenizer_files: dict[str, str] | None = None,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        image_size: int | None = None,
+    ) -> None:
+        config = copy.deepcopy(TINY_CONFIG if config is None else config)
+        model_type = config.pop("model_type")
+        # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
+        config.pop("dtype", None)
+        model_config = AutoConfig.for_model(model_type, **config)
+        text_config = model_config.get_text_config()
+        super().__init__(features_dim=text_config.hidden_size)
+        self.model = AutoModel.from_config(model_config)
+        self.tokenizer_files = tokenizer_files
+        self.tokenizer = _load_tokenizer(tokenizer_files)
+        self.image_size = image_size
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        scale = text_config.initializer_range
+        self.state_token = nn.Linear(state_dim, self.features_dim)
+        self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
+        self.patch_size = model_config.vision_config.patch_size * model_config.scale_factor
+        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, state_dim: int, **kwargs: Any) -> "SmolVLMBackbone":
+        """
+        Load a checkpoint with its tokenizer and image normalisation.
+
+        :param name_or_path: Name on the Hugging Face Hub or local folder
+        :param state_dim: Length of the state vector
+        :param kwargs: Replace what the checkpoint says, e.g. ``image_size``
+        :return: The backbone with the checkpoint's weights, in float32
+        :raises ValueError: if there is no such checkpoint, or if it is not a SmolVLM
+        """
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+            if config.model_type != "smolvlm":
+                raise ValueError(
+                    f"checkpoint {name_or_path!r} is a {config.model_type!r} model, SmolVLMBackbone needs 'smolvlm'; "
+                    "write a subclass of VLABackbone for it"
+                )
+            model = AutoModel.from_pretrained(name_or_path, dtype=th.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            processor = AutoImageProcessor.from_pretrained(name_or_path)
+        except OSError as error:
+            raise ValueError(
+                f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face "
+                f"Hub (needs the network, or the checkpoint in the local cache), or the folder of one ({error})"
+            ) from error
+        settings: dict[str, Any] = {
+            "config": config.to_dict(),
+            "tokenizer_files": _save_tokenizer(tokenizer),
+            "image_mean": processor.image_mean,
+            "image_std": processor.image_std,
+            "image_size": config.vision_config.image_size,
+        }
+        backbone = cls(state_dim, **{**settings, **kwargs})
+        backbone.model.load_state_dict(model.state_dict())
+        return backbone
+
+    def constructor_kwargs(self) -> dict[str, Any]:
+        return {
+            "config": self.model.config.to_dict(),
+            "tokenizer_files": self.tokenizer_files,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "image_size": self.image_size,
+        }
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {
+            "all": self,
+            "vision": self.model.vision_model,
+            "connector": self.model.connector,
+            "text": self.model.text_model,
+        }
+
+    def forward(self, images: dict[str, th.Tensor], prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        batch_size = len(state)
+        image_tokens = [self._encode_image(name, image) for name, image in images.items()]
+        token_ids, prompt_mask = self._pad_prompts(prompts, state.device)
+        prompt_tokens = self.model.text_model.get_input_embeddings()(token_ids)
+        state_token = self.state_token(state).unsqueeze(1)
+        readouts = self.readout_tokens.expand(batch_size, -1, -1)
+        # (batch, image tokens + prompt tokens + 1 + 2, features_dim)
+        tokens = th.cat([*image_tokens, prompt_tokens, state_token, readouts], dim=1)
+        n_images = sum(tokens_.shape[1] for tokens_ in image_tokens)
+        mask = None if prompt_mask is None else F.pad(prompt_mask, (n_images, 3), value=1)
+        positions = None if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
+        outputs = self.model.text_model(inputs_embeds=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+        action, value = outputs.last_hidden_state[:, -2:].unbind(dim=1)
+        return BackboneFeatures(action=action, value=value)
+
+    def _encode_image(self, name: str, image: th.Tensor) -> th.Tensor:
+        """
+        :param name: Key of the observation, for the error message
+        :param image: ``(batch, 3, height, width)`` uint8
+        :return: ``(batch, tokens, features_dim)``
+        """
+        pixels = image.to(self.readout_tokens.dtype)
+        if self.image_size is not None and image.shape[-2:] != (self.image_size, self.image_size):
+            pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        height, width = pixels.shape[-2:]
+        # The connector's pixel shuffle folds a square grid of patches
+        if height != width or height % self.patch_size:
+            raise ValueError(
+                f"observation {name!r} has {height} x {width} pixels; SmolVLM needs square images whose size is a multiple "
+                f"of {self.patch_size}: change the camera's size, or pass backbone_kwargs=dict(image_size=...) to resize"
+            )
+        mean = th.tensor(self.image_mean, device=image.device).view(3, 1, 1)
+        std = th.tensor(self.image_std, device=image.device).view(3, 1, 1)
+        pixels = (pixels / 255 - mean) / std
+        return self.model.connector(self.model.vision_model(pixels).last_hidden_state)
+
+    def _pad_prompts(self, prompts: Sequence[str], device: th.device) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param prompts: ``batch`` instructions
+        :param device: Where the tensors go
+        :return: Token ids ``(batch, longest prompt)`` and a mask of the same shape that is 0 on padding, or ``None`` where
+            all prompts are equally long (attention without a mask is faster)
+        """
+        tokens = [self._tokenize(prompt) for prompt in prompts]
+        lengths = {len(ids) for ids in tokens}
+        longest = max(lengths)
+        token_ids = th.tensor([ids + (0,) * (longest - len(ids)) for ids in tokens], device=device)
+        if len(lengths) == 1:
+            return token_ids, None
+        mask = th.tensor([(1,) * len(ids) + (0,) * (longest - len(ids)) for ids in tokens], device=device)
+        return token_ids, mask
+
+    def _tokenize_uncached(self, prompt: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(prompt)["input_ids"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The cache is a C object that neither pickles nor copies (copy.deepcopy of a policy)
+        return {name: value for name, value in self.__dict__.items() if name != "_tokenize"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+
+def _save_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """
+    :param tokenizer: A tokenizer of ``transformers``
+    :return: The text of each of its files, by name
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
+
+
+def _load_tokenizer(files: dict[str, str] | None) -> Any:
+    """
+    :param files: What :func:`_save_tokenizer` returned, or ``None`` for bytes as tokens
+    :return: The tokenizer
+    """
+    if files is None:
+        return ByT5Tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,179 @@
+"""The command line: ``sb3-vla demos | sft | train | eval | record | quickstart``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import load_config
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command. Mistakes in what the user gave end in one line on standard error.
+
+    :param argv: Arguments, by default those of the process
+    :return: Exit status: 0, or 2 after a mistake
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if arguments.traceback:
+            raise
+        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    :return: The parser of all commands
+    """
+    parser = argparse.ArgumentParser(
+        prog="sb3-vla",
+        description="Post-train a vision-language-action policy on MetaWorld: collect demonstrations, fine-tune on them "
+        "(sft), post-train with reinforcement learning (train), evaluate and film it.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demos = _add_command(commands, "demos", _demos, "collect demonstrations of MetaWorld's scripted experts")
+    demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
+    demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task")
+
+    sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
+    sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
+    sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
+    sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations")
+
+    train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
+    train.add_argument("--out", metavar="FOLDER", help="run folder, new or empty; gets model.zip, curves.png and logs")
+    train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
+    train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
+    train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for, over all environments")
+    train.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
+
+    evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw")
+    evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
+    evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each")
+
+    record = _add_command(commands, "record", _record, "film a model, one GIF a task")
+    record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
+    record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
+
+    quick = _add_command(commands, "quickstart", _quickstart, "all of the above on three tasks, SFT against post-trained")
+    quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
+    return parser
+
+
+def _add_command(commands: Any, name: str, run: Command, help_text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(run=run)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings to change, e.g. the config.yaml of a run")
+    parser.add_argument("--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    return parser
+
+
+def _config(arguments: argparse.Namespace, **sections: dict[str, Any]) -> dict[str, Any]:
+    from sb3_vla_envs import resolve_tasks
+
+    config = load_config(arguments.config, tasks=arguments.tasks, seed=arguments.seed, device=arguments.device, **sections)
+    # Here, before any work
+    config["tasks"] = list(resolve_tasks(config["tasks"]))
+    return config
+
+
+def _create_run(path: str, config: dict[str, Any]) -> Any:
+    from sb3_vla_envs import select_gl_backend
+
+    from .run_folder import RunFolder
+
+    print(f"Rendering with MuJoCo's {select_gl_backend()} backend; writing to {path}")
+    return RunFolder.create(path, " ".join(["sb3-vla", *sys.argv[1:]]), config)
+
+
+def _demos(arguments: argparse.Namespace) -> None:
+    from .pipeline import collect
+
+    demonstrations = collect(_config(arguments, demos={"n_per_task": arguments.n_per_task}), arguments.out)
+    print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
+
+
+def _sft(arguments: argparse.Namespace) -> None:
+    from sb3_vla_envs import load_demonstrations
+
+    from .pipeline import run_sft
+
+    config = _config(arguments, sft={"n_epochs": arguments.epochs})
+    demonstrations = load_demonstrations(arguments.demos)
+    folder = _create_run(arguments.out, config)
+    run_sft(config, demonstrations, folder.sft_model)
+    print(f"Wrote {folder.sft_model}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from sb3_vla_envs import load_demonstrations
+
+    from .pipeline import load_model, post_train
+    from .run_folder import RunFolder
+
+    if (arguments.out is None) == (arguments.resume is None):
+        raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
+    if arguments.resume is not None:
+        own = ("config", "tasks", "seed", "init", "demos", "timesteps")
+        given = [name for name in own if getattr(arguments, name) is not None]
+        if given:
+            raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
+        folder = RunFolder.open(arguments.resume)
+        post_train(folder.read_config(), folder, resume=True)
+    else:
+        config = _config(arguments, train={"total_timesteps": arguments.timesteps})
+        demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
+        if arguments.init:
+            load_model(arguments.init)  # so that a bad file leaves no run folder behind
+        folder = _create_run(arguments.out, config)
+        post_train(config, folder, arguments.init, demonstrations)
+    print(f"Wrote {folder.model} and {folder.curves}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from .pipeline import evaluate_model, load_model
+
+    config = _config(arguments, eval={"n_goals": arguments.n_goals})
+    result = evaluate_model(config, load_model(arguments.model, config["device"]))
+    if arguments.out:
+        result.save(arguments.out)
+    print(result.table())
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    from .pipeline import acting_env, load_model
+    from .recording import record_tasks
+
+    config = _config(arguments)
+    model = load_model(arguments.model, config["device"])
+    env_kwargs = acting_env(config)
+    paths = record_tasks(
+        model, config["tasks"], arguments.out, Path(arguments.model).stem, arguments.goal, seed=config["seed"], **env_kwargs
+    )
+    print("Wrote " + ", ".join(str(path) for path in paths))
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from .pipeline import quickstart
+
+    config = _config(arguments)
+    folder = _create_run(arguments.out, config)
+    quickstart(config, folder)
+    print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")

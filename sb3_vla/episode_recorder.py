@@ -1,0 +1,105 @@
+"""The callback that follows every episode of a rollout."""
+
+from collections import defaultdict, deque
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import safe_mean
+
+from sb3_vla_envs import Demonstration
+
+from .chunk_rollout_buffer import ChunkRolloutBuffer
+from .demonstration_buffer import ARRAY_KEY, DemonstrationBuffer
+
+
+class EpisodeRecorder(BaseCallback):
+    """
+    Tells the rollout buffer how long each chunk ran, offers successful episodes to the demonstration buffer, and logs success
+    and steps to success, in total and per task.
+
+    An environment reports through ``info``: ``chunk_length`` (1 where it is absent), ``task``, ``is_success`` and
+    ``steps_to_success``. Success is counted by SB3 itself; here it is split by task.
+
+    :param replay_buffer: Where good episodes go, or ``None``
+    :param stats_window_size: Episodes over which the logged means run, for each task
+    """
+
+    def __init__(self, replay_buffer: DemonstrationBuffer | None, stats_window_size: int = 100) -> None:
+        super().__init__()
+        self.replay_buffer = replay_buffer
+        window = stats_window_size
+        self.successes: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=window))
+        self.steps_to_success: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=window))
+
+    def _on_training_start(self) -> None:
+        # Observations, actions and lengths of the episode under way in each environment
+        self._episodes: list[list[tuple[Any, np.ndarray, int]]] = [[] for _ in range(self.training_env.num_envs)]
+        # learn(reset_num_timesteps=False) goes on in the middle of episodes, whose rest would pass for short ones
+        self._from_start = np.array(self.model._last_episode_starts, dtype=bool)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        infos = self.locals["infos"]
+        lengths = [info.get("chunk_length", 1) for info in infos]
+        rollout_buffer: ChunkRolloutBuffer = self.locals["rollout_buffer"]
+        rollout_buffer.record_chunks(lengths, self.locals["rewards"], [info.get("task", "") for info in infos])
+        self.model.num_primitive_steps += sum(lengths)  # type: ignore[attr-defined]
+        observations = self.model._last_obs  # type: ignore[attr-defined]
+        for i, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
+            if self.replay_buffer is not None:
+                # The sampled action before clipping, as the likelihood sees it: the mean of clipped samples shrinks
+                self._episodes[i].append((observations, self.locals["actions"][i], lengths[i]))
+            if done:
+                self._end_episode(i, info)
+        return True
+
+    def _end_episode(self, i: int, info: dict[str, Any]) -> None:
+        """
+        :param i: Environment whose episode ended
+        :param info: Its last info
+        """
+        chunks, self._episodes[i] = self._episodes[i], []
+        from_start, self._from_start[i] = self._from_start[i], True
+        success = info.get("is_success")
+        if success is None:
+            return
+        task = info.get("task", "")
+        self.successes[task].append(bool(success))
+        if success and "steps_to_success" in info:
+            self.steps_to_success[task].append(info["steps_to_success"])
+        if success and from_start and self.replay_buffer is not None:
+            self.replay_buffer.add(_to_demonstration(task, i, chunks))
+
+    def _on_rollout_end(self) -> None:
+        self.logger.record("time/primitive_steps", self.model.num_primitive_steps)  # type: ignore[attr-defined]
+        if self.steps_to_success:
+            means = [safe_mean(steps) for steps in self.steps_to_success.values()]
+            self.logger.record("rollout/steps_to_success", np.mean(means))
+        for task in self.successes:
+            if task:
+                # Not on the console, whose keys are cut at 36 characters and must stay different
+                exclude = ("stdout", "log")
+                self.logger.record(f"rollout/success_rate/{task}", safe_mean(self.successes[task]), exclude=exclude)
+                if task in self.steps_to_success:
+                    steps = safe_mean(self.steps_to_success[task])
+                    self.logger.record(f"rollout/steps_to_success/{task}", steps, exclude=exclude)
+
+
+def _to_demonstration(task: str, i: int, chunks: list[tuple[Any, np.ndarray, int]]) -> Demonstration:
+    """
+    :param task: Name of the task
+    :param i: Environment that ran the episode
+    :param chunks: Observation (of all environments), action and length of each chunk
+    :return: The episode
+    """
+    if isinstance(chunks[0][0], dict):
+        observations = {key: np.stack([obs[key][i] for obs, _, _ in chunks]) for key in chunks[0][0]}
+    else:
+        observations = {ARRAY_KEY: np.stack([obs[i] for obs, _, _ in chunks])}
+    return Demonstration(
+        task=task,
+        observations=observations,
+        actions=np.stack([action for _, action, _ in chunks]),
+        chunk_lengths=np.array([length for _, _, length in chunks], dtype=np.int64),
+        success=True,
+    )

@@ -1,0 +1,588 @@
+"""Evaluation of a policy: one episode for each task and goal, with confidence intervals, written to a JSON file."""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_vla_envs import make_vla_env, resolve_tasks
+
+from .run_folder import software_versions
+from .vec_env import make_vec_env_from_fns
+
+_FILE_FORMAT = "sb3-vla evaluation"
+_FILE_VERSION = 1
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """
+    Wilson's score interval of a success probability (Wilson 1927, "Probable inference, the law of succession, and
+    statistical inference"). Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and n successes.
+
+    :param successes: number of successes, 0..n
+    :param n: number of trials, at least 1
+    :param confidence: coverage, in (0, 1)
+    :return: lower and upper end
+    :raises ValueError: if an argument is out of its range
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"Got {successes} successes in {n} trials: give at least one trial and 0 to n successes.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1, for example 0.95.")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / n
+    scale = 1.0 / (1.0 + z**2 / n)
+    centre = scale * (rate + z**2 / (2 * n))
+    half_width = scale * z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """
+    One episode to run.
+
+    :param task: name of the task, or "" where the environment has no tasks
+    :param goal_index: number of the goal; without a task, just the number of the episode
+    :param seed: seed of the environment's reset
+    """
+
+    task: str
+    goal_index: int
+    seed: int
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """What ``env.reset`` gets."""
+        return {"task": self.task, "goal_index": self.goal_index} if self.task else None
+
+
+def episode_jobs(tasks: Sequence[str], n_goals: int, seed: int = 0) -> list[EpisodeJob]:
+    """
+    One episode for each task and goal, the tasks one after the other.
+
+    :param tasks: names of tasks; ``[""]`` for an environment without tasks
+    :param n_goals: goals (or, without tasks, episodes) per task
+    :param seed: an episode's own seed follows from this one, its task and its goal, so that it stays the same whatever
+        other tasks and goals are evaluated
+    :return: ``len(tasks) * n_goals`` jobs
+    :raises ValueError: if there is nothing to do, or a task is named twice
+    """
+    if not tasks or n_goals < 1:
+        raise ValueError(f"Got {len(tasks)} tasks and {n_goals} goals a task: give at least one of both.")
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"A task is named twice in {list(tasks)}: name each once.")
+    return [EpisodeJob(task, goal, episode_seed(seed, task, goal)) for task in tasks for goal in range(n_goals)]
+
+
+class EpisodeSchedule(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Plays a given list of episodes, one a reset, and then stands still.
+
+    SB3's vectorised environments reset an environment by themselves when its episode ends, and that reset takes neither
+    seed nor options (``VecEnv.set_options`` reaches only an explicit ``reset()``). So the environment itself has to know
+    what to play next. Once its list is played, it repeats its last observation and simulates nothing while the other
+    environments finish.
+
+    :param env: an environment whose ``reset`` takes the options ``task`` and ``goal_index``, or no options at all
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._jobs: list[EpisodeJob] = []
+        self._n_started = 0
+        self._idle = True
+        self._observation: Any = None
+
+    def set_jobs(self, jobs: Sequence[EpisodeJob]) -> None:
+        """
+        :param jobs: what to play, from the next reset on
+        """
+        self._jobs = list(jobs)
+        self._n_started = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Start the next episode of the list.
+
+        :param seed: used only if there is no episode to play: each brings its own
+        :param options: likewise
+        :return: observation and info
+        """
+        self._idle = self._n_started >= len(self._jobs)
+        if not self._idle:
+            job = self._jobs[self._n_started]
+            self._n_started += 1
+            self._observation, info = self.env.reset(seed=job.seed, options=job.options)
+            return self._observation, info
+        if self._observation is None:  # more environments than episodes: still needs something valid to show
+            self._observation, _ = self.env.reset(seed=seed, options=options)
+        return self._observation, {}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: as the wrapped environment takes it; ignored once the list is played
+        :return: observation, reward, terminated, truncated, info
+        """
+        if self._idle:
+            return self._observation, 0.0, False, False, {}
+        self._observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._observation, reward, terminated, truncated, info
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """
+    One episode that was run.
+
+    :param task: name of the task, "" without tasks
+    :param goal_index: number of the goal
+    :param success: whether the task was solved
+    :param steps_to_success: primitive steps until it was, ``None`` if it wasn't
+    :param n_steps: primitive steps of the whole episode
+    :param episode_return: sum of the rewards that the vectorised environment gave
+    """
+
+    task: str
+    goal_index: int
+    success: bool
+    steps_to_success: int | None
+    n_steps: int
+    episode_return: float
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """
+    What some episodes say.
+
+    :param success: success rate, 0..1
+    :param success_low: lower end of its 95 % Wilson interval
+    :param success_high: upper end
+    :param steps_to_success: mean primitive steps of the successful episodes, ``None`` if there are none
+    :param n_episodes: number of episodes
+    """
+
+    success: float
+    success_low: float
+    success_high: float
+    steps_to_success: float | None
+    n_episodes: int
+
+
+@dataclass
+class EvaluationResult:
+    """
+    All episodes of an evaluation and what they were run with.
+
+    :param episodes: at least one, in the order of their jobs
+    :param settings: what determines the numbers: ``deterministic``, ``seed``, ``goal_split``, ``horizon``, ``chunk_size``...
+    :param versions: of the software (:func:`~sb3_vla.run_folder.software_versions`)
+    """
+
+    episodes: list[EpisodeRecord]
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | int | None] = field(default_factory=software_versions)
+
+    @property
+    def tasks(self) -> dict[str, EvaluationSummary]:
+        """Summary of each task, in the order in which the tasks were given."""
+        names = dict.fromkeys(episode.task for episode in self.episodes)
+        return {name: _summarize([episode for episode in self.episodes if episode.task == name]) for name in names}
+
+    @property
+    def overall(self) -> EvaluationSummary:
+        """
+        All tasks count alike: the means over tasks of success and (where a task has a success) of steps to success. The
+        interval is that of all episodes pooled.
+        """
+        tasks = list(self.tasks.values())
+        pooled = _summarize(self.episodes)
+        steps = [task.steps_to_success for task in tasks if task.steps_to_success is not None]
+        return EvaluationSummary(
+            success=fmean(task.success for task in tasks),
+            success_low=pooled.success_low,
+            success_high=pooled.success_high,
+            steps_to_success=fmean(steps) if steps else None,
+            n_episodes=pooled.n_episodes,
+        )
+
+    def table(self) -> str:
+        """
+        :return: the summaries as text, a line a task and one for the mean
+        """
+        return results_table({"": self})
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        :return: everything as plain types; ``summary`` is there for the reader, :meth:`from_dict` computes it anew
+        """
+        return {
+            "format": _FILE_FORMAT,
+            "version": _FILE_VERSION,
+            "settings": self.settings,
+            "versions": self.versions,
+            "summary": {
+                "overall": asdict(self.overall),
+                "tasks": {name: asdict(summary) for name, summary in self.tasks.items()},
+            },
+            "episodes": [asdict(episode) for episode in self.episodes],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "EvaluationResult":
+        """
+        :param content: what :meth:`to_dict` returned
+        :return: the result
+        :raises ValueError: if it is something else, or of another version
+        """
+        if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
+            raise ValueError(f"This is no evaluation result: its 'format' should be '{_FILE_FORMAT}'.")
+        if content.get("version") != _FILE_VERSION:
+            raise ValueError(
+                f"This evaluation result is of version {content.get('version')}, but this sb3-vla reads {_FILE_VERSION}. "
+                "Evaluate the model again."
+            )
+        try:
+            episodes = [EpisodeRecord(**episode) for episode in content["episodes"]]
+            return cls(episodes, content["settings"], content["versions"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"This evaluation result is damaged ({error}). Evaluate the model again.") from error
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write a JSON file, whole or not at all: an interrupted write leaves what was there before.
+
+        :param path: the file; its folder must exist
+        """
+        path = Path(path)
+        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial_file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            os.replace(partial_file, path)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """
+        :param path: a file that :meth:`save` wrote
+        :return: the result
+        :raises FileNotFoundError: if there is none
+        :raises ValueError: if it is no evaluation result
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"Cannot read '{path}': {error}") from error
+
+
+def results_table(results: Mapping[str, EvaluationResult]) -> str:
+    """
+    Evaluations side by side, for example ``{"SFT": before, "post-trained": after}``.
+
+    :param results: evaluations by name
+    :return: text, a line a task and one for the mean: success rate with its 95 % interval, mean steps to success, episodes
+    :raises ValueError: if there are no evaluations
+    """
+    if not results:
+        raise ValueError("There are no results to make a table of: give at least one.")
+    tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
+    names = [cell for name in results for cell in (name, "", "")]
+    rows = [["", *names]] if any(names) else []
+    rows.append(["task", *(("success (95 % CI)", "steps", "episodes") * len(results))])
+    for task in tasks:
+        rows.append([task or "(no task)", *(cell for result in results.values() for cell in _cells(result.tasks.get(task)))])
+    rows.append(["mean", *(cell for result in results.values() for cell in _cells(result.overall))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(len(lines) - 1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def evaluate(
+    model: PolicyPredictor,
+    venv: VecEnv,
+    jobs: Sequence[EpisodeJob],
+    deterministic: bool = True,
+    progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """
+    Run exactly the given episodes. Which environment runs which is settled beforehand, so a slow episode is never dropped
+    in favour of a quick one, and the outcome doesn't depend on the number of environments (but for the rounding of
+    differently sized batches and, if actions are sampled, the order of the samples).
+
+    :param model: an SB3 model or policy, or anything with their ``predict``
+    :param venv: vectorised environment, each environment of it in an :class:`EpisodeSchedule`
+    :param jobs: the episodes (:func:`episode_jobs`)
+    :param deterministic: take the policy's mode instead of sampling
+    :param progress: show a progress bar over episodes with the time left
+    :param settings: what else determines the numbers, to be kept in the result
+    :return: the result, its episodes in the order of ``jobs``
+    :raises ValueError: if there are no jobs or an environment has no schedule
+    :raises TypeError: if ``settings`` can't be written as JSON
+    :raises RuntimeError: if an environment plays another task than it was told to
+    """
+    if not jobs:
+        raise ValueError("There are no episodes to run: give at least one job, for example episode_jobs([''], n_goals=10).")
+    if not all(venv.env_is_wrapped(EpisodeSchedule)):
+        raise ValueError(
+            "Each environment must be wrapped in an EpisodeSchedule, which tells it what to play next. Build them like "
+            "this: DummyVecEnv([lambda: EpisodeSchedule(make_env()) for _ in range(8)])."
+        )
+    # Through JSON now: settings that can't be saved should fail before the work, and look the same when loaded again.
+    settings_to_keep: dict[str, Any] = json.loads(
+        json.dumps({"deterministic": deterministic, **(settings or {})}, default=_as_plain)
+    )
+    n_envs = venv.num_envs
+    logs = [_EpisodeLog(jobs[index::n_envs]) for index in range(n_envs)]
+    for index in range(n_envs):
+        venv.env_method("set_jobs", jobs[index::n_envs], indices=index)
+
+    observations = venv.reset()
+    states = None
+    episode_starts = np.ones(n_envs, dtype=bool)
+    with _progress_bar(len(jobs), disable=not progress) as bar:
+        while not all(log.complete for log in logs):
+            actions, states = model.predict(
+                observations,  # type: ignore[arg-type]  # tuples of observations are for old Gym
+                state=states,
+                episode_start=episode_starts,
+                deterministic=deterministic,
+            )
+            observations, rewards, episode_starts, infos = venv.step(actions)
+            for log, reward, done, info in zip(logs, rewards, episode_starts, infos, strict=True):
+                bar.update(log.add(float(reward), bool(done), info))
+
+    episodes = [logs[number % n_envs].records[number // n_envs] for number in range(len(jobs))]
+    return EvaluationResult(episodes, settings_to_keep)
+
+
+def evaluate_on_metaworld(
+    model: BaseAlgorithm,
+    tasks: str | Sequence[str],
+    n_goals: int = 25,
+    split: str = "test",
+    n_envs: int = 8,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | None = None,
+    seed: int = 0,
+    deterministic: bool = True,
+    progress: bool = True,
+    horizon: int = 500,
+    goal_seed: int = 0,
+    n_action_steps: int | None = None,
+    **env_kwargs: Any,
+) -> EvaluationResult:
+    """
+    Evaluate a model on MetaWorld, one episode for each task and goal.
+
+    :param model: a model trained on :func:`sb3_vla_envs.make_vla_env`'s environments; its chunk size and discount are used
+    :param tasks: task, benchmark (``"MT10"``), comma-separated names or a sequence of them
+    :param n_goals: goals per task
+    :param split: which goals: ``"test"``, which training never saw, or ``"train"``
+    :param n_envs: environments that run at the same time
+    :param vec_env_cls: ``SubprocVecEnv`` (the default for more than one environment) or ``DummyVecEnv``, which starts at
+        once and so is quicker for a few episodes
+    :param seed: seed of the environments' resets and, if actions are sampled, of the samples
+    :param deterministic: take the policy's mode instead of sampling
+    :param progress: show a progress bar over episodes with the time left
+    :param horizon: primitive steps after which an episode ends
+    :param goal_seed: seed of the list of goals
+    :param n_action_steps: primitive steps executed of each chunk; all by default
+    :param env_kwargs: further arguments of ``make_vla_env`` (``cameras``, ``quality``...), as in training
+    :return: the result
+    :raises ValueError: if a task is unknown, or the model and the environment disagree on actions or observations
+    """
+    tasks = resolve_tasks(tasks)
+    jobs = episode_jobs(tasks, n_goals, seed)
+    env_kwargs = metaworld_env_kwargs(
+        model, horizon=horizon, goal_seed=goal_seed, goal_split=split, n_action_steps=n_action_steps, **env_kwargs
+    )
+    n_envs = min(n_envs, len(jobs))
+    make_venv = vec_env_cls or make_vec_env_from_fns
+    venv = make_venv([partial(_make_scheduled_env, tasks, n_goals, env_kwargs)] * n_envs)
+    try:
+        check_model_fits(model, venv)
+        settings = {"tasks": tasks, "n_goals": n_goals, "seed": seed, "n_envs": n_envs, **env_kwargs}
+        # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
+        with th.random.fork_rng():
+            th.manual_seed(seed)
+            return evaluate(model, venv, jobs, deterministic, progress, settings)
+    finally:
+        venv.close()
+
+
+def metaworld_env_kwargs(model: BaseAlgorithm, **env_kwargs: Any) -> dict[str, Any]:
+    """
+    Complete the arguments of ``make_vla_env`` by those that the model fixes: its chunk size and its discount. Without
+    ``privileged``: no policy needs it to act, and its size depends on the list of tasks in training.
+
+    :param model: a model whose actions are chunks of shape (chunk_size, action_dim)
+    :param env_kwargs: arguments of ``make_vla_env``
+    :return: the arguments, with ``chunk_size``, ``gamma`` and ``privileged``
+    :raises ValueError: if the model's actions are no chunks, or of another size than an explicit ``chunk_size``
+    """
+    shape = model.action_space.shape
+    if shape is None or len(shape) != 2:
+        raise ValueError(
+            f"The model's action space is {model.action_space}, but MetaWorld takes chunks of actions: a Box of shape "
+            "(chunk_size, 4). Give a model that was trained on sb3_vla_envs.make_vla_env(...)."
+        )
+    chunk_size = env_kwargs.setdefault("chunk_size", shape[0])
+    if chunk_size != shape[0]:
+        raise ValueError(
+            f"chunk_size is {chunk_size}, but the model predicts chunks of {shape[0]}. Leave chunk_size out; to execute "
+            "fewer actions of each chunk, give n_action_steps."
+        )
+    env_kwargs.setdefault("privileged", False)
+    if hasattr(model, "gamma"):
+        env_kwargs.setdefault("gamma", float(model.gamma))
+    return env_kwargs
+
+
+def check_model_fits(model: BaseAlgorithm, env: gym.Env[Any, Any] | VecEnv) -> None:
+    """
+    Check that a model can act in an environment. Whether images are channels-first doesn't matter, as SB3 policies turn
+    them, nor does a missing ``privileged``, which only a critic in training reads.
+
+    :param model: the model
+    :param env: the environment
+    :raises ValueError: if actions or observations differ in shape or type; the message names them
+    """
+    expected = {"action": _signature(model.action_space), **_observation_signatures(model.observation_space)}
+    given = {"action": _signature(env.action_space), **_observation_signatures(env.observation_space)}
+    if "observation 'privileged'" not in given:
+        expected.pop("observation 'privileged'", None)
+    differences = [
+        f"{key}: the model has {expected.get(key, 'none')}, the environment {given.get(key, 'none')}"
+        for key in {**expected, **given}
+        if expected.get(key) != given.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"The model doesn't fit the environment. {'; '.join(differences)}. "
+            "Give the environment the arguments that it had in training (chunk_size, cameras, ...)."
+        )
+
+
+def episode_seed(seed: int, task: str, goal_index: int) -> int:
+    """
+    :param seed: seed of the evaluation, at least 0
+    :param task: name of the task
+    :param goal_index: number of the goal
+    :return: seed of that episode, 0..2^31 - 1
+    """
+    entropy = (seed, zlib.crc32(task.encode("utf-8")), goal_index)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+
+class _EpisodeLog:
+    """
+    Turns the steps of one environment into the records of its episodes.
+
+    :param jobs: what the environment plays, in order
+    """
+
+    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
+        self.records: list[EpisodeRecord] = []
+        self._jobs = jobs
+        self._steps_to_success: int | None = None
+        self._start()
+
+    @property
+    def complete(self) -> bool:
+        return len(self.records) == len(self._jobs)
+
+    def add(self, reward: float, done: bool, info: Mapping[str, Any]) -> int:
+        """
+        :param reward: of the step
+        :param done: whether the episode ended with it
+        :param info: of the step
+        :return: number of episodes that this step completed, 0 or 1
+        """
+        if self.complete:
+            return 0
+        self._episode_return += reward
+        self._n_steps += int(info.get("chunk_length", 1))
+        if self._steps_to_success is None and info.get("is_success", False):
+            self._steps_to_success = int(info.get("steps_to_success", self._n_steps))
+        if not done:
+            return 0
+        job = self._jobs[len(self.records)]
+        if info.get("task", job.task) != job.task:
+            raise RuntimeError(
+                f"The environment was reset with {job.options}, but played the task '{info['task']}'. Its reset must "
+                "follow options['task'] and options['goal_index']; see whether a wrapper drops them."
+            )
+        solved = self._steps_to_success is not None
+        record = EpisodeRecord(job.task, job.goal_index, solved, self._steps_to_success, self._n_steps, self._episode_return)
+        self.records.append(record)
+        self._start()
+        return 1
+
+    def _start(self) -> None:
+        self._episode_return = 0.0
+        self._n_steps = 0
+        self._steps_to_success = None
+
+
+def _make_scheduled_env(tasks: Sequence[str], n_goals: int, env_kwargs: Mapping[str, Any]) -> EpisodeSchedule:
+    return EpisodeSchedule(make_vla_env(tasks, n_goals=n_goals, **env_kwargs))
+
+
+def _as_plain(value: Any) -> dict[str, Any]:
+    """For what JSON doesn't know: a dataclass, such as a ``Camera``, as a dict."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{value!r} is among the settings of the evaluation, but can't be written to its JSON file. Leave it out.")
+
+
+def _progress_bar(n_episodes: int, disable: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError('The progress bar needs tqdm: pip install "sb3-vla[cli]", or give progress=False.') from error
+    return tqdm(total=n_episodes, desc="evaluate", unit="episode", disable=disable)
+
+
+def _summarize(episodes: Sequence[EpisodeRecord]) -> EvaluationSummary:
+    n_successes = sum(episode.success for episode in episodes)
+    low, high = wilson_interval(n_successes, len(episodes))
+    steps = [episode.steps_to_success for episode in episodes if episode.steps_to_success is not None]
+    return EvaluationSummary(n_successes / len(episodes), low, high, fmean(steps) if steps else None, len(episodes))
+
+
+def _cells(summary: EvaluationSummary | None) -> tuple[str, str, str]:
+    if summary is None:
+        return "-", "-", "-"
+    success = f"{summary.success:.2f} ({summary.success_low:.2f}-{summary.success_high:.2f})"
+    steps = "-" if summary.steps_to_success is None else f"{summary.steps_to_success:.1f}"
+    return success, steps, str(summary.n_episodes)
+
+
+def _observation_signatures(space: gym.Space[Any]) -> dict[str, str]:
+    if isinstance(space, gym.spaces.Dict):
+        return {f"observation '{key}'": _signature(subspace) for key, subspace in space.spaces.items()}
+    return {"observation": _signature(space)}
+
+
+def _signature(space: gym.Space[Any]) -> str:
+    shape = space.shape
+    if isinstance(space, gym.spaces.Box) and is_image_space(space) and is_image_space_channels_first(space):
+        shape = (*space.shape[1:], space.shape[0])
+    return f"{type(space).__name__}{shape} of {space.dtype}"

@@ -1,0 +1,34 @@
+"""Standardisation of low-dimensional observations with statistics that travel with the weights."""
+
+import torch as th
+from torch import nn
+
+
+class Normalizer(nn.Module):
+    """
+    ``(x - mean) / std`` with fixed statistics, the identity until :meth:`fit` is called.
+
+    :param dim: Length of the vectors
+    """
+
+    mean: th.Tensor
+    std: th.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", th.zeros(dim))
+        self.register_buffer("std", th.ones(dim))
+
+    def fit(self, x: th.Tensor, minimum_std: float = 1e-2) -> None:
+        """
+        Take over the statistics of a data set.
+
+        :param x: ``(samples, dim)``
+        :param minimum_std: Lower bound of the standard deviation, so that a number that hardly ever changes in the data is
+            not blown up when it does later
+        """
+        self.mean.copy_(x.mean(dim=0))
+        self.std.copy_(x.std(dim=0, correction=0).clamp(min=minimum_std))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return (x.float() - self.mean) / self.std

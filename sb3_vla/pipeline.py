@@ -1,0 +1,228 @@
+"""The steps of a run, each from a configuration: demonstrations, SFT, post-training, evaluation, recordings."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_vla_envs import Demonstration, collect_demonstrations, resolve_tasks, save_demonstrations
+
+from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
+from .evaluation import EvaluationResult, check_model_fits, evaluate_on_metaworld, results_table
+from .plotting import plot_comparison, plot_learning_curves
+from .ppo_self_bc import PPOSelfBC
+from .recording import record_metaworld_episode, save_comparison_gif, save_gif
+from .run_folder import RunFolder
+from .sft import fine_tune
+from .vec_env import make_vla_vec_env
+
+Config = dict[str, Any]
+
+
+def collect(config: Config, path: str | Path) -> list[Demonstration]:
+    """
+    Collect scripted-expert demonstrations and save them.
+
+    :param config: Configuration, see ``sb3_vla/defaults.yml``
+    :param path: Where to write
+    :return: The demonstrations
+    :raises FileExistsError: if the file exists
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    demonstrations = collect_demonstrations(config["tasks"], seed=config["seed"], **config["demos"], **config["env"])
+    save_demonstrations(path, demonstrations)
+    return demonstrations
+
+
+def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str | Path) -> PPOSelfBC:
+    """
+    Fine-tune a new policy on demonstrations and save it as a PPOSelfBC model, ready to be evaluated or post-trained.
+
+    :param config: Configuration
+    :param demonstrations: What to imitate
+    :param path: Where to write the model (zip)
+    :return: The model
+    """
+    venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+    try:
+        model = PPOSelfBC(
+            "VLAPolicy",
+            venv,
+            gamma=config["env"]["gamma"],
+            policy_kwargs=config["policy"],
+            seed=config["seed"],
+            device=config["device"],
+        )
+        fine_tune(model.policy, demonstrations, seed=config["seed"], **config["sft"])  # type: ignore[arg-type]
+        model.save(path)
+    finally:
+        venv.close()
+    return model
+
+
+def post_train(
+    config: Config,
+    folder: RunFolder,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> PPOSelfBC:
+    """
+    Post-train with PPOSelfBC. Writes the model, checkpoints, ``progress.csv``, TensorBoard events and learning curves.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param initial_model: Model whose policy to start from; ``None`` starts from a new one
+    :param demonstrations: What the demonstration buffer holds at the start
+    :param resume: Whether to continue from the folder's checkpoint instead
+    :param progress: Whether to show a progress bar
+    :return: The model
+    :raises ValueError: if the initial model does not fit the environment
+    :raises FileNotFoundError: if there is no checkpoint to resume
+    """
+    settings = dict(config["train"])
+    total_timesteps, n_envs, checkpoint_every = (settings.pop(k) for k in ("total_timesteps", "n_envs", "checkpoint_every"))
+    checkpoint = folder.checkpoints / "latest"
+    venv = make_vla_vec_env(config["tasks"], n_envs=n_envs, seed=config["seed"], **config["env"])
+    try:
+        if resume:
+            model = load_checkpoint(checkpoint, venv, config["device"])
+            # Not the episodes of the run's beginning once more
+            venv.seed(config["seed"] + model.num_timesteps)
+        else:
+            model = _new_model(config, settings, venv, initial_model)
+            if model.replay_buffer is not None:
+                model.replay_buffer.extend(demonstrations)
+        model.set_logger(_make_logger(folder, model.num_timesteps))
+        model.learn(
+            total_timesteps - model.num_timesteps,
+            callback=RunCheckpoint(checkpoint, checkpoint_every),
+            reset_num_timesteps=not resume,
+            progress_bar=progress,
+        )
+        model.save(folder.model)
+    finally:
+        venv.close()
+    plot_learning_curves(folder.progress, folder.curves)
+    return model
+
+
+def _new_model(config: Config, settings: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+    common = {"gamma": config["env"]["gamma"], "seed": config["seed"], "device": config["device"], **settings}
+    if initial_model is None:
+        return PPOSelfBC("VLAPolicy", venv, policy_kwargs=config["policy"], **common)
+    initial = load_model(initial_model, config["device"])
+    check_model_fits(initial, venv)
+    model = PPOSelfBC("VLAPolicy", venv, policy_kwargs=initial.policy_kwargs, **common)
+    model.policy.load_state_dict(initial.policy.state_dict())
+    return model
+
+
+def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
+    """
+    :param path: A model's zip file
+    :param device: Where it goes
+    :return: The model
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if it is no PPOSelfBC model
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")
+    try:
+        return PPOSelfBC.load(path, device=device)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
+
+
+def evaluate_model(config: Config, model: PPOSelfBC) -> EvaluationResult:
+    """
+    Evaluate on goals that training never saw.
+
+    :param config: Configuration
+    :param model: The model
+    :return: The result
+    """
+    return evaluate_on_metaworld(model, config["tasks"], seed=config["seed"], **config["eval"], **acting_env(config))
+
+
+def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
+    """
+    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param say: Where messages go
+    :return: The evaluations of ``"SFT"`` and ``"post-trained"``
+    """
+    say("1/5  Collecting demonstrations of MetaWorld's scripted experts")
+    demonstrations = collect(config, folder.demos)
+    say("2/5  Supervised fine-tuning (SFT)")
+    sft_model = run_sft(config, demonstrations, folder.sft_model)
+    say("3/5  Evaluating the SFT policy on goals that training does not see")
+    before = evaluate_model(config, sft_model)
+    say("4/5  Post-training with PPOSelfBC")
+    model = post_train(config, folder, folder.sft_model, demonstrations)
+    say("5/5  Evaluating the post-trained policy on the same goals")
+    after = evaluate_model(config, model)
+    results = {"SFT": before, "post-trained": after}
+    save_results(folder, results)
+    plot_learning_curves(folder.progress, folder.curves, baseline=before)
+    plot_comparison(before, after, folder.path / "comparison.png")
+    record_comparison(config, sft_model, model, folder.gifs)
+    say("\n" + results_table(results))
+    return results
+
+
+def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
+    """
+    :param folder: The run's folder, whose ``results.json`` is written
+    :param results: Evaluations by name
+    """
+    content = {name: result.to_dict() for name, result in results.items()}
+    folder.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
+    """
+    Film one test goal of each task with either model: a GIF each, and one of both side by side.
+
+    :param config: Configuration
+    :param before: Model on the left
+    :param after: Model on the right
+    :param folder: Where the GIFs go
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in resolve_tasks(config["tasks"]):
+        films = []
+        for name, model in (("sft", before), ("post_trained", after)):
+            films.append(record_metaworld_episode(model, task, seed=config["seed"], **acting_env(config)))
+            save_gif(films[-1], folder / f"{name}_{task}.gif")
+        save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
+
+
+def acting_env(config: Config) -> dict[str, Any]:
+    """Arguments of the environment that matter to a model in use; its discount and the critic's inputs don't."""
+    return {key: value for key, value in config["env"].items() if key not in ("gamma", "privileged")}
+
+
+def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
+    """
+    :param folder: The run's folder
+    :param last_timestep: Timestep at which the run begins or resumes
+    :return: Logger to ``progress.csv``, ``log.txt`` and TensorBoard
+    """
+    folder.tensorboard.mkdir(exist_ok=True)
+    return Logger(
+        str(folder.path),
+        [
+            ResumableCSV(str(folder.progress), last_timestep),
+            HumanOutputFormat(str(folder.path / "log.txt")),
+            TensorBoardOutputFormat(str(folder.tensorboard)),
+        ],
+    )

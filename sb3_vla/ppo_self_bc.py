@@ -1,0 +1,603 @@
+"""PPO on action chunks with self behaviour cloning."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
+
+from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
+from .chunk_rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer, ChunkRolloutBufferSamples
+from .demonstration_buffer import DemonstrationBuffer, DemonstrationSamples
+from .episode_recorder import EpisodeRecorder
+from .losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean
+from .vla_policy import VLAPolicy
+
+SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
+Samples = TypeVar("Samples", ChunkRolloutBufferSamples, DemonstrationSamples)
+
+
+class PPOLoss(NamedTuple):
+    """Terms of PPO's loss on a batch, and what is logged of it."""
+
+    policy: th.Tensor
+    value: th.Tensor
+    entropy: th.Tensor
+    approx_kl: float
+    clip_fraction: float
+
+
+class PPOSelfBC(PPO):
+    """
+    Action-chunked PPO with self behaviour cloning (Wang et al. 2025, arXiv 2509.25718).
+
+    SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) with three additions. Timesteps are chunks, each
+    discounted by ``gamma ** k`` for the k primitive steps it executed. A demonstration buffer keeps the agent's own best
+    successful episodes. A behaviour-cloning (BC) loss imitates them, with a weight that adapts online. With
+    ``bc_weight=0`` and no chunks this is PPO, bit for bit; any SB3 policy, space and callback works.
+
+    :param policy: The policy model to use (VLAPolicy, MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps (chunks) to run for each environment per update
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epochs when optimizing the surrogate loss
+    :param gamma: Discount factor of a primitive step
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator, per chunk
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
+    :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping
+    :param normalize_advantage: ``True`` standardises the advantages within each minibatch, ``"task"`` within each task over
+        the whole rollout
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping, applied to each parameter group of the optimizer by
+        itself (SB3's policies have one, VLAPolicy has backbone, head and critic)
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+    :param rollout_buffer_class: Rollout buffer class to use, by default one that knows chunks
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Limit the KL divergence (of a chunk) between updates, by default there is no limit
+    :param ratio_per: Likelihood ratio per primitive ``"step"`` (with a policy that keeps the steps of a chunk apart, as
+        VLAPolicy does), or per ``"chunk"``
+    :param backbone_learning_rate: Learning rate of VLAPolicy's backbone, by default ``learning_rate``
+    :param critic_learning_rate: Learning rate of VLAPolicy's value function, by default ``learning_rate``
+    :param critic_warmup_steps: Timesteps during which only the value function learns. VLAPolicy's value function learns alone;
+        other policies are trained on the value loss
+    :param micro_batch_size: Accumulate the gradient of a minibatch over pieces of at most this size (memory), by default the
+        whole minibatch
+    :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
+        ``"gradient_balance"``) or a :class:`~sb3_vla.bc_weight.BCWeight`; 0 turns BC off
+    :param bc_weight_kwargs: Arguments of a rule given by name
+    :param bc_loss: ``"mse"`` on the mean (Box actions), ``"nll"``, or ``"auto"``: the former where there is a mean
+    :param bc_batch_size: Demonstrated pairs beside each minibatch, by default ``batch_size``
+    :param replay_buffer_kwargs: Keyword arguments of :class:`~sb3_vla.DemonstrationBuffer`
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of range, or the environment discounts inside its chunks by another gamma
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
+    rollout_buffer: ChunkRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | Literal["task"] = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        ratio_per: Literal["step", "chunk"] = "step",
+        backbone_learning_rate: float | Schedule | None = None,
+        critic_learning_rate: float | Schedule | None = None,
+        critic_warmup_steps: int = 0,
+        micro_batch_size: int | None = None,
+        bc_weight: float | str | BCWeight = "constant",
+        bc_weight_kwargs: dict[str, Any] | None = None,
+        bc_loss: Literal["auto", "mse", "nll"] = "auto",
+        bc_batch_size: int | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        _check_choice("ratio_per", ratio_per, ("step", "chunk"))
+        _check_choice("bc_loss", bc_loss, ("auto", "mse", "nll"))
+        _check_choice("normalize_advantage", normalize_advantage, (True, False, "task"))
+        for name, size in (("micro_batch_size", micro_batch_size), ("bc_batch_size", bc_batch_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,  # type: ignore[arg-type]
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.ratio_per = ratio_per
+        self.backbone_learning_rate = backbone_learning_rate
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_warmup_steps = critic_warmup_steps
+        self.micro_batch_size = micro_batch_size
+        self.bc_weight = bc_weight
+        self.bc_weight_kwargs = bc_weight_kwargs
+        self.bc_loss = bc_loss
+        self.bc_batch_size = bc_batch_size
+        self.replay_buffer_kwargs = replay_buffer_kwargs or {}
+        self.replay_buffer: DemonstrationBuffer | None = None
+        self.num_primitive_steps = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_chunk_gamma(self.env)
+        self._bc_rule = make_bc_weight(self.bc_weight, self.bc_weight_kwargs)
+        has_mean = isinstance(self.action_space, spaces.Box)
+        if self.bc_loss == "mse" and not has_mean:
+            raise ValueError(f"bc_loss='mse' needs a Box action space, got {self.action_space}: use bc_loss='nll'")
+        self._bc_uses_mean = has_mean and self.bc_loss != "nll"
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = ChunkDictRolloutBuffer if is_dict else ChunkRolloutBuffer
+        elif not issubclass(self.rollout_buffer_class, ChunkRolloutBuffer):
+            raise ValueError(
+                f"rollout_buffer_class must be a subclass of ChunkRolloutBuffer or ChunkDictRolloutBuffer, which know how "
+                f"long each chunk ran, got {self.rollout_buffer_class.__name__}"
+            )
+        super()._setup_model()
+        if not self._bc_rule.is_off:
+            self.replay_buffer = DemonstrationBuffer(
+                self.observation_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
+            )
+        if isinstance(self.policy, VLAPolicy):
+            # What is saved must rebuild with no network and no checkpoint at hand
+            self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
+        part_rates = {"backbone": self.backbone_learning_rate, "critic": self.critic_learning_rate}
+        self._part_schedules = {name: FloatSchedule(rate) for name, rate in part_rates.items() if rate is not None}
+        if self._part_schedules and not isinstance(self.policy, VLAPolicy):
+            raise ValueError(
+                f"{' and '.join(f'{name}_learning_rate' for name in self._part_schedules)} need VLAPolicy, whose optimizer "
+                f"has a parameter group for each part; {type(self.policy).__name__} has one: use learning_rate"
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        self._check_chunk_gamma(self.env)
+
+    def _check_chunk_gamma(self, env: VecEnv | None) -> None:
+        """
+        :param env: The environment, or ``None``
+        :raises ValueError: if it discounts rewards inside a chunk by another gamma than the algorithm's
+        """
+        if env is None or not env.has_attr("chunk_gamma"):
+            return
+        for gamma in set(env.get_attr("chunk_gamma")):
+            if gamma != self.gamma:
+                raise ValueError(
+                    f"the environment discounts inside a chunk by gamma={gamma}, PPOSelfBC by gamma={self.gamma}: give both "
+                    f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={self.gamma})"
+                )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self.num_primitive_steps = 0
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        elif not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
+        recorder = EpisodeRecorder(self.replay_buffer, self._stats_window_size)
+        return super()._init_callback([recorder, callback], progress_bar)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        for group in self.policy.optimizer.param_groups:
+            if group.get("name") in self._part_schedules:
+                group["lr"] = self._part_schedules[group["name"]](self._current_progress_remaining)
+
+    def train(self) -> None:
+        """
+        Update the policy with the rollout buffer, and with demonstrations beside it.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None
+        if self.clip_range_vf is not None:
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        if self.normalize_advantage == "task":
+            self.rollout_buffer.normalize_advantages_per_task()
+
+        warming_up = self.num_timesteps <= self.critic_warmup_steps
+        weights: LossWeights | None = None
+        logs: dict[str, list[float]] = defaultdict(list)
+        continue_training = True
+        for epoch in range(self.n_epochs):
+            logs["approx_kl"].clear()
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
+                if warming_up:
+                    self._train_critic(rollout_data, clip_range_vf, logs)
+                    continue
+                if weights is None:
+                    weights = self._loss_weights(rollout_data, clip_range)
+                continue_training = self._train_minibatch(rollout_data, clip_range, clip_range_vf, weights, logs)
+                if not continue_training:
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {logs['approx_kl'][-1]:.2f}")
+                    break
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        self._log_training(logs, weights, clip_range, clip_range_vf)
+
+    def _train_minibatch(
+        self,
+        rollout_data: ChunkRolloutBufferSamples,
+        clip_range: float,
+        clip_range_vf: float | None,
+        weights: LossWeights,
+        logs: dict[str, list[float]],
+    ) -> bool:
+        """
+        One optimisation step.
+
+        :param rollout_data: The minibatch
+        :param clip_range: Clip range of the ratio
+        :param clip_range_vf: Clip range of the value, or ``None``
+        :param weights: Weights of the PPO and the BC loss
+        :param logs: Where the terms of the loss go
+        :return: Whether to go on: ``False`` where the KL limit is passed, and then the step is not taken
+        """
+        rollout_data = self._normalize_advantages(rollout_data)
+        self.policy.optimizer.zero_grad()
+        terms: dict[str, float] = defaultdict(float)
+        for piece in _split(rollout_data, self.micro_batch_size):
+            ppo = self._ppo_loss(piece, clip_range, clip_range_vf)
+            samples = _share(piece, rollout_data, steps_apart=False)
+            # A ratio per step is averaged over executed steps, so pieces count by theirs
+            steps = _share(piece, rollout_data, self._steps_apart)
+            loss = steps * (ppo.policy + self.ent_coef * ppo.entropy) + samples * (self.vf_coef * ppo.value)
+            (weights.ppo * loss).backward()
+            shares = {
+                "policy_gradient_loss": steps * ppo.policy.item(),
+                "entropy_loss": steps * ppo.entropy.item(),
+                "value_loss": samples * ppo.value.item(),
+                "approx_kl": samples * ppo.approx_kl,
+                "clip_fraction": steps * ppo.clip_fraction,
+                "loss": weights.ppo * loss.item(),
+            }
+            for name, share in shares.items():
+                terms[name] += share
+        if weights.bc > 0:
+            terms["bc_loss"] = self._backward_bc(weights.bc)
+            terms["loss"] += weights.bc * terms["bc_loss"]
+        for name, value in terms.items():
+            logs[name].append(value)
+        if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
+            return False
+        self._step_optimizer()
+        return True
+
+    def _backward_bc(self, weight: float) -> float:
+        """
+        Add the gradient of the weighted BC loss on a batch of demonstrations.
+
+        :param weight: Weight of the loss
+        :return: The unweighted loss
+        """
+        assert self.replay_buffer is not None
+        batch = self.replay_buffer.sample(self.bc_batch_size or self.batch_size)
+        # A loss per step is averaged over executed steps, so pieces count by theirs
+        steps_apart = len(self.action_space.shape or ()) == 2 if self._bc_uses_mean else self.rollout_buffer.steps_apart
+        total = 0.0
+        for piece in _split(batch, self.micro_batch_size):
+            share = _share(piece, batch, steps_apart)
+            loss = self._bc_loss(piece)
+            (weight * share * loss).backward()
+            total += share * loss.item()
+        return total
+
+    def _train_critic(
+        self, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None, logs: dict[str, list[float]]
+    ) -> None:
+        """
+        One optimisation step of the value function alone.
+
+        :param rollout_data: The minibatch
+        :param clip_range_vf: Clip range of the value, or ``None``
+        :param logs: Where the loss goes
+        """
+        values = self.policy.predict_values(rollout_data.observations).flatten()
+        loss = _value_loss(values, rollout_data, clip_range_vf)
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        if isinstance(self.policy, VLAPolicy):
+            # Without privileged observations the value's gradient reaches the backbone, which the actor reads
+            for group in self.policy.optimizer.param_groups:
+                if group["name"] != "critic":
+                    for parameter in group["params"]:
+                        parameter.grad = None
+        self._step_optimizer()
+        logs["value_loss"].append(loss.item())
+
+    def _step_optimizer(self) -> None:
+        for group in self.policy.optimizer.param_groups:
+            th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        self.policy.optimizer.step()
+
+    @property
+    def _steps_apart(self) -> bool:
+        """Whether likelihood ratios are per primitive step."""
+        return self.ratio_per == "step" and self.rollout_buffer.steps_apart
+
+    def _normalize_advantages(self, rollout_data: ChunkRolloutBufferSamples) -> ChunkRolloutBufferSamples:
+        advantages = rollout_data.advantages
+        # Normalization does not make sense if mini batchsize == 1, see SB3 issue #325
+        if self.normalize_advantage is True and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return rollout_data._replace(advantages=advantages)
+
+    def _ppo_loss(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> PPOLoss:
+        """
+        :param rollout_data: A minibatch or a piece of one, advantages normalised
+        :param clip_range: Clip range of the ratio
+        :param clip_range_vf: Clip range of the value, or ``None``
+        :return: The terms of the loss
+        """
+        actions = rollout_data.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            # Convert discrete action from float to long
+            actions = actions.long().flatten()
+        values, log_prob, entropy = self.policy.evaluate_actions(rollout_data.observations, actions)
+        if entropy is None:
+            # Approximate entropy when no analytical form
+            entropy = -log_prob
+        old_log_prob, mask = rollout_data.old_log_prob, None
+        if log_prob.dim() == 2:
+            mask = executed_mask(rollout_data.chunk_lengths, log_prob.shape[1])
+            if self.ratio_per == "chunk":
+                log_prob, old_log_prob = (log_prob * mask).sum(dim=1), (old_log_prob * mask).sum(dim=1)
+                entropy = (entropy * mask).sum(dim=1)
+                mask = None
+        log_ratio = log_prob - old_log_prob
+        # ratio between old and new policy, should be one at the first iteration
+        ratio = th.exp(log_ratio)
+        with th.no_grad():
+            approx_kl = approximate_kl(log_ratio, mask).item()
+            clip_fraction = masked_mean((th.abs(ratio - 1) > clip_range).float(), mask).item()
+        return PPOLoss(
+            policy=clipped_surrogate_loss(ratio, rollout_data.advantages, clip_range, mask),
+            value=_value_loss(values.flatten(), rollout_data, clip_range_vf),
+            entropy=-masked_mean(entropy, mask),
+            approx_kl=approx_kl,
+            clip_fraction=clip_fraction,
+        )
+
+    def _bc_loss(self, batch: DemonstrationSamples) -> th.Tensor:
+        """
+        :param batch: Demonstrated pairs
+        :return: Scalar loss, over executed steps only
+        """
+        if self._bc_uses_mean:
+            mean = self.policy.get_distribution(batch.observations).mode()
+            # A chunk from a policy that flattens its actions gets its shape back
+            mean = mean.reshape(batch.actions.shape)
+            mask = executed_mask(batch.chunk_lengths, mean.shape[1]) if mean.dim() == 3 else None
+            return bc_mse_loss(mean, batch.actions, mask)
+        is_discrete = isinstance(self.action_space, spaces.Discrete)
+        actions = batch.actions.long().flatten() if is_discrete else batch.actions.flatten(start_dim=1)
+        _, log_prob, _ = self.policy.evaluate_actions(batch.observations, actions)
+        mask = executed_mask(batch.chunk_lengths, log_prob.shape[1]) if log_prob.dim() == 2 else None
+        return -masked_mean(log_prob, mask)
+
+    def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
+        """
+        Ask the rule for this update's weights.
+
+        :param rollout_data: The update's first minibatch, on which gradients are compared
+        :param clip_range: Clip range of the ratio
+        :return: The weights; BC counts only once there is a demonstration
+        """
+        if self.replay_buffer is None or len(self.replay_buffer) == 0:
+            return LossWeights(ppo=1.0, bc=0.0)
+        ppo_grad_norm = bc_grad_norm = None
+        if self._bc_rule.needs_gradient_norms:
+            piece = next(_split(self._normalize_advantages(rollout_data), self.micro_batch_size))
+            bc_loss = self._bc_loss(self.replay_buffer.sample(len(piece.advantages)))
+            ppo_loss = self._ppo_loss(piece, clip_range, None).policy
+            ppo_grad_norm, bc_grad_norm = self._gradient_norms(ppo_loss, bc_loss)
+        success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
+        return self._bc_rule(TrainingStatistics(self.num_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
+
+    def _gradient_norms(self, ppo_loss: th.Tensor, bc_loss: th.Tensor) -> tuple[float, float]:
+        """
+        :param ppo_loss: Policy loss
+        :param bc_loss: BC loss
+        :return: Norm of either's gradient with respect to the parameters that the BC loss trains
+        """
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        bc_gradient = th.autograd.grad(bc_loss, parameters, allow_unused=True)
+        ppo_gradient = th.autograd.grad(ppo_loss, parameters, allow_unused=True)
+        shared = [(p, b) for p, b in zip(ppo_gradient, bc_gradient, strict=True) if p is not None and b is not None]
+        ppo_norm, bc_norm = (th.cat([g.flatten() for g in gradients]).norm().item() for gradients in zip(*shared, strict=True))
+        return ppo_norm, bc_norm
+
+    def _log_training(
+        self, logs: dict[str, list[float]], weights: LossWeights | None, clip_range: float, clip_range_vf: float | None
+    ) -> None:
+        for name, values in logs.items():
+            if values:
+                self.logger.record(f"train/{name}", values[-1] if name == "loss" else np.mean(values))
+        explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        self.logger.record("train/explained_variance", explained_var)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+        if self.replay_buffer is not None:
+            if weights is not None:
+                self.logger.record("train/bc_weight", weights.bc)
+                self.logger.record("train/ppo_weight", weights.ppo)
+            summary = self.replay_buffer.summary()
+            self.logger.record("demos/pairs", len(self.replay_buffer))
+            self.logger.record("demos/episodes", sum(row["episodes"] for row in summary.values()))
+            if summary:
+                self.logger.record("demos/mean_steps", np.mean([row["mean_steps"] for row in summary.values()]))
+            for task, row in summary.items():
+                if task:
+                    self.logger.record(f"demos/mean_steps/{task}", row["mean_steps"], exclude=("stdout", "log"))
+
+    def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
+        """
+        Save the demonstration buffer (``CheckpointCallback(save_replay_buffer=True)`` calls this).
+
+        :param path: File, written without pickle whatever its ending
+        :raises ValueError: if behaviour cloning is off
+        """
+        self._require_replay_buffer().save(path)
+
+    def load_replay_buffer(self, path: str | os.PathLike[str]) -> None:
+        """
+        Load the demonstration buffer, which is never part of the model's zip file.
+
+        :param path: What :meth:`save_replay_buffer` wrote, or a file of demonstrations
+        :raises ValueError: if the file is unusable, or behaviour cloning is off
+        """
+        self._require_replay_buffer().load(path)
+
+    def _require_replay_buffer(self) -> DemonstrationBuffer:
+        if self.replay_buffer is None:
+            raise ValueError(f"there is no demonstration buffer: bc_weight={self.bc_weight!r} turns behaviour cloning off")
+        return self.replay_buffer
+
+    def learn(
+        self: SelfPPOSelfBC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "PPOSelfBC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPPOSelfBC:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+
+def _value_loss(values: th.Tensor, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None) -> th.Tensor:
+    """
+    :param values: ``(batch,)``
+    :param rollout_data: The batch
+    :param clip_range_vf: Largest change from the old value, which depends on the reward scaling, or ``None``
+    :return: Scalar: squared error to the TD(lambda) target
+    """
+    if clip_range_vf is not None:
+        values = rollout_data.old_values + th.clamp(values - rollout_data.old_values, -clip_range_vf, clip_range_vf)
+    return F.mse_loss(rollout_data.returns, values)
+
+
+def _split(batch: Samples, size: int | None) -> Iterator[Samples]:
+    """
+    :param batch: A minibatch
+    :param size: Largest piece, ``None`` for the whole
+    :return: Iterator over pieces
+    """
+    n = len(batch.actions)
+    if size is None or size >= n:
+        yield batch
+        return
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        pieces = {
+            name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
+            for name, field in batch._asdict().items()
+        }
+        yield type(batch)(**pieces)  # type: ignore[arg-type]
+
+
+def _share(piece: Samples, batch: Samples, steps_apart: bool) -> float:
+    """
+    :param piece: Part of a batch
+    :param batch: The batch
+    :param steps_apart: Whether each executed step counts the same, or each chunk
+    :return: How much the piece's mean counts in the batch's mean
+    """
+    if steps_apart:
+        return (piece.chunk_lengths.sum() / batch.chunk_lengths.sum()).item()
+    return len(piece.actions) / len(batch.actions)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,0 +1,48 @@
+"""Vectorised MetaWorld for training."""
+
+import multiprocessing
+from collections.abc import Sequence
+from typing import Any
+
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_vla_envs import make_env_fns
+
+
+def make_vla_vec_env(tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, **env_kwargs: Any) -> VecEnv:
+    """
+    MetaWorld as VLAPolicy sees it, many at a time, each in a process of its own.
+
+    :param tasks: Task, benchmark (``"MT10"``) or list of tasks, spread over the environments
+    :param n_envs: Number of environments; a single one runs in this process
+    :param seed: Seeds each environment differently
+    :param env_kwargs: Arguments of :func:`sb3_vla_envs.make_vla_env`
+    :return: The vectorised environment, with ``Monitor`` around each
+    """
+    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, **env_kwargs)]
+    return make_vec_env_from_fns(env_fns)
+
+
+def make_vec_env_from_fns(env_fns: Sequence[Any]) -> VecEnv:
+    """
+    :param env_fns: Functions that each build an environment; they are called in the worker
+    :return: A ``SubprocVecEnv``, or a ``DummyVecEnv`` around a single environment
+    """
+    if len(env_fns) == 1:
+        return DummyVecEnv(list(env_fns))
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        # Workers fork from a process that has imported everything once, instead of importing torch and MuJoCo each. None of
+        # the two starts threads or opens a GL context on import.
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
+    return SubprocVecEnv(list(env_fns))
+
+
+class _MonitoredEnv:
+    """Builds an environment inside ``Monitor`` (a class, so that it can be pickled)."""
+
+    def __init__(self, env_fn: Any) -> None:
+        self.env_fn = env_fn
+
+    def __call__(self) -> Monitor:
+        return Monitor(self.env_fn())

@@ -1,0 +1,267 @@
+"""The SB3 policy that hosts a vision-language-action model."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_vla_envs import decode_instruction
+
+from .backbones import VLABackbone, make_backbone
+from .chunk_head import GaussianChunkDistribution, GaussianChunkHead
+from .normalizer import Normalizer
+
+REQUIRED_KEYS = ("image", "instruction", "state")
+AUTOCAST_DTYPES = {"bfloat16": th.bfloat16, "float16": th.float16}
+
+
+class VLAPolicy(ActorCriticPolicy):
+    """
+    Actor-critic policy around a vision-language-action (VLA) backbone that outputs chunks of actions.
+
+    The observation is a dictionary with the keys ``image`` (and ``image_<camera>`` for more), ``state`` and
+    ``instruction`` (UTF-8 bytes), the action a chunk of shape ``(h, d)``: see "The contract" in the README. With a key
+    ``privileged`` the value function reads that instead of the backbone's features (asymmetric actor-critic, Pinto et al.
+    2017, arXiv 1710.06542); the actor never does, and :meth:`predict` works without it.
+
+    ``forward`` and ``evaluate_actions`` return log-probability and entropy for each primitive step, ``(batch, h)``, which
+    is what :class:`~sb3_vla.PPOSelfBC` and its rollout buffer expect.
+
+    :param observation_space: Observation space
+    :param action_space: Action space, a bounded ``Box`` of shape ``(h, d)``
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param backbone: ``"tiny"``, name or path of a SmolVLM checkpoint, or a subclass of
+        :class:`~sb3_vla.backbones.VLABackbone`
+    :param backbone_kwargs: Keyword arguments of the backbone
+    :param frozen: Parts of the backbone that are not trained, e.g. ``("vision", "text")`` or ``("all",)``
+    :param chunk_size: h, if it is to be checked against the action space
+    :param head_dim: Width of the chunk head's hidden layer
+    :param critic_net_arch: Widths of the value function's hidden layers
+    :param log_std_init: Initial logarithm of the standard deviation
+    :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"`` or ``"float16"``. Both
+        heads stay in float32
+    :param use_sde: Not supported, there because SB3's algorithms pass it
+    :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
+    :raises ValueError: if a space is not of the contract, or ``chunk_size`` is not the action space's
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        backbone: str | type[VLABackbone] = "tiny",
+        backbone_kwargs: dict[str, Any] | None = None,
+        frozen: Sequence[str] = (),
+        chunk_size: int | None = None,
+        head_dim: int = 256,
+        critic_net_arch: Sequence[int] = (256, 256),
+        log_std_init: float = -1.5,
+        autocast: str | None = None,
+        use_sde: bool = False,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        _check_spaces(observation_space, action_space, chunk_size)
+        if use_sde:
+            raise ValueError("VLAPolicy has no state-dependent exploration: pass use_sde=False")
+        if autocast is not None and autocast not in AUTOCAST_DTYPES:
+            raise ValueError(f"autocast must be None or one of {sorted(AUTOCAST_DTYPES)}, got {autocast!r}")
+        self.backbone_spec = (backbone, backbone_kwargs or {})
+        self.frozen = tuple(frozen)
+        self.head_dim = head_dim
+        self.critic_net_arch = list(critic_net_arch)
+        self.autocast = autocast
+        self.image_keys = [key for key in observation_space if key == "image" or key.startswith("image_")]
+        self.privileged = "privileged" in observation_space.spaces
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            # SB3's initialisation would overwrite the pretrained weights
+            ortho_init=False,
+            log_std_init=log_std_init,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        backbone, backbone_kwargs = self.backbone_spec
+        chunk_size, primitive_dim = self.action_space.shape  # type: ignore[misc]
+        state_dim = self.observation_space["state"].shape[0]  # type: ignore[index]
+        self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs)
+        self.backbone.freeze(self.frozen)
+        self.head = GaussianChunkHead(self.backbone.features_dim, chunk_size, primitive_dim, self.head_dim, self.log_std_init)
+        self.state_normalizer = Normalizer(state_dim)
+        critic_dim = self.backbone.features_dim
+        if self.privileged:
+            critic_dim = self.observation_space["privileged"].shape[0]  # type: ignore[index]
+            self.privileged_normalizer = Normalizer(critic_dim)
+        self.critic = nn.Sequential(*create_mlp(critic_dim, 1, self.critic_net_arch, nn.Tanh))
+        # One group a part, by name, so that PPOSelfBC can give each its own learning rate
+        groups = [
+            {"name": name, "params": [p for p in module.parameters() if p.requires_grad]}
+            for name, module in (("backbone", self.backbone), ("head", self.head), ("critic", self.critic))
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        # SB3 insists on one; the backbone takes its place, and takes the raw observation
+        return _NoFeaturesExtractor(self.observation_space, features_dim=1)
+
+    @property
+    def log_std(self) -> th.Tensor:  # type: ignore[override]  # SB3's is an attribute, ours belongs to the head
+        """Logarithm of the standard deviation (SB3 logs ``train/std`` from it), ``(d,)``."""
+        return self.head.log_std
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the heads in training or evaluation mode. The backbone stays in evaluation mode: with dropout, the first
+        likelihood ratio of an update would not be one.
+
+        :param mode: Whether to train
+        """
+        super().set_training_mode(mode)
+        self.backbone.eval()
+
+    def portable_kwargs(self) -> dict[str, Any]:
+        """
+        :return: ``policy_kwargs`` that rebuild this backbone without network and without the checkpoint's files
+        """
+        return {"backbone": type(self.backbone), "backbone_kwargs": self.backbone.constructor_kwargs()}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            lr_schedule=self._dummy_schedule,
+            frozen=self.frozen,
+            head_dim=self.head_dim,
+            critic_net_arch=self.critic_net_arch,
+            log_std_init=self.log_std_init,
+            autocast=self.autocast,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            **self.portable_kwargs(),
+        )
+
+    @property
+    def normalized_keys(self) -> list[str]:
+        """Observations that the policy standardises."""
+        return ["state", "privileged"] if self.privileged else ["state"]
+
+    def fit_normalizers(self, observations: dict[str, th.Tensor]) -> None:
+        """
+        Standardise ``state`` (and ``privileged``) with the statistics of a data set.
+
+        :param observations: ``(samples, ...)`` by key
+        """
+        self.state_normalizer.fit(observations["state"])
+        if self.privileged:
+            self.privileged_normalizer.fit(observations["privileged"])
+
+    def encode(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Run the backbone.
+
+        :param obs: Raw observation, each key ``(batch, ...)``
+        :return: Features for the action and for the value, each ``(batch, features_dim)`` float32
+        """
+        images = {key: obs[key] for key in self.image_keys}  # type: ignore[index]
+        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()]  # type: ignore[index]
+        dtype = AUTOCAST_DTYPES.get(self.autocast or "")
+        with th.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            features = self.backbone(images, prompts, self.state_normalizer(obs["state"]))  # type: ignore[index]
+        return features.action.float(), features.value.float()
+
+    def _value(self, obs: PyTorchObs, value_features: th.Tensor) -> th.Tensor:
+        return self.predict_values(obs) if self.privileged else self.critic(value_features)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
+        """
+        :param obs: Observation, each key ``(batch, ...)``
+        :param deterministic: Whether to return the mean instead of a sample
+        :return: Chunks ``(batch, h, d)`` before clipping, values ``(batch, 1)``, log-probabilities ``(batch, h)``
+        """
+        action_features, value_features = self.encode(obs)
+        distribution = self.head(action_features)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self._value(obs, value_features), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :param obs: Observation, each key ``(batch, ...)``
+        :param actions: Chunks, ``(batch, h * d)`` or ``(batch, h, d)``
+        :return: Values ``(batch, 1)``, log-probabilities ``(batch, h)`` and entropies ``(batch, h)``
+        """
+        action_features, value_features = self.encode(obs)
+        distribution = self.head(action_features)
+        return self._value(obs, value_features), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs) -> GaussianChunkDistribution:
+        """
+        :param obs: Observation, each key ``(batch, ...)``
+        :return: Distribution over chunks
+        """
+        return self.head(self.encode(obs)[0])
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: Observation, each key ``(batch, ...)``
+        :return: Values ``(batch, 1)``
+        """
+        if self.privileged:
+            return self.critic(self.privileged_normalizer(obs["privileged"]))  # type: ignore[index]
+        return self.critic(self.encode(obs)[1])
+
+
+class _NoFeaturesExtractor(BaseFeaturesExtractor):
+    """Stands where SB3 wants a features extractor."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        raise RuntimeError("VLAPolicy has no features extractor: use VLAPolicy.encode")
+
+
+@lru_cache(maxsize=4096)
+def _decode_cached(instruction: bytes) -> str:
+    return decode_instruction(np.frombuffer(instruction, dtype=np.uint8))
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, chunk_size: int | None) -> None:
+    """
+    :param observation_space: Observation space of the policy
+    :param action_space: Action space of the policy
+    :param chunk_size: The h that the user expects, or ``None``
+    :raises ValueError: if a space is not of the contract
+    """
+    if not isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            f"VLAPolicy needs a Dict observation with the keys {REQUIRED_KEYS}, got {observation_space}: "
+            "wrap the environment in sb3_vla_envs.CameraObservation and InstructionObservation"
+        )
+    missing = [key for key in REQUIRED_KEYS if key not in observation_space.spaces]
+    if missing:
+        raise ValueError(
+            f"VLAPolicy needs the observation keys {missing}, the environment has {sorted(observation_space.spaces)}: "
+            "add them with sb3_vla_envs.CameraObservation and InstructionObservation"
+        )
+    if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 2):
+        raise ValueError(
+            f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {action_space}: "
+            "wrap the environment in sb3_vla_envs.ChunkedActionWrapper(env, chunk_size)"
+        )
+    if chunk_size is not None and chunk_size != action_space.shape[0]:
+        raise ValueError(
+            f"the policy's chunk_size is {chunk_size}, but the environment's chunks have {action_space.shape[0]} actions: "
+            "make them equal (n_action_steps executes fewer actions than are predicted)"
+        )
