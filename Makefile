@@ -31,7 +31,7 @@ setup: gl $(STAMP)
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 		|| { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --progress-bar off -q torch==2.13.0
 	$(BIN)/pip install --progress-bar off -q -e '.[dev]'

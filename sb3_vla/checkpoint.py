@@ -24,9 +24,8 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> None:
     :param folder: Where to write
     """
     folder = Path(folder)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    new, old = _complete_swap(folder)
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     model.save(new / "model.zip")
     if model.replay_buffer is not None:
@@ -50,9 +49,7 @@ def load_checkpoint(folder: str | os.PathLike[str], env: VecEnv, device: str = "
     :raises FileNotFoundError: if there is no complete checkpoint
     """
     folder = Path(folder)
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        # Killed between the two renames of save_checkpoint
-        folder = folder.with_name(folder.name + ".old")
+    _complete_swap(folder)
     if not (folder / "model.zip").exists():
         raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r}: the run stopped before its first one, start anew")
     model = PPOSelfBC.load(folder / "model.zip", env=env, device=device)
@@ -81,12 +78,20 @@ class RunCheckpoint(BaseCallback):
     def _on_rollout_start(self) -> None:
         # The one moment at which the last rollout has been learned from and the next one has not begun
         if self.num_timesteps - self.last_saved >= self.every:
-            assert isinstance(self.model, PPOSelfBC)
-            save_checkpoint(self.model, self.folder)
-            self.last_saved = self.num_timesteps
+            self._save()
+
+    def _on_training_end(self) -> None:
+        # So that resuming a run that is complete changes nothing
+        if self.num_timesteps > self.last_saved:
+            self._save()
 
     def _on_step(self) -> bool:
         return True
+
+    def _save(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
+        save_checkpoint(self.model, self.folder)
+        self.last_saved = self.num_timesteps
 
 
 class ResumableCSV(CSVOutputFormat):
@@ -103,9 +108,26 @@ class ResumableCSV(CSVOutputFormat):
         if lines:
             self.keys = lines[0].split(",")
             column = self.keys.index("time/total_timesteps")
-            kept = [line for line in lines[1:] if float(line.split(",")[column] or "inf") <= last_timestep]
+            # A run that was killed may have left half a row
+            rows = [line for line in lines[1:] if line.count(",") == len(self.keys) - 1]
+            kept = [row for row in rows if float(row.split(",")[column] or "inf") <= last_timestep]
             self.file.write("".join(line + "\n" for line in [lines[0], *kept]))
             self.file.flush()
+
+
+def _complete_swap(folder: Path) -> tuple[Path, Path]:
+    """
+    Finish what a :func:`save_checkpoint` that was killed between its renames left.
+
+    :param folder: The checkpoint
+    :return: Where the next checkpoint is written, and where the last one is moved meanwhile; the latter is not there
+    """
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        # The new one was complete when the old one moved
+        (new if new.exists() else old).rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return new, old
 
 
 def _random_states(model: PPOSelfBC) -> dict[str, Any]:

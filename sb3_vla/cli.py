@@ -1,6 +1,7 @@
 """The command line: ``sb3-vla demos | sft | train | eval | record | quickstart``."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: Arguments, by default those of the process
     :return: Exit status: 0, or 2 after a mistake
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
+    arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
         arguments.run(arguments)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if arguments.traceback:
             raise
-        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
@@ -59,12 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for, over all environments")
     train.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
 
-    evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw")
+    of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
+    evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
     evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each")
 
-    record = _add_command(commands, "record", _record, "film a model, one GIF a task")
+    record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
@@ -74,10 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, run: Command, help_text: str) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Any,
+    name: str,
+    run: Command,
+    help_text: str,
+    config_help: str = "YAML file with settings to change, e.g. the config.yaml of a run",
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(run=run)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings to change, e.g. the config.yaml of a run")
+    parser.add_argument("--config", metavar="FILE", help=config_help)
     parser.add_argument("--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
@@ -94,30 +104,51 @@ def _config(arguments: argparse.Namespace, **sections: dict[str, Any]) -> dict[s
     return config
 
 
-def _create_run(path: str, config: dict[str, Any]) -> Any:
+def _create_run(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
     from sb3_vla_envs import select_gl_backend
 
     from .run_folder import RunFolder
 
-    print(f"Rendering with MuJoCo's {select_gl_backend()} backend; writing to {path}")
-    return RunFolder.create(path, " ".join(["sb3-vla", *sys.argv[1:]]), config)
+    folder = RunFolder.create(arguments.out, arguments.command_line, config)
+    print(f"Rendering with MuJoCo's {select_gl_backend()} backend; writing to {folder.path}")
+    return folder
+
+
+def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """
+    :param arguments: Of ``eval`` or ``record``
+    :param sections: Settings given as arguments
+    :return: Configuration, and the model, which fits it
+    """
+    from .pipeline import check_acting, load_model
+
+    own_config = Path(arguments.model).with_name("config.yaml")
+    if arguments.config is None and own_config.is_file():
+        arguments.config = own_config
+    config = _config(arguments, **sections)
+    model = load_model(arguments.model, config["device"])
+    check_acting(config, model)
+    return config, model
 
 
 def _demos(arguments: argparse.Namespace) -> None:
-    from .pipeline import collect
+    from .pipeline import check_acting, collect
 
-    demonstrations = collect(_config(arguments, demos={"n_per_task": arguments.n_per_task}), arguments.out)
+    config = _config(arguments, demos={"n_per_task": arguments.n_per_task})
+    check_acting(config)
+    demonstrations = collect(config, arguments.out)
     print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
 
 
 def _sft(arguments: argparse.Namespace) -> None:
     from sb3_vla_envs import load_demonstrations
 
-    from .pipeline import run_sft
+    from .pipeline import check_training, run_sft
 
     config = _config(arguments, sft={"n_epochs": arguments.epochs})
     demonstrations = load_demonstrations(arguments.demos)
-    folder = _create_run(arguments.out, config)
+    check_training(config, demonstrations=demonstrations)
+    folder = _create_run(arguments, config)
     run_sft(config, demonstrations, folder.sft_model)
     print(f"Wrote {folder.sft_model}")
 
@@ -125,7 +156,7 @@ def _sft(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from sb3_vla_envs import load_demonstrations
 
-    from .pipeline import load_model, post_train
+    from .pipeline import check_training, post_train
     from .run_folder import RunFolder
 
     if (arguments.out is None) == (arguments.resume is None):
@@ -136,33 +167,38 @@ def _train(arguments: argparse.Namespace) -> None:
         if given:
             raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
         folder = RunFolder.open(arguments.resume)
-        post_train(folder.read_config(), folder, resume=True)
+        config = folder.read_config()
+        if arguments.device is not None:
+            config["device"] = arguments.device
+        post_train(config, folder, resume=True)
     else:
         config = _config(arguments, train={"total_timesteps": arguments.timesteps})
         demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-        if arguments.init:
-            load_model(arguments.init)  # so that a bad file leaves no run folder behind
-        folder = _create_run(arguments.out, config)
+        check_training(config, arguments.init, demonstrations)
+        folder = _create_run(arguments, config)
         post_train(config, folder, arguments.init, demonstrations)
     print(f"Wrote {folder.model} and {folder.curves}")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from .pipeline import evaluate_model, load_model
+    from .pipeline import evaluate_model
 
-    config = _config(arguments, eval={"n_goals": arguments.n_goals})
-    result = evaluate_model(config, load_model(arguments.model, config["device"]))
+    if arguments.out and Path(arguments.out).exists():
+        raise FileExistsError(f"{arguments.out!r} exists already: give another file, or remove it")
+    config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate_model(config, model)
     if arguments.out:
         result.save(arguments.out)
     print(result.table())
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from .pipeline import acting_env, load_model
+    from .pipeline import acting_env
     from .recording import record_tasks
 
-    config = _config(arguments)
-    model = load_model(arguments.model, config["device"])
+    config, model = _load_to_act(arguments)
     env_kwargs = acting_env(config)
     paths = record_tasks(
         model, config["tasks"], arguments.out, Path(arguments.model).stem, arguments.goal, seed=config["seed"], **env_kwargs
@@ -171,9 +207,10 @@ def _record(arguments: argparse.Namespace) -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
-    from .pipeline import quickstart
+    from .pipeline import check_training, quickstart
 
     config = _config(arguments)
-    folder = _create_run(arguments.out, config)
+    check_training(config)
+    folder = _create_run(arguments, config)
     quickstart(config, folder)
     print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")

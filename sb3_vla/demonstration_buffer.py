@@ -117,7 +117,8 @@ class DemonstrationBuffer:
         observations: Any = stacked if isinstance(self.observation_space, spaces.Dict) else stacked[ARRAY_KEY]
         return DemonstrationSamples(
             observations=obs_as_tensor(observations, th.device(self.device)),
-            actions=th.as_tensor(np.stack([demo.actions[step] for demo, step in pairs]), device=self.device),
+            # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
+            actions=th.as_tensor(np.stack([demo.actions[step] for demo, step in pairs]), dtype=th.float32, device=self.device),
             chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=self.device),
         )
 

@@ -1,6 +1,7 @@
 """The steps of a run, each from a configuration: demonstrations, SFT, post-training, evaluation, recordings."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,18 @@ from typing import Any
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_vla_envs import Demonstration, collect_demonstrations, resolve_tasks, save_demonstrations
+from sb3_vla_envs import (
+    Demonstration,
+    collect_demonstrations,
+    make_vla_env,
+    resolve_tasks,
+    save_demonstrations,
+    select_gl_backend,
+)
 
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
-from .evaluation import EvaluationResult, check_model_fits, evaluate_on_metaworld, results_table
+from .demonstration_buffer import DemonstrationBuffer
+from .evaluation import EvaluationResult, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs, results_table
 from .plotting import plot_comparison, plot_learning_curves
 from .ppo_self_bc import PPOSelfBC
 from .recording import record_metaworld_episode, save_comparison_gif, save_gif
@@ -20,6 +29,70 @@ from .sft import fine_tune
 from .vec_env import make_vla_vec_env
 
 Config = dict[str, Any]
+
+# Settings of a run that are no arguments of PPOSelfBC
+_RUN_SETTINGS = ("total_timesteps", "n_envs", "checkpoint_every")
+# Arguments of the training environment that do not matter to a model in use: its discount, the critic's inputs, how many
+# goals it was trained on and how they were drawn
+_TRAINING_ONLY = ("gamma", "privileged", "n_goals", "goal_order", "task_order")
+
+
+def check_training(
+    config: Config, initial_model: str | Path | None = None, demonstrations: Sequence[Demonstration] = ()
+) -> None:
+    """
+    Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
+    mistakes show before any work is lost and anything is written, and not in a worker process.
+
+    :param config: Configuration
+    :param initial_model: Model to start from, or ``None``
+    :param demonstrations: What to imitate
+    :raises ValueError: if the configuration does not work, or the initial model or the demonstrations do not fit it
+    :raises FileNotFoundError: if there is no such model
+    :raises RuntimeError: if no OpenGL library is installed
+    """
+    select_gl_backend()
+    try:
+        settings = dict(config["train"])
+        for name in _RUN_SETTINGS:
+            if settings[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+        n_envs = [settings.pop(name) for name in _RUN_SETTINGS][1]
+        # All tasks in one environment, and as many chunks an update as from n_envs of them
+        settings["n_steps"] *= n_envs
+        venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the run itself will warn
+                model = _new_model(config, settings, venv, initial_model)
+            DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
+        finally:
+            venv.close()
+    except (TypeError, AssertionError) as error:
+        # A setting of a wrong type, and SB3's checks
+        raise ValueError(f"the configuration does not work: {error}") from error
+
+
+def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
+    """
+    Build the environment once, in this process, and hold a model against it, like :func:`check_training`.
+
+    :param config: Configuration
+    :param model: Model to evaluate or record, or ``None``
+    :raises ValueError: if the configuration does not work, or the model does not fit it
+    :raises RuntimeError: if no OpenGL library is installed
+    """
+    select_gl_backend()
+    env_kwargs = config["env"] if model is None else metaworld_env_kwargs(model, **acting_env(config))
+    try:
+        env = make_vla_env(config["tasks"], **env_kwargs)
+    except TypeError as error:
+        raise ValueError(f"the configuration does not work: {error}") from error
+    try:
+        if model is not None:
+            check_model_fits(model, env)
+    finally:
+        env.close()
 
 
 def collect(config: Config, path: str | Path) -> list[Demonstration]:
@@ -87,7 +160,7 @@ def post_train(
     :raises FileNotFoundError: if there is no checkpoint to resume
     """
     settings = dict(config["train"])
-    total_timesteps, n_envs, checkpoint_every = (settings.pop(k) for k in ("total_timesteps", "n_envs", "checkpoint_every"))
+    total_timesteps, n_envs, checkpoint_every = (settings.pop(name) for name in _RUN_SETTINGS)
     checkpoint = folder.checkpoints / "latest"
     venv = make_vla_vec_env(config["tasks"], n_envs=n_envs, seed=config["seed"], **config["env"])
     try:
@@ -207,8 +280,8 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
 
 
 def acting_env(config: Config) -> dict[str, Any]:
-    """Arguments of the environment that matter to a model in use; its discount and the critic's inputs don't."""
-    return {key: value for key, value in config["env"].items() if key not in ("gamma", "privileged")}
+    """Arguments of the environment that matter to a model in use."""
+    return {key: value for key, value in config["env"].items() if key not in _TRAINING_ONLY}
 
 
 def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
@@ -222,7 +295,8 @@ def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
         str(folder.path),
         [
             ResumableCSV(str(folder.progress), last_timestep),
-            HumanOutputFormat(str(folder.path / "log.txt")),
+            # Opened here, as SB3 would empty what a resumed run has
+            HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8")),
             TensorBoardOutputFormat(str(folder.tensorboard)),
         ],
     )

@@ -74,6 +74,9 @@ class PPOSelfBC(PPO):
     :param critic_learning_rate: Learning rate of VLAPolicy's value function, by default ``learning_rate``
     :param critic_warmup_steps: Timesteps during which only the value function learns. VLAPolicy's value function learns alone;
         other policies are trained on the value loss
+    :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
+        value loss alone. With privileged observations they cost next to nothing, and the advantage of being a step faster
+        shows only against an accurate value
     :param micro_batch_size: Accumulate the gradient of a minibatch over pieces of at most this size (memory), by default the
         whole minibatch
     :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
@@ -120,6 +123,7 @@ class PPOSelfBC(PPO):
         backbone_learning_rate: float | Schedule | None = None,
         critic_learning_rate: float | Schedule | None = None,
         critic_warmup_steps: int = 0,
+        critic_epochs: int | None = None,
         micro_batch_size: int | None = None,
         bc_weight: float | str | BCWeight = "constant",
         bc_weight_kwargs: dict[str, Any] | None = None,
@@ -137,6 +141,8 @@ class PPOSelfBC(PPO):
         _check_choice("ratio_per", ratio_per, ("step", "chunk"))
         _check_choice("bc_loss", bc_loss, ("auto", "mse", "nll"))
         _check_choice("normalize_advantage", normalize_advantage, (True, False, "task"))
+        if critic_epochs is not None and critic_epochs < n_epochs:
+            raise ValueError(f"critic_epochs={critic_epochs} is less than n_epochs={n_epochs}, in which the critic learns too")
         for name, size in (("micro_batch_size", micro_batch_size), ("bc_batch_size", bc_batch_size)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
@@ -172,6 +178,7 @@ class PPOSelfBC(PPO):
         self.backbone_learning_rate = backbone_learning_rate
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup_steps = critic_warmup_steps
+        self.critic_epochs = critic_epochs
         self.micro_batch_size = micro_batch_size
         self.bc_weight = bc_weight
         self.bc_weight_kwargs = bc_weight_kwargs
@@ -184,7 +191,7 @@ class PPOSelfBC(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_chunk_gamma(self.env)
+        self._check_chunks(self.env)
         self._bc_rule = make_bc_weight(self.bc_weight, self.bc_weight_kwargs)
         has_mean = isinstance(self.action_space, spaces.Box)
         if self.bc_loss == "mse" and not has_mean:
@@ -206,6 +213,11 @@ class PPOSelfBC(PPO):
         if isinstance(self.policy, VLAPolicy):
             # What is saved must rebuild with no network and no checkpoint at hand
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
+        if self.ratio_per == "chunk" and getattr(self.policy, "noise_correlation", 0.0) > 0:
+            raise ValueError(
+                f"ratio_per='chunk' multiplies the steps' likelihoods, which noise_correlation={self.policy.noise_correlation} "
+                "makes dependent: use ratio_per='step', or noise_correlation=0"
+            )
         part_rates = {"backbone": self.backbone_learning_rate, "critic": self.critic_learning_rate}
         self._part_schedules = {name: FloatSchedule(rate) for name, rate in part_rates.items() if rate is not None}
         if self._part_schedules and not isinstance(self.policy, VLAPolicy):
@@ -216,14 +228,24 @@ class PPOSelfBC(PPO):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
-        self._check_chunk_gamma(self.env)
+        self._check_chunks(self.env)
 
-    def _check_chunk_gamma(self, env: VecEnv | None) -> None:
+    def _check_chunks(self, env: VecEnv | None) -> None:
         """
         :param env: The environment, or ``None``
-        :raises ValueError: if it discounts rewards inside a chunk by another gamma than the algorithm's
+        :raises ValueError: if it discounts rewards inside a chunk by another gamma than the algorithm's, or has no chunks,
+            which VLAPolicy needs
         """
-        if env is None or not env.has_attr("chunk_gamma"):
+        self._chunked = env is not None and env.has_attr("chunk_size")
+        if env is None:
+            return
+        if not self._chunked:
+            if issubclass(self.policy_class, VLAPolicy):
+                raise ValueError(
+                    "VLAPolicy needs an environment that takes chunks and says so by the attributes chunk_size and "
+                    "chunk_gamma and by info['chunk_length']: wrap it in "
+                    "sb3_vla_envs.ChunkedActionWrapper(env, chunk_size, gamma=...)"
+                )
             return
         for gamma in set(env.get_attr("chunk_gamma")):
             if gamma != self.gamma:
@@ -271,16 +293,31 @@ class PPOSelfBC(PPO):
         if self.normalize_advantage == "task":
             self.rollout_buffer.normalize_advantages_per_task()
 
-        warming_up = self.num_timesteps <= self.critic_warmup_steps
-        weights: LossWeights | None = None
         logs: dict[str, list[float]] = defaultdict(list)
-        continue_training = True
-        for epoch in range(self.n_epochs):
-            logs["approx_kl"].clear()
+        n_policy_epochs = 0 if self.num_timesteps <= self.critic_warmup_steps else self.n_epochs
+        weights = self._train_policy(n_policy_epochs, clip_range, clip_range_vf, logs)
+        for _ in range((self.critic_epochs or self.n_epochs) - n_policy_epochs):
             for rollout_data in self.rollout_buffer.get(self.batch_size):
-                if warming_up:
-                    self._train_critic(rollout_data, clip_range_vf, logs)
-                    continue
+                self._train_critic(rollout_data, clip_range_vf, logs)
+        self._log_training(logs, weights, clip_range, clip_range_vf)
+
+    def _train_policy(
+        self, n_epochs: int, clip_range: float, clip_range_vf: float | None, logs: dict[str, list[float]]
+    ) -> LossWeights | None:
+        """
+        Epochs of policy, value function and behaviour cloning together.
+
+        :param n_epochs: At most so many; fewer where the KL limit is passed
+        :param clip_range: Clip range of the ratio
+        :param clip_range_vf: Clip range of the value, or ``None``
+        :param logs: Where the terms of the loss go
+        :return: The weights of the losses, ``None`` without an epoch
+        """
+        weights: LossWeights | None = None
+        for epoch in range(n_epochs):
+            logs["approx_kl"].clear()
+            continue_training = True
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
                 if weights is None:
                     weights = self._loss_weights(rollout_data, clip_range)
                 continue_training = self._train_minibatch(rollout_data, clip_range, clip_range_vf, weights, logs)
@@ -291,8 +328,7 @@ class PPOSelfBC(PPO):
             self._n_updates += 1
             if not continue_training:
                 break
-
-        self._log_training(logs, weights, clip_range, clip_range_vf)
+        return weights
 
     def _train_minibatch(
         self,
@@ -446,11 +482,12 @@ class PPOSelfBC(PPO):
             mean = self.policy.get_distribution(batch.observations).mode()
             # A chunk from a policy that flattens its actions gets its shape back
             mean = mean.reshape(batch.actions.shape)
-            mask = executed_mask(batch.chunk_lengths, mean.shape[1]) if mean.dim() == 3 else None
+            is_chunk = self._chunked and mean.dim() == 3
+            mask = executed_mask(batch.chunk_lengths, mean.shape[1]) if is_chunk else None
             return bc_mse_loss(mean, batch.actions, mask)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         actions = batch.actions.long().flatten() if is_discrete else batch.actions.flatten(start_dim=1)
-        _, log_prob, _ = self.policy.evaluate_actions(batch.observations, actions)
+        log_prob = self.policy.evaluate_actions(batch.observations, actions)[1]
         mask = executed_mask(batch.chunk_lengths, log_prob.shape[1]) if log_prob.dim() == 2 else None
         return -masked_mean(log_prob, mask)
 

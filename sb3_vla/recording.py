@@ -111,8 +111,13 @@ def record_metaworld_episode(
     :param deterministic: take the policy's mode instead of sampling
     :param env_kwargs: further arguments of ``make_vla_env`` (``cameras``, ``quality``...), as in training
     :return: the recording
-    :raises ValueError: if the task is unknown, or the model and the environment disagree on actions or observations
+    :raises ValueError: if the task is unknown, the goal is negative, or the model and the environment disagree on actions or
+        observations
     """
+    if goal_index < 0:
+        raise ValueError(f"goal_index must be at least 0, got {goal_index}")
+    # Goals just enough, since a shorter list is a prefix of a longer one
+    env_kwargs = {"n_goals": goal_index + 1, **env_kwargs}
     env_kwargs = metaworld_env_kwargs(model, goal_split=split, render_mode="rgb_array_list", **env_kwargs)
     env = make_vla_env(task, **env_kwargs)
     try:
@@ -142,15 +147,18 @@ def record_tasks(
     :param folder: where to write; made if it isn't there
     :param prefix: what the file names begin with, for example ``"sft"``
     :return: the files, in the order of the tasks
+    :raises FileExistsError: if one of them is there already
     """
     folder = Path(folder)
+    paths = {task: folder / f"{prefix}_{task}.gif" for task in resolve_tasks(tasks)}
+    existing = [str(path) for path in paths.values() if path.exists()]
+    if existing:
+        raise FileExistsError(f"{', '.join(existing)} exist already: give another folder, or remove them")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for task in resolve_tasks(tasks):
+    for task, path in paths.items():
         recording = record_metaworld_episode(model, task, goal_index, split, seed, deterministic, **env_kwargs)
-        paths.append(folder / f"{prefix}_{task}.gif")
-        save_gif(recording, paths[-1])
-    return paths
+        save_gif(recording, path)
+    return list(paths.values())
 
 
 def save_gif(recording: Recording, path: str | Path, fps: int = 20, max_size: int = 240) -> None:

@@ -82,8 +82,11 @@ def fine_tune(
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
     :return: Losses by epoch
-    :raises ValueError: if a task has fewer than two episodes, or the demonstrations don't fit the policy's spaces
+    :raises ValueError: if ``n_epochs`` is not positive, a task has fewer than two episodes, or the demonstrations don't fit
+        the policy's spaces
     """
+    if n_epochs < 1:
+        raise ValueError(f"n_epochs must be at least 1, got {n_epochs}")
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
     train_episodes, held_out_episodes = _split_episodes(policy, demonstrations, held_out_fraction, rng)

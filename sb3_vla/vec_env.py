@@ -28,6 +28,7 @@ def make_vec_env_from_fns(env_fns: Sequence[Any]) -> VecEnv:
     """
     :param env_fns: Functions that each build an environment; they are called in the worker
     :return: A ``SubprocVecEnv``, or a ``DummyVecEnv`` around a single environment
+    :raises Exception: what the first function raises
     """
     if len(env_fns) == 1:
         return DummyVecEnv(list(env_fns))
@@ -35,7 +36,12 @@ def make_vec_env_from_fns(env_fns: Sequence[Any]) -> VecEnv:
         # Workers fork from a process that has imported everything once, instead of importing torch and MuJoCo each. None of
         # the two starts threads or opens a GL context on import.
         multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
-    return SubprocVecEnv(list(env_fns))
+    try:
+        return SubprocVecEnv(list(env_fns))
+    except (EOFError, ConnectionError):
+        # A worker died of an error that it could not tell: here it is raised where the caller sees it
+        env_fns[0]().close()
+        raise
 
 
 class _MonitoredEnv:

@@ -45,6 +45,8 @@ class VLAPolicy(ActorCriticPolicy):
     :param head_dim: Width of the chunk head's hidden layer
     :param critic_net_arch: Widths of the value function's hidden layers
     :param log_std_init: Initial logarithm of the standard deviation
+    :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
+        :class:`~sb3_vla.chunk_head.GaussianChunkDistribution`
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"`` or ``"float16"``. Both
         heads stay in float32
     :param use_sde: Not supported, there because SB3's algorithms pass it
@@ -65,6 +67,7 @@ class VLAPolicy(ActorCriticPolicy):
         head_dim: int = 256,
         critic_net_arch: Sequence[int] = (256, 256),
         log_std_init: float = -1.5,
+        noise_correlation: float = 0.0,
         autocast: str | None = None,
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -79,6 +82,7 @@ class VLAPolicy(ActorCriticPolicy):
         self.frozen = tuple(frozen)
         self.head_dim = head_dim
         self.critic_net_arch = list(critic_net_arch)
+        self.noise_correlation = noise_correlation
         self.autocast = autocast
         self.image_keys = [key for key in observation_space if key == "image" or key.startswith("image_")]
         self.privileged = "privileged" in observation_space.spaces
@@ -98,9 +102,11 @@ class VLAPolicy(ActorCriticPolicy):
         backbone, backbone_kwargs = self.backbone_spec
         chunk_size, primitive_dim = self.action_space.shape  # type: ignore[misc]
         state_dim = self.observation_space["state"].shape[0]  # type: ignore[index]
-        self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs)
+        self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs).eval()
         self.backbone.freeze(self.frozen)
-        self.head = GaussianChunkHead(self.backbone.features_dim, chunk_size, primitive_dim, self.head_dim, self.log_std_init)
+        self.head = GaussianChunkHead(
+            self.backbone.features_dim, chunk_size, primitive_dim, self.head_dim, self.log_std_init, self.noise_correlation
+        )
         self.state_normalizer = Normalizer(state_dim)
         critic_dim = self.backbone.features_dim
         if self.privileged:
@@ -124,15 +130,17 @@ class VLAPolicy(ActorCriticPolicy):
         """Logarithm of the standard deviation (SB3 logs ``train/std`` from it), ``(d,)``."""
         return self.head.log_std
 
-    def set_training_mode(self, mode: bool) -> None:
+    def train(self, mode: bool = True) -> "VLAPolicy":
         """
         Put the heads in training or evaluation mode. The backbone stays in evaluation mode: with dropout, the first
         likelihood ratio of an update would not be one.
 
         :param mode: Whether to train
+        :return: The policy
         """
-        super().set_training_mode(mode)
+        super().train(mode)
         self.backbone.eval()
+        return self
 
     def portable_kwargs(self) -> dict[str, Any]:
         """
@@ -149,6 +157,7 @@ class VLAPolicy(ActorCriticPolicy):
             head_dim=self.head_dim,
             critic_net_arch=self.critic_net_arch,
             log_std_init=self.log_std_init,
+            noise_correlation=self.noise_correlation,
             autocast=self.autocast,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,

@@ -100,21 +100,15 @@ class SmolVLMBackbone(VLABackbone):
         :return: The backbone with the checkpoint's weights, in float32
         :raises ValueError: if there is no such checkpoint, or if it is not a SmolVLM
         """
-        try:
-            config = AutoConfig.from_pretrained(name_or_path)
-            if config.model_type != "smolvlm":
-                raise ValueError(
-                    f"checkpoint {name_or_path!r} is a {config.model_type!r} model, SmolVLMBackbone needs 'smolvlm'; "
-                    "write a subclass of VLABackbone for it"
-                )
-            model = AutoModel.from_pretrained(name_or_path, dtype=th.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            processor = AutoImageProcessor.from_pretrained(name_or_path)
-        except OSError as error:
+        config = _load_pretrained(AutoConfig, name_or_path)
+        if config.model_type != "smolvlm":
             raise ValueError(
-                f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face "
-                f"Hub (needs the network, or the checkpoint in the local cache), or the folder of one ({error})"
-            ) from error
+                f"checkpoint {name_or_path!r} is a {config.model_type!r} model, SmolVLMBackbone needs 'smolvlm'; "
+                "write a subclass of VLABackbone for it"
+            )
+        model = _load_pretrained(AutoModel, name_or_path, dtype=th.float32)
+        tokenizer = _load_pretrained(AutoTokenizer, name_or_path)
+        processor = _load_pretrained(AutoImageProcessor, name_or_path)
         settings: dict[str, Any] = {
             "config": config.to_dict(),
             "tokenizer_files": _save_tokenizer(tokenizer),
@@ -207,6 +201,24 @@ class SmolVLMBackbone(VLABackbone):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+
+def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+    """
+    :param auto_class: One of ``transformers``' auto classes
+    :param name_or_path: Name or folder of a checkpoint
+    :param kwargs: Arguments of its ``from_pretrained``
+    :return: What it loads
+    :raises ValueError: if there is no such checkpoint, or this part of it is missing
+    """
+    try:
+        return auto_class.from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face Hub "
+            f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
+            f"tokenizer and image processor ({auto_class.__name__}: {error})"
+        ) from error
 
 
 def _save_tokenizer(tokenizer: Any) -> dict[str, str]:

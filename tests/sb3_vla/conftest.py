@@ -144,23 +144,29 @@ def _make_demonstrations(n: int = 4, task: str = "push", chunk_size: int = 3, **
     return demonstrations
 
 
-class RecordingWriter(KVWriter):
-    """Keeps what was logged, one dictionary a dump."""
-
-    def __init__(self) -> None:
-        self.dumps: list[dict[str, Any]] = []
+class LastDump(KVWriter):
+    """Keeps what was logged last."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.dumps.append(dict(key_values))
+        self.values = dict(key_values)
 
     def close(self) -> None:
         pass
 
 
 def _record_logs(model: Any) -> list[dict[str, Any]]:
-    writer = RecordingWriter()
+    writer = LastDump()
     model.set_logger(Logger(None, [writer]))
-    return writer.dumps
+    updates, train = [], model.train
+
+    def train_and_record() -> None:
+        # SB3 dumps what it logged of a rollout before it trains on it
+        train()
+        rollout = {key: value for key, value in writer.values.items() if not key.startswith(("train/", "demos/"))}
+        updates.append({**rollout, **model.logger.name_to_value})
+
+    model.train = train_and_record
+    return updates
 
 
 @pytest.fixture
@@ -186,7 +192,7 @@ def make_demonstrations() -> Callable[..., list[Demonstration]]:
 
 @pytest.fixture
 def record_logs() -> Callable[[Any], list[dict[str, Any]]]:
-    """Give a model a logger and get the list to which each dump is appended."""
+    """Give a model a logger and get a list that grows by a dictionary at each update."""
     return _record_logs
 
 

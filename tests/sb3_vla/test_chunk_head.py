@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from sb3_vla.chunk_head import GaussianChunkHead
 
 
-def make_head() -> GaussianChunkHead:
+def make_head(correlation: float = 0.0) -> GaussianChunkHead:
     th.manual_seed(0)
-    head = GaussianChunkHead(features_dim=5, chunk_size=3, primitive_dim=2, hidden_dim=8)
+    head = GaussianChunkHead(features_dim=5, chunk_size=3, primitive_dim=2, hidden_dim=8, noise_correlation=correlation)
     head.log_std.data = th.tensor([-1.0, 0.5])
     return head
 
@@ -71,3 +71,48 @@ def test_standard_deviation_of_samples_is_exp_log_std():
     distribution = make_head()(th.randn(1, 5).repeat(20_000, 1))
     std = distribution.get_actions().detach().std(dim=0)
     assert th.allclose(std, th.tensor([-1.0, 0.5]).exp().expand(3, 2), rtol=0.03)
+
+
+def chunk_gaussians(distribution, correlation, n_steps=3) -> list[MultivariateNormal]:
+    """One Gaussian over the first steps for each number of the action: covariance ``std**2 rho**|s - t|``."""
+    steps = th.arange(n_steps)
+    decay = correlation ** (steps[:, None] - steps).abs()
+    std = th.tensor([-1.0, 0.5]).exp()
+    mean = distribution.mode()
+    return [MultivariateNormal(mean[:, :n_steps, j], std[j] ** 2 * decay) for j in range(2)]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_correlated_noise_has_the_likelihood_and_entropy_of_the_joint_gaussian(correlation, n_steps):
+    """Of the executed steps alone too, however many those are."""
+    distribution, actions = make_head(correlation)(th.randn(4, 5)), th.randn(4, 3, 2)
+    joint = chunk_gaussians(distribution, correlation, n_steps)
+    log_prob = sum(gaussian.log_prob(actions[:, :n_steps, j]) for j, gaussian in enumerate(joint))
+    assert th.allclose(distribution.log_prob(actions)[:, :n_steps].sum(1), log_prob, atol=1e-4, rtol=1e-4)
+    entropy = sum(gaussian.entropy() for gaussian in joint)
+    assert th.allclose(distribution.entropy()[:, :n_steps].sum(1), entropy, atol=1e-4)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_samples_have_the_covariance_that_the_likelihood_says(correlation):
+    distribution = make_head(correlation)(th.randn(1, 5).repeat(40_000, 1))
+    samples = distribution.get_actions().detach()
+    for j, gaussian in enumerate(chunk_gaussians(distribution, correlation)):
+        covariance, expected = th.cov(samples[:, :, j].T), gaussian.covariance_matrix[0].detach()
+        assert th.allclose(covariance, expected, atol=0.03 * expected.max().item())
+    assert th.allclose(samples.mean(0), distribution.mode()[0], atol=0.05)
+
+
+def test_unexecuted_steps_get_no_gradient_with_correlated_noise():
+    distribution = make_head(0.7)(th.randn(2, 5))
+    distribution.distribution.loc.retain_grad()
+    distribution.log_prob(th.randn(2, 3, 2))[:, :2].sum().backward()
+    gradient = distribution.distribution.loc.grad
+    assert (gradient[:, 2] == 0).all() and (gradient[:, :2] != 0).all()
+
+
+@pytest.mark.parametrize("correlation", [-0.1, 1.0])
+def test_correlation_out_of_range_is_refused(correlation):
+    with pytest.raises(ValueError, match=rf"noise_correlation must be in \[0, 1\), got {correlation}"):
+        make_head(correlation)

@@ -1,0 +1,233 @@
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_vla import DemonstrationBuffer
+from sb3_vla_envs import Demonstration
+
+STATE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+ACTION = spaces.Box(-1, 1, (3, 1), np.float32)
+
+
+def make_buffer(**kwargs) -> DemonstrationBuffer:
+    return DemonstrationBuffer(spaces.Dict(state=STATE), ACTION, seed=0, **kwargs)
+
+
+def episode(lengths, task="a", mark=0.0, success=True) -> Demonstration:
+    n = len(lengths)
+    return Demonstration(
+        task=task,
+        observations={"state": np.stack([np.full(n, mark), np.arange(n)], axis=1).astype(np.float32)},
+        actions=np.full((n, 3, 1), mark, np.float32),
+        chunk_lengths=np.array(lengths, np.int64),
+        success=success,
+    )
+
+
+def steps(buffer, task="a") -> list[int]:
+    return [demonstration.n_steps for demonstration in buffer.episodes[task]]
+
+
+def test_admits_everything_while_there_is_room():
+    buffer = make_buffer(episodes_per_task=3)
+    assert [buffer.add(episode([3] * n)) for n in (4, 2, 3)] == [True, True, True]
+    assert steps(buffer) == [6, 9, 12] and len(buffer) == 9
+
+
+def test_a_shorter_episode_takes_the_place_of_the_longest():
+    buffer = make_buffer(episodes_per_task=2)
+    buffer.extend([episode([3, 3]), episode([3, 3, 3])])
+    assert not buffer.add(episode([3, 3, 3])), "as long as the longest is not better"
+    assert buffer.add(episode([3, 3, 2]))
+    assert steps(buffer) == [6, 8] and len(buffer) == 5
+    assert buffer.add(episode([1]))
+    assert steps(buffer) == [1, 6] and len(buffer) == 3
+
+
+def test_length_counts_executed_steps_not_chunks():
+    buffer = make_buffer(episodes_per_task=1)
+    buffer.add(episode([3, 3]))
+    assert buffer.add(episode([1, 1, 1, 1]))
+    assert steps(buffer) == [4]
+
+
+def test_every_task_has_its_own_quota():
+    buffer = make_buffer(episodes_per_task=2)
+    assert buffer.extend([episode([1], task="easy")] * 5 + [episode([3] * 9, task="hard")]) == 3
+    assert {task: row["episodes"] for task, row in buffer.summary().items()} == {"easy": 2, "hard": 1}
+
+
+def test_failures_are_refused():
+    buffer = make_buffer()
+    assert not buffer.add(episode([1], success=False))
+    assert len(buffer) == 0 and buffer.summary() == {}
+
+
+def test_summary_by_hand():
+    buffer = make_buffer()
+    buffer.extend([episode([3, 2]), episode([3]), episode([1, 1], task="b")])
+    assert buffer.summary() == {
+        "a": {"episodes": 2, "mean_steps": 4.0, "min_steps": 3, "max_steps": 5},
+        "b": {"episodes": 1, "mean_steps": 2.0, "min_steps": 2, "max_steps": 2},
+    }
+
+
+def test_sampling_is_uniform_over_tasks_then_over_pairs():
+    buffer = make_buffer()
+    buffer.extend([episode([1] * 4, mark=1), episode([1], mark=2), episode([1] * 40, task="b", mark=3)])
+    marks = buffer.sample(6000).observations["state"]
+    counts = np.array([(marks[:, 0] == mark).sum().item() for mark in (1, 2, 3)])
+    expected = 6000 * np.array([0.4, 0.1, 0.5])
+    # Chi-square with 2 degrees of freedom, 99.9 %
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8
+    first = marks[marks[:, 0] == 1][:, 1]
+    assert all((first == step).sum() > 500 for step in range(4))
+
+
+def test_samples_belong_together():
+    buffer = make_buffer(episodes_per_task=2)
+    # Evictions and reordering must not mix up episodes
+    buffer.extend([episode([3] * 5, mark=1), episode([2, 1], mark=2), episode([3, 3, 1], mark=3), episode([1, 2], mark=4)])
+    lengths = {2: [2, 1], 4: [1, 2]}
+    batch = buffer.sample(64)
+    for state, action, length in zip(batch.observations["state"], batch.actions, batch.chunk_lengths, strict=True):
+        mark, step = int(state[0]), int(state[1])
+        assert (action == mark).all() and length == lengths[mark][step]
+    assert batch.actions.shape == (64, 3, 1) and batch.actions.dtype == th.float32
+
+
+def test_sampling_is_repeatable_and_leaves_numpys_global_state_alone():
+    first, second = (make_buffer() for _ in range(2))
+    for buffer in (first, second):
+        buffer.extend([episode([1] * 5, mark=i, task="ab"[i % 2]) for i in range(6)])
+    np.random.seed(0)
+    expected = np.random.random(3)
+    np.random.seed(0)
+    assert th.equal(first.sample(20).actions, second.sample(20).actions)
+    assert np.array_equal(np.random.random(3), expected)
+
+
+def test_an_empty_buffer_says_so():
+    with pytest.raises(ValueError, match="empty: add demonstrations"):
+        make_buffer().sample(1)
+
+
+def test_array_observations_and_discrete_actions():
+    buffer = DemonstrationBuffer(STATE, spaces.Discrete(5), seed=0)
+    buffer.add(Demonstration("", {"observation": np.ones((4, 2), np.float32)}, np.full(4, 3), np.ones(4, np.int64), True))
+    batch = buffer.sample(2)
+    assert batch.observations.tolist() == [[1, 1], [1, 1]] and batch.actions.tolist() == [3, 3]
+
+
+IMAGES_FIRST = spaces.Dict(image=spaces.Box(0, 255, (3, 6, 6), np.uint8), state=STATE)
+
+
+def with_images(images) -> Demonstration:
+    demonstration = episode([2, 1])
+    demonstration.observations["image"] = images
+    return demonstration
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_images_are_stored_as_the_model_sees_them(channels_first, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
+    expected = np.moveaxis(images, -1, 1)
+    buffer = DemonstrationBuffer(IMAGES_FIRST, ACTION, seed=0)
+    buffer.add(with_images(expected if channels_first else images))
+    np.testing.assert_array_equal(buffer.episodes["a"][0].observations["image"], expected)
+    buffer.save(tmp_path / "demos.npz")
+    loaded = DemonstrationBuffer(IMAGES_FIRST, ACTION, seed=0)
+    loaded.load(tmp_path / "demos.npz")
+    for key in ("image", "state"):
+        assert th.equal(loaded.sample(9).observations[key], buffer.sample(9).observations[key])
+
+
+def test_save_and_load_round_trip(tmp_path):
+    buffer = make_buffer()
+    buffer.extend([episode([3, 2], mark=1), episode([3], mark=2), episode([1, 1], task="b", mark=3)])
+    buffer.save(tmp_path / "demos.pkl")
+    loaded = make_buffer()
+    loaded.add(episode([1], task="replaced"))
+    loaded.load(tmp_path / "demos.pkl")
+    assert loaded.summary() == buffer.summary() and len(loaded) == len(buffer)
+    for task in ("a", "b"):
+        for ours, theirs in zip(loaded.episodes[task], buffer.episodes[task], strict=True):
+            assert np.array_equal(ours.actions, theirs.actions)
+            assert np.array_equal(ours.chunk_lengths, theirs.chunk_lengths)
+            assert np.array_equal(ours.observations["state"], theirs.observations["state"])
+    assert loaded.add(episode([1, 1]))
+
+
+@pytest.mark.parametrize("action_space", [ACTION, spaces.Discrete(3)], ids=str)
+def test_an_empty_buffer_can_be_saved_and_loaded(tmp_path, action_space):
+    DemonstrationBuffer(IMAGES_FIRST, action_space).save(tmp_path / "empty")
+    loaded = DemonstrationBuffer(IMAGES_FIRST, action_space)
+    loaded.load(tmp_path / "empty")
+    assert len(loaded) == 0 and loaded.summary() == {}
+
+
+def test_a_larger_file_is_cut_to_the_quota(tmp_path):
+    buffer = make_buffer()
+    buffer.extend([episode([1] * n) for n in (5, 3, 4)])
+    buffer.save(tmp_path / "demos")
+    small = make_buffer(episodes_per_task=2)
+    small.load(tmp_path / "demos")
+    assert steps(small) == [3, 4]
+
+
+def write_truncated(path):
+    buffer = make_buffer()
+    buffer.extend([episode([1] * 20) for _ in range(20)])
+    buffer.save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def write_foreign(path):
+    np.savez(path.open("wb"), x=np.zeros(3))
+
+
+def write_other_shapes(path):
+    other = DemonstrationBuffer(spaces.Dict(state=STATE), spaces.Box(-1, 1, (4, 1), np.float32))
+    other.add(Demonstration("a", {"state": np.zeros((1, 2))}, np.zeros((1, 4, 1), np.float32), np.ones(1, np.int64), True))
+    other.save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_truncated, "truncated|damaged.*collect the demonstrations again"),
+        (write_foreign, "not a demonstration file"),
+        (write_other_shapes, r"actions of shape \(4, 1\).*\(3, 1\).*chunk_size"),
+        (lambda path: path.write_text("hello"), "not a demonstration file"),
+    ],
+)
+def test_an_unusable_file_is_refused_and_nothing_is_lost(tmp_path, write, message):
+    write(tmp_path / "demos")
+    buffer = make_buffer()
+    buffer.add(episode([2]))
+    with pytest.raises(ValueError, match=message):
+        buffer.load(tmp_path / "demos")
+    assert steps(buffer) == [2] and len(buffer.sample(3).actions) == 3
+
+
+def test_wrong_shapes_are_refused_and_nothing_is_lost():
+    buffer = make_buffer(episodes_per_task=1)
+    buffer.add(episode([3, 3]))
+    bad_actions, bad_state, no_state = episode([1]), episode([1]), episode([1])
+    bad_actions.actions = np.zeros((1, 2, 1), np.float32)
+    bad_state.observations["state"] = np.zeros((1, 5), np.float32)
+    no_state.observations = {"image": np.zeros((1, 6, 6, 3), np.uint8)}
+    for demonstration, message in (
+        (bad_actions, r"task 'a' has actions of shape \(2, 1\), the model \(3, 1\).*chunk_size"),
+        (bad_state, r"'state' has the shape \(5,\), the model's is \(2,\).*collect"),
+        (no_state, r"lacks the observations \['state'\].*\['image'\].*collect"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            buffer.add(demonstration)
+    assert steps(buffer) == [6] and len(buffer.sample(2).actions) == 2
+
+
+def test_no_room_at_all_is_refused():
+    with pytest.raises(ValueError, match="episodes_per_task must be at least 1, got 0"):
+        make_buffer(episodes_per_task=0)

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_vla import PPOSelfBC
+from sb3_vla_envs import ChunkedActionWrapper, decode_instruction
+
+
+class Transcript(BaseCallback):
+    """Writes down by itself what happened in each environment, one list of steps an episode."""
+
+    def _on_training_start(self):
+        self.under_way = [[] for _ in range(self.training_env.num_envs)]
+        self.finished = []
+
+    def _on_step(self):
+        for i, info in enumerate(self.locals["infos"]):
+            observation = {key: value[i].copy() for key, value in self.model._last_obs.items()}
+            self.under_way[i].append((observation, self.locals["actions"][i].copy(), info))
+            if self.locals["dones"][i]:
+                self.finished.append(self.under_way[i])
+                self.under_way[i] = []
+        return True
+
+
+def test_successful_episodes_land_in_the_buffer_as_they_were_sampled(make_model):
+    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=32, learning_rate=0.0)
+    transcript = Transcript()
+    model.learn(64, callback=transcript)
+    successes = [episode for episode in transcript.finished if episode[-1][2]["is_success"]]
+    assert 2 < len(successes) < len(transcript.finished)
+    recorded = [demo for demos in model.replay_buffer.episodes.values() for demo in demos]
+    assert len(recorded) == len(successes)
+    outside = 0
+    for episode in successes:
+        observations, actions, infos = zip(*episode, strict=True)
+        (match,) = [demo for demo in recorded if len(demo) == len(actions) and np.array_equal(demo.actions, np.stack(actions))]
+        assert match.task == infos[0]["task"]
+        assert match.chunk_lengths.tolist() == [info["chunk_length"] for info in infos]
+        assert match.n_steps == infos[-1]["steps_to_success"]
+        for key, values in match.observations.items():
+            assert np.array_equal(values, np.stack([observation[key] for observation in observations])), key
+        assert match.observations["image"].shape[1:] == (3, 8, 8)
+        # The first observation is that of a reset, the prompt that of the task
+        assert match.observations["privileged"][0].tolist() == [0, 0]
+        prompt = {"push": "push", "pull": "pull the lever"}[match.task]
+        assert decode_instruction(match.observations["instruction"][0]) == prompt
+        outside += (np.abs(match.actions) > 1).sum()
+    assert outside > 0, "the samples before clipping"
+
+
+def test_successes_are_logged_in_total_and_per_task(make_model, record_logs):
+    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=32, learning_rate=0.0)
+    logs = record_logs(model)
+    transcript = Transcript()
+    model.learn(64, callback=transcript)
+    ends = [episode[-1][2] for episode in transcript.finished]
+    by_task = {task: [info for info in ends if info["task"] == task] for task in ("push", "pull")}
+    means = {}
+    for task, infos in by_task.items():
+        assert logs[-1][f"rollout/success_rate/{task}"] == pytest.approx(np.mean([info["is_success"] for info in infos]))
+        means[task] = np.mean([info["steps_to_success"] for info in infos if info["is_success"]])
+        assert logs[-1][f"rollout/steps_to_success/{task}"] == pytest.approx(means[task])
+    assert logs[-1]["rollout/steps_to_success"] == pytest.approx(np.mean(list(means.values())))
+    total = np.mean([info["is_success"] for infos in by_task.values() for info in infos])
+    assert logs[-1]["rollout/success_rate"] == pytest.approx(total)
+    assert logs[-1]["demos/episodes"] == sum(info["is_success"] for infos in by_task.values() for info in infos)
+
+
+def test_primitive_steps_count_executed_ones(make_model, record_logs):
+    model = make_model(n_steps=16)
+    logs = record_logs(model)
+    transcript = Transcript()
+    model.learn(32, callback=transcript)
+    episodes = [*transcript.finished, *transcript.under_way]
+    executed = sum(info["chunk_length"] for episode in episodes for _, _, info in episode)
+    assert logs[-1]["time/primitive_steps"] == executed == model.num_primitive_steps
+    # Some chunks of 3 were cut short
+    assert 32 < executed < 3 * 32
+
+
+def test_environments_without_chunks_count_a_step_each(record_logs):
+    model = PPOSelfBC("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1, device="cpu")
+    logs = record_logs(model)
+    model.learn(32)
+    assert logs[-1]["time/primitive_steps"] == 32
+
+
+def test_the_rest_of_an_episode_that_an_earlier_learn_began_is_not_a_short_episode(make_model, make_vec_env):
+    # One chunk is half of the shortest success: 4 steps of progress, 3 a chunk
+    model = make_model(
+        make_vec_env(2, goal=6, horizon=30), policy_kwargs={"log_std_init": 0.5}, n_steps=1, normalize_advantage=False
+    )
+    model.learn(2)
+    for _ in range(20):
+        model.learn(2, reset_num_timesteps=False)
+    assert len(model.replay_buffer) == 0
+    model.n_steps = model.rollout_buffer.buffer_size = 32
+    model.learn(64, reset_num_timesteps=False)
+    recorded = [demo for demos in model.replay_buffer.episodes.values() for demo in demos]
+    assert recorded
+    assert all(demo.observations["privileged"][0].tolist() == [0, 0] for demo in recorded)
+
+
+def test_window_of_the_logged_means_is_the_algorithms(make_model, record_logs):
+    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=64, learning_rate=0.0, stats_window_size=2)
+    logs = record_logs(model)
+    transcript = Transcript()
+    model.learn(128, callback=transcript)
+    for task in ("push", "pull"):
+        infos = [episode[-1][2] for episode in transcript.finished if episode[-1][2]["task"] == task]
+        assert len(infos) > 4
+        assert logs[-1][f"rollout/success_rate/{task}"] == np.mean([info["is_success"] for info in infos[-2:]])
+
+
+def test_array_observations_are_recorded_too():
+    import gymnasium as gym
+    from gymnasium import spaces
+
+    class Toggle(gym.Env):
+        """Succeeds after two steps."""
+
+        observation_space = spaces.Box(-1, 9, (1,), np.float32)
+        action_space = spaces.Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            return np.full(1, self.t, np.float32), 0.0, self.t == 2, False, {"is_success": self.t == 2}
+
+    model = PPOSelfBC("MlpPolicy", Toggle(), n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu").learn(8)
+    (demonstrations,) = model.replay_buffer.episodes.values()
+    assert len(demonstrations) == 4
+    for demonstration in demonstrations:
+        assert demonstration.observations["observation"].tolist() == [[0], [1]]
+        assert demonstration.actions.shape == (2,) and demonstration.chunk_lengths.tolist() == [1, 1]
+    chunked = PPOSelfBC(
+        "MlpPolicy", ChunkedActionWrapper(Toggle(), 3, gamma=0.99), n_steps=8, batch_size=8, n_epochs=1, device="cpu"
+    ).learn(8)
+    (demonstrations,) = chunked.replay_buffer.episodes.values()
+    assert len(demonstrations) == 8 and demonstrations[0].actions.shape == (1, 3) and demonstrations[0].n_steps == 2
