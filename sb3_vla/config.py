@@ -33,7 +33,7 @@ _NOT_SETTINGS: dict[str, set[str]] = {
     "policy": {"observation_space", "action_space", "lr_schedule", "use_sde"},
     "demos": {"tasks", "seed"},
     "sft": {"policy", "demonstrations", "seed"},
-    "train": {"policy", "env", "gamma", "policy_kwargs", "tensorboard_log", "seed", "device", "_init_setup_model"},
+    "train": {"policy", "env", "gamma", "tensorboard_log", "seed", "device", "_init_setup_model"},
     "eval": {"model", "tasks", "vec_env_cls", "seed", "horizon", "goal_seed", "n_action_steps"},
 }
 

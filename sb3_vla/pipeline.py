@@ -187,13 +187,22 @@ def post_train(
 
 
 def _new_model(config: Config, settings: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param settings: Arguments of PPOSelfBC; ``policy_kwargs`` go over those of the initial model or the ``policy`` section
+    :param venv: Training environment
+    :param initial_model: Model whose weights to take over, or ``None``
+    :return: The model to train
+    """
+    initial = None if initial_model is None else load_model(initial_model, config["device"])
+    policy_kwargs = config["policy"] if initial is None else initial.policy_kwargs
     common = {"gamma": config["env"]["gamma"], "seed": config["seed"], "device": config["device"], **settings}
-    if initial_model is None:
-        return PPOSelfBC("VLAPolicy", venv, policy_kwargs=config["policy"], **common)
-    initial = load_model(initial_model, config["device"])
-    check_model_fits(initial, venv)
-    model = PPOSelfBC("VLAPolicy", venv, policy_kwargs=initial.policy_kwargs, **common)
-    model.policy.load_state_dict(initial.policy.state_dict())
+    common["policy_kwargs"] = {**policy_kwargs, **settings.get("policy_kwargs", {})}
+    if initial is not None:
+        check_model_fits(initial, venv)
+    model = PPOSelfBC("VLAPolicy", venv, **common)
+    if initial is not None:
+        model.policy.load_state_dict(initial.policy.state_dict())
     return model
 
 

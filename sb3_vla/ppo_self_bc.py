@@ -215,8 +215,8 @@ class PPOSelfBC(PPO):
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
         if self.ratio_per == "chunk" and getattr(self.policy, "noise_correlation", 0.0) > 0:
             raise ValueError(
-                f"ratio_per='chunk' multiplies the steps' likelihoods, which noise_correlation={self.policy.noise_correlation} "
-                "makes dependent: use ratio_per='step', or noise_correlation=0"
+                f"ratio_per='chunk' multiplies the steps' likelihoods, but noise_correlation={self.policy.noise_correlation} "
+                "makes the steps dependent: use ratio_per='step', or noise_correlation=0"
             )
         part_rates = {"backbone": self.backbone_learning_rate, "critic": self.critic_learning_rate}
         self._part_schedules = {name: FloatSchedule(rate) for name, rate in part_rates.items() if rate is not None}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch as th
 from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
 
@@ -96,9 +97,7 @@ def fine_tune(
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     n_batches = -(-len(train) // batch_size)
     n_steps = n_epochs * n_batches
-    # At least one step of warm-up: OneCycleLR divides by their number minus one
-    warm_up = max(0.05, 2 / (n_steps + 1))
-    schedule = th.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=n_steps + 1, pct_start=warm_up)
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     result = SFTResult()
     best_weights = {}
     policy.set_training_mode(True)
