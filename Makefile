@@ -3,14 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 TASKS ?= window-open-v3,drawer-close-v3,button-press-topdown-v3
 SEED ?= 0
+# Where pip finds the CPU build of torch, e.g. --index-url https://download.pytorch.org/whl/cpu; by default pip's own index
+TORCH_OPTIONS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup gl clean
+.PHONY: quickstart test check format setup system results clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
+
+results: setup  ## The quickstart with three seeds, and the README's table of them
+	for seed in 0 1 2; do \
+		$(BIN)/sb3-vla quickstart --seed $$seed --out runs/quickstart-seed$$seed || exit 1; \
+		mkdir -p results/quickstart/seed$$seed; \
+		cd runs/quickstart-seed$$seed; \
+		cp results.json config.yaml versions.json progress.csv curves.png comparison.png ../../results/quickstart/seed$$seed; \
+		cd ../..; \
+	done
+	$(BIN)/python benchmarks/quickstart_table.py results/quickstart/seed*/results.json
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -25,20 +37,20 @@ format: setup  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: gl $(STAMP)
+setup: system $(STAMP)
 
-# Where torch is missing, the CPU build first: a looser requirement would download gigabytes of CUDA libraries.
-$(STAMP): setup.cfg pyproject.toml
+# Where torch is missing, a fixed version first: pip may have a CPU build of it at hand, while a looser requirement would
+# always download gigabytes of CUDA libraries.
+$(STAMP): setup.cfg pyproject.toml | system
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
-		|| { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --progress-bar off -q torch==2.13.0
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --progress-bar off -q torch==2.13.0 $(TORCH_OPTIONS)
 	$(BIN)/pip install --progress-bar off -q -e '.[dev]'
 	@touch $@
 
-gl:
-	@sh scripts/install_gl.sh
+system:
+	@sh scripts/install_system.sh $(PYTHON)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

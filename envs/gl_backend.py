@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def find_gl_backend() -> str | None:
 
     :return: ``"egl"``, ``"osmesa"``, or ``None`` if neither library is installed
     """
-    if _has_gpu() and _loads(_LIBRARIES["egl"]):
+    if _has_gpu() and _loads(_LIBRARIES["egl"]) and _egl_renders():
         return "egl"
     return "osmesa" if _loads(_LIBRARIES["osmesa"]) else None
 
@@ -63,6 +64,13 @@ def configure_gl_backend() -> None:
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidia0").exists() or any(Path("/dev/dri").glob("renderD*"))
+
+
+def _egl_renders() -> bool:
+    """Whether EGL gives a context: in a container its library may be there without a driver. Tried in another process."""
+    program = "import mujoco.egl; mujoco.egl.GLContext(8, 8).make_current()"
+    environment = {**os.environ, "MUJOCO_GL": "egl"}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
 
 
 def _loads(library: str) -> bool:

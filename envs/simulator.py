@@ -44,7 +44,7 @@ def build_simulator(task: str) -> SawyerXYZEnv:
     # Imported here: the wrappers of this package need no simulator, and registering ids must stay quick.
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(_INSTALL_HINT) from error
     metaworld_class = ALL_V3_ENVIRONMENTS[task]
     simulator: SawyerXYZEnv = type(metaworld_class.__name__, (_CompiledOnce, metaworld_class), {})()

@@ -3,6 +3,7 @@
 from .backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
 from .bc_weight import BCWeight, ConstantWeight, GradientBalance, LossWeights, SuccessDriven, TanhWarmup, TrainingStatistics
 from .demonstration_buffer import DemonstrationBuffer
+from .evaluation import EvaluationResult, evaluate, evaluate_on_metaworld
 from .ppo_self_bc import PPOSelfBC
 from .sft import fine_tune
 from .vec_env import make_vla_vec_env
@@ -15,6 +16,7 @@ __all__ = [
     "BackboneFeatures",
     "ConstantWeight",
     "DemonstrationBuffer",
+    "EvaluationResult",
     "GradientBalance",
     "LossWeights",
     "PPOSelfBC",
@@ -24,6 +26,8 @@ __all__ = [
     "TrainingStatistics",
     "VLABackbone",
     "VLAPolicy",
+    "evaluate",
+    "evaluate_on_metaworld",
     "fine_tune",
     "make_vla_vec_env",
 ]

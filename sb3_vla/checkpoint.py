@@ -48,15 +48,25 @@ def load_checkpoint(folder: str | os.PathLike[str], env: VecEnv, device: str = "
     :return: The model
     :raises FileNotFoundError: if there is no complete checkpoint
     """
-    folder = Path(folder)
-    _complete_swap(folder)
-    if not (folder / "model.zip").exists():
-        raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r}: the run stopped before its first one, start anew")
+    folder = find_checkpoint(folder)
     model = PPOSelfBC.load(folder / "model.zip", env=env, device=device)
     if model.replay_buffer is not None:
         model.load_replay_buffer(folder / "replay_buffer.npz")
     _restore_random_states(model, th.load(folder / "random_states.pt", weights_only=True))
     return model
+
+
+def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """
+    :param folder: Where :func:`save_checkpoint` wrote, even if it was killed while doing so
+    :return: The folder, with a complete checkpoint in it
+    :raises FileNotFoundError: if there is no complete checkpoint
+    """
+    folder = Path(folder)
+    _complete_swap(folder)
+    if not (folder / "model.zip").exists():
+        raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r}: the run stopped before its first one, start anew")
+    return folder
 
 
 class RunCheckpoint(BaseCallback):

@@ -9,26 +9,29 @@ from typing import Any
 
 from .config import load_config
 
-Command = Callable[[argparse.Namespace], None]
+# A command checks what it was given and returns the work to do
+Work = Callable[[], None]
+Command = Callable[[argparse.Namespace], Work]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run a command. Mistakes in what the user gave end in one line on standard error.
+    Run a command. Mistakes in what the user gave end in one line on standard error; an error in the work itself, which has
+    passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, or 2 after a mistake
+    :return: Exit status: 0, 2 after a mistake, 130 after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
     arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
-        arguments.run(arguments)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if arguments.traceback:
-            raise
-        print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        try:
+            work = arguments.run(arguments)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        work()
     except KeyboardInterrupt:
         print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
         return 130
@@ -91,7 +94,6 @@ def _add_command(
     parser.add_argument("--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
-    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
     return parser
 
 
@@ -131,16 +133,30 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     return config, model
 
 
-def _demos(arguments: argparse.Namespace) -> None:
+def _refuse_existing(path: str | None) -> None:
+    """
+    :param path: File to write, or ``None``
+    :raises FileExistsError: if there is one
+    """
+    if path and Path(path).exists():
+        raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+
+
+def _demos(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_acting, collect
 
     config = _config(arguments, demos={"n_per_task": arguments.n_per_task})
     check_acting(config)
-    demonstrations = collect(config, arguments.out)
-    print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
+    _refuse_existing(arguments.out)
+
+    def work() -> None:
+        demonstrations = collect(config, arguments.out)
+        print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
+
+    return work
 
 
-def _sft(arguments: argparse.Namespace) -> None:
+def _sft(arguments: argparse.Namespace) -> Work:
     from sb3_vla_envs import load_demonstrations
 
     from .pipeline import check_training, run_sft
@@ -149,68 +165,107 @@ def _sft(arguments: argparse.Namespace) -> None:
     demonstrations = load_demonstrations(arguments.demos)
     check_training(config, demonstrations=demonstrations)
     folder = _create_run(arguments, config)
-    run_sft(config, demonstrations, folder.sft_model)
-    print(f"Wrote {folder.sft_model}")
+
+    def work() -> None:
+        run_sft(config, demonstrations, folder.sft_model)
+        print(f"Wrote {folder.sft_model}")
+
+    return work
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> Work:
+    if (arguments.out is None) == (arguments.resume is None):
+        raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
+    return _train_anew(arguments) if arguments.resume is None else _resume(arguments)
+
+
+def _train_anew(arguments: argparse.Namespace) -> Work:
     from sb3_vla_envs import load_demonstrations
 
     from .pipeline import check_training, post_train
+
+    config = _config(arguments, train={"total_timesteps": arguments.timesteps})
+    demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
+    check_training(config, arguments.init, demonstrations)
+    folder = _create_run(arguments, config)
+
+    def work() -> None:
+        post_train(config, folder, arguments.init, demonstrations)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
+
+
+def _resume(arguments: argparse.Namespace) -> Work:
+    from stable_baselines3.common.utils import get_device
+
+    from .checkpoint import find_checkpoint
+    from .pipeline import resume_training
     from .run_folder import RunFolder
 
-    if (arguments.out is None) == (arguments.resume is None):
-        raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
-    if arguments.resume is not None:
-        own = ("config", "tasks", "seed", "init", "demos", "timesteps")
-        given = [name for name in own if getattr(arguments, name) is not None]
-        if given:
-            raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
-        folder = RunFolder.open(arguments.resume)
-        config = folder.read_config()
-        if arguments.device is not None:
-            config["device"] = arguments.device
-        post_train(config, folder, resume=True)
-    else:
-        config = _config(arguments, train={"total_timesteps": arguments.timesteps})
-        demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-        check_training(config, arguments.init, demonstrations)
-        folder = _create_run(arguments, config)
-        post_train(config, folder, arguments.init, demonstrations)
-    print(f"Wrote {folder.model} and {folder.curves}")
+    own = ("config", "tasks", "seed", "init", "demos", "timesteps")
+    given = [name for name in own if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
+    folder = RunFolder.open(arguments.resume)
+    config = folder.read_config()
+    if arguments.device is not None:
+        config["device"] = arguments.device
+    get_device(config["device"])
+    find_checkpoint(folder.checkpoint)
+
+    def work() -> None:
+        resume_training(config, folder)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
 
 
-def _eval(arguments: argparse.Namespace) -> None:
+def _eval(arguments: argparse.Namespace) -> Work:
     from .pipeline import evaluate_model
 
-    if arguments.out and Path(arguments.out).exists():
-        raise FileExistsError(f"{arguments.out!r} exists already: give another file, or remove it")
+    _refuse_existing(arguments.out)
     config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
-    if arguments.out:
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    result = evaluate_model(config, model)
-    if arguments.out:
-        result.save(arguments.out)
-    print(result.table())
+
+    def work() -> None:
+        if arguments.out:
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        result = evaluate_model(config, model)
+        if arguments.out:
+            result.save(arguments.out)
+        print(result.table())
+
+    return work
 
 
-def _record(arguments: argparse.Namespace) -> None:
+def _record(arguments: argparse.Namespace) -> Work:
     from .pipeline import acting_env
-    from .recording import record_tasks
+    from .recording import gif_paths, record_tasks
 
+    if arguments.goal < 0:
+        raise ValueError(f"goal_index must be at least 0, got {arguments.goal}")
     config, model = _load_to_act(arguments)
-    env_kwargs = acting_env(config)
-    paths = record_tasks(
-        model, config["tasks"], arguments.out, Path(arguments.model).stem, arguments.goal, seed=config["seed"], **env_kwargs
-    )
-    print("Wrote " + ", ".join(str(path) for path in paths))
+    prefix = Path(arguments.model).stem
+    gif_paths(config["tasks"], arguments.out, prefix)
+
+    def work() -> None:
+        paths = record_tasks(
+            model, config["tasks"], arguments.out, prefix, arguments.goal, seed=config["seed"], **acting_env(config)
+        )
+        print("Wrote " + ", ".join(str(path) for path in paths))
+
+    return work
 
 
-def _quickstart(arguments: argparse.Namespace) -> None:
+def _quickstart(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_training, quickstart
 
     config = _config(arguments)
     check_training(config)
     folder = _create_run(arguments, config)
-    quickstart(config, folder)
-    print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
+
+    def work() -> None:
+        quickstart(config, folder)
+        print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
+
+    return work

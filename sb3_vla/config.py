@@ -29,7 +29,7 @@ _TAKERS: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 # Arguments of these that a section must not give: others give them, or a run depends on their being what they are
 _NOT_SETTINGS: dict[str, set[str]] = {
-    "env": {"tasks", "task_ids", "goal_split", "render_mode"},
+    "env": {"tasks", "goal_split", "render_mode"},
     "policy": {"observation_space", "action_space", "lr_schedule", "use_sde"},
     "demos": {"tasks", "seed"},
     "sft": {"policy", "demonstrations", "seed"},
@@ -84,7 +84,7 @@ def _read(path: str | os.PathLike[str], keys: list[str]) -> dict[str, Any]:
 def _merge(config: dict[str, Any], changes: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     :param config: What there is
-    :param changes: What replaces some of it; sections are merged one level deep; an empty section changes nothing
+    :param changes: What replaces some of it; mappings are merged; an empty section changes nothing
     :param source: Where the changes come from, for the error message
     :return: A new configuration
     :raises ValueError: if there is no such section or setting, or a section is not a mapping
@@ -102,10 +102,24 @@ def _merge(config: dict[str, Any], changes: Mapping[str, Any], source: str) -> d
             for name in value:
                 if name not in allowed:
                     raise ValueError(f"{source}: section {key!r} has no setting {name!r}; it takes {sorted(allowed)}")
-            config[key] |= copy.deepcopy(dict(value))
+            config[key] = _deep_update(config[key], value)
         else:
             config[key] = copy.deepcopy(value)
     return config
+
+
+def _deep_update(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: Nested mappings
+    :param changes: What replaces some of their values
+    :return: New nested dictionaries
+    """
+    merged = dict(settings)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _deep_update(old, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
+    return merged
 
 
 def _settings(section: str) -> set[str]:

@@ -77,15 +77,24 @@ class DemonstrationBuffer:
         if not demonstration.success:
             return False
         demonstration = self._match_spaces(demonstration)
+        if not self.admits(demonstration.task, demonstration.n_steps):
+            return False
         held = self.episodes.setdefault(demonstration.task, [])
         if len(held) >= self.episodes_per_task:
-            if demonstration.n_steps >= held[-1].n_steps:
-                return False
             held.pop()
         held.append(demonstration)
         held.sort(key=lambda demo: demo.n_steps)
         self._index[demonstration.task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
         return True
+
+    def admits(self, task: str, n_steps: int) -> bool:
+        """
+        :param task: Name of a task
+        :param n_steps: Primitive steps of a successful episode
+        :return: Whether it would be admitted
+        """
+        held = self.episodes.get(task, [])
+        return len(held) < self.episodes_per_task or n_steps < held[-1].n_steps
 
     def extend(self, demonstrations: Iterable[Demonstration]) -> int:
         """
@@ -222,6 +231,6 @@ def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarra
     if values.shape[1:] != space.shape:
         raise ValueError(
             f"a demonstration's {key!r} has the shape {values.shape[1:]}, the model's is {space.shape}: "
-            "collect demonstrations with the cameras and options of this environment"
+            "collect demonstrations with the tasks (or task_ids), cameras and options of this environment"
         )
     return values

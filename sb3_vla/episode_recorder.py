@@ -12,6 +12,8 @@ from sb3_vla_envs import Demonstration
 from .chunk_rollout_buffer import ChunkRolloutBuffer
 from .demonstration_buffer import ARRAY_KEY, DemonstrationBuffer
 
+_Chunk = tuple[dict[str, np.ndarray], np.ndarray, int]
+
 
 class EpisodeRecorder(BaseCallback):
     """
@@ -33,10 +35,10 @@ class EpisodeRecorder(BaseCallback):
         self.steps_to_success: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=window))
 
     def _on_training_start(self) -> None:
-        # Observations, actions and lengths of the episode under way in each environment
-        self._episodes: list[list[tuple[Any, np.ndarray, int]]] = [[] for _ in range(self.training_env.num_envs)]
-        # learn(reset_num_timesteps=False) goes on in the middle of episodes, whose rest would pass for short ones
-        self._from_start = np.array(self.model._last_episode_starts, dtype=bool)  # type: ignore[attr-defined]
+        # The episode under way in each environment: observation, action, length of each chunk; None if it can't be admitted.
+        # learn(reset_num_timesteps=False) goes on in the middle of episodes, whose rest would pass for short ones.
+        starts = self.model._last_episode_starts  # type: ignore[attr-defined]
+        self._episodes: list[list[_Chunk] | None] = [[] if start else None for start in starts]
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]
@@ -44,22 +46,38 @@ class EpisodeRecorder(BaseCallback):
         rollout_buffer: ChunkRolloutBuffer = self.locals["rollout_buffer"]
         rollout_buffer.record_chunks(lengths, self.locals["rewards"], [info.get("task", "") for info in infos])
         self.model.num_primitive_steps += sum(lengths)  # type: ignore[attr-defined]
-        observations = self.model._last_obs  # type: ignore[attr-defined]
         for i, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
             if self.replay_buffer is not None:
-                # The sampled action before clipping, as the likelihood sees it: the mean of clipped samples shrinks
-                self._episodes[i].append((observations, self.locals["actions"][i], lengths[i]))
+                self._record_chunk(i, info.get("task", ""), lengths[i], self.replay_buffer)
             if done:
                 self._end_episode(i, info)
         return True
+
+    def _record_chunk(self, i: int, task: str, length: int, replay_buffer: DemonstrationBuffer) -> None:
+        """
+        :param i: Environment
+        :param task: Its task
+        :param length: Primitive steps that its chunk executed
+        :param replay_buffer: Where the episode may go
+        """
+        episode = self._episodes[i]
+        if episode is None:
+            return
+        last_obs = self.model._last_obs  # type: ignore[attr-defined]
+        observation = last_obs if isinstance(last_obs, dict) else {ARRAY_KEY: last_obs}
+        # Copies, as a view would keep the observations of all environments; and the sampled action before clipping, as the
+        # likelihood sees it: the mean of clipped samples shrinks
+        copies = {key: values[i].copy() for key, values in observation.items()}
+        episode.append((copies, self.locals["actions"][i], length))
+        if not replay_buffer.admits(task, sum(length for *_, length in episode)):
+            self._episodes[i] = None
 
     def _end_episode(self, i: int, info: dict[str, Any]) -> None:
         """
         :param i: Environment whose episode ended
         :param info: Its last info
         """
-        chunks, self._episodes[i] = self._episodes[i], []
-        from_start, self._from_start[i] = self._from_start[i], True
+        episode, self._episodes[i] = self._episodes[i], []
         success = info.get("is_success")
         if success is None:
             return
@@ -67,8 +85,8 @@ class EpisodeRecorder(BaseCallback):
         self.successes[task].append(bool(success))
         if success and "steps_to_success" in info:
             self.steps_to_success[task].append(info["steps_to_success"])
-        if success and from_start and self.replay_buffer is not None:
-            self.replay_buffer.add(_to_demonstration(task, i, chunks))
+        if success and episode and self.replay_buffer is not None:
+            self.replay_buffer.add(_to_demonstration(task, episode))
 
     def _on_rollout_end(self) -> None:
         self.logger.record("time/primitive_steps", self.model.num_primitive_steps)  # type: ignore[attr-defined]
@@ -85,20 +103,15 @@ class EpisodeRecorder(BaseCallback):
                     self.logger.record(f"rollout/steps_to_success/{task}", steps, exclude=exclude)
 
 
-def _to_demonstration(task: str, i: int, chunks: list[tuple[Any, np.ndarray, int]]) -> Demonstration:
+def _to_demonstration(task: str, chunks: list[_Chunk]) -> Demonstration:
     """
     :param task: Name of the task
-    :param i: Environment that ran the episode
-    :param chunks: Observation (of all environments), action and length of each chunk
+    :param chunks: Observation, action and length of each chunk
     :return: The episode
     """
-    if isinstance(chunks[0][0], dict):
-        observations = {key: np.stack([obs[key][i] for obs, _, _ in chunks]) for key in chunks[0][0]}
-    else:
-        observations = {ARRAY_KEY: np.stack([obs[i] for obs, _, _ in chunks])}
     return Demonstration(
         task=task,
-        observations=observations,
+        observations={key: np.stack([observation[key] for observation, _, _ in chunks]) for key in chunks[0][0]},
         actions=np.stack([action for _, action, _ in chunks]),
         chunk_lengths=np.array([length for _, _, length in chunks], dtype=np.int64),
         success=True,

@@ -18,6 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from tqdm.auto import tqdm
 
 from sb3_vla_envs import make_vla_env, resolve_tasks
 
@@ -357,7 +358,7 @@ def evaluate(
     observations = venv.reset()
     states = None
     episode_starts = np.ones(n_envs, dtype=bool)
-    with _progress_bar(len(jobs), disable=not progress) as bar:
+    with tqdm(total=len(jobs), desc="evaluate", unit="episode", disable=not progress) as bar:
         while not all(log.complete for log in logs):
             actions, states = model.predict(
                 observations,  # type: ignore[arg-type]  # tuples of observations are for old Gym
@@ -476,7 +477,7 @@ def check_model_fits(model: BaseAlgorithm, env: gym.Env[Any, Any] | VecEnv) -> N
     if differences:
         raise ValueError(
             f"The model doesn't fit the environment. {'; '.join(differences)}. "
-            "Give the environment the arguments that it had in training (chunk_size, cameras, ...)."
+            "Give the environment the arguments that it had in training (chunk_size, cameras, tasks or task_ids, ...)."
         )
 
 
@@ -550,14 +551,6 @@ def _as_plain(value: Any) -> dict[str, Any]:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{value!r} is among the settings of the evaluation, but can't be written to its JSON file. Leave it out.")
-
-
-def _progress_bar(n_episodes: int, disable: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError('The progress bar needs tqdm: pip install "sb3-vla[cli]", or give progress=False.') from error
-    return tqdm(total=n_episodes, desc="evaluate", unit="episode", disable=disable)
 
 
 def _summarize(episodes: Sequence[EpisodeRecord]) -> EvaluationSummary:

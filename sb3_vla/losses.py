@@ -65,3 +65,16 @@ def bc_mse_loss(mean: th.Tensor, actions: th.Tensor, mask: th.Tensor | None = No
     if mask is None:
         return F.mse_loss(mean, actions)
     return masked_mean((mean - actions).square().mean(dim=-1), mask)
+
+
+def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None) -> th.Tensor:
+    """
+    :param values: ``(batch,)``
+    :param old_values: ``(batch,)``
+    :param returns: ``(batch,)`` TD(lambda) targets
+    :param clip_range_vf: Largest change from the old value, which depends on the reward scaling, or ``None``
+    :return: Scalar: mean squared error
+    """
+    if clip_range_vf is not None:
+        values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+    return F.mse_loss(returns, values)

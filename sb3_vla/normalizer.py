@@ -25,10 +25,11 @@ class Normalizer(nn.Module):
 
         :param x: ``(samples, dim)``
         :param minimum_std: Lower bound of the standard deviation, so that a number that hardly ever changes in the data is
-            not blown up when it does later
+            not blown up when it does later; one that never changes (the id of a task that the data lack) keeps its scale
         """
+        std = x.std(dim=0, correction=0)
         self.mean.copy_(x.mean(dim=0))
-        self.std.copy_(x.std(dim=0, correction=0).clamp(min=minimum_std))
+        self.std.copy_(th.where(std < 1e-6, 1.0, std.clamp(min=minimum_std)))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return (x.float() - self.mean) / self.std

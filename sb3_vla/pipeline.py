@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
+from tqdm.auto import tqdm
 
 from sb3_vla_envs import (
     Demonstration,
@@ -32,9 +33,16 @@ Config = dict[str, Any]
 
 # Settings of a run that are no arguments of PPOSelfBC
 _RUN_SETTINGS = ("total_timesteps", "n_envs", "checkpoint_every")
+# What must be positive, so that it shows before the work that comes before it
+_COUNTS = (
+    *(("train", name) for name in _RUN_SETTINGS),
+    *(("demos", name) for name in ("n_per_task", "n_workers")),
+    *(("sft", name) for name in ("n_epochs", "batch_size")),
+    *(("eval", name) for name in ("n_goals", "n_envs")),
+)
 # Arguments of the training environment that do not matter to a model in use: its discount, the critic's inputs, how many
 # goals it was trained on and how they were drawn
-_TRAINING_ONLY = ("gamma", "privileged", "n_goals", "goal_order", "task_order")
+_TRAINING_ONLY = ("gamma", "privileged", "task_ids", "n_goals", "goal_order", "task_order")
 
 
 def check_training(
@@ -54,9 +62,9 @@ def check_training(
     select_gl_backend()
     try:
         settings = dict(config["train"])
-        for name in _RUN_SETTINGS:
-            if settings[name] < 1:
-                raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+        for section, name in _COUNTS:
+            if config[section][name] < 1:
+                raise ValueError(f"{section}.{name} must be at least 1, got {config[section][name]}")
         n_envs = [settings.pop(name) for name in _RUN_SETTINGS][1]
         # All tasks in one environment, and as many chunks an update as from n_envs of them
         settings["n_steps"] *= n_envs
@@ -143,7 +151,6 @@ def post_train(
     folder: RunFolder,
     initial_model: str | Path | None = None,
     demonstrations: Sequence[Demonstration] = (),
-    resume: bool = False,
     progress: bool = True,
 ) -> PPOSelfBC:
     """
@@ -153,35 +160,62 @@ def post_train(
     :param folder: The run's folder
     :param initial_model: Model whose policy to start from; ``None`` starts from a new one
     :param demonstrations: What the demonstration buffer holds at the start
-    :param resume: Whether to continue from the folder's checkpoint instead
     :param progress: Whether to show a progress bar
     :return: The model
-    :raises ValueError: if the initial model does not fit the environment
-    :raises FileNotFoundError: if there is no checkpoint to resume
+    :raises ValueError: if the initial model or the demonstrations do not fit the environment
     """
-    settings = dict(config["train"])
-    total_timesteps, n_envs, checkpoint_every = (settings.pop(name) for name in _RUN_SETTINGS)
-    checkpoint = folder.checkpoints / "latest"
-    venv = make_vla_vec_env(config["tasks"], n_envs=n_envs, seed=config["seed"], **config["env"])
+    settings = {name: value for name, value in config["train"].items() if name not in _RUN_SETTINGS}
+    venv = _training_env(config)
     try:
-        if resume:
-            model = load_checkpoint(checkpoint, venv, config["device"])
-            # Not the episodes of the run's beginning once more
-            venv.seed(config["seed"] + model.num_timesteps)
-        else:
-            model = _new_model(config, settings, venv, initial_model)
-            if model.replay_buffer is not None:
-                model.replay_buffer.extend(demonstrations)
-        model.set_logger(_make_logger(folder, model.num_timesteps))
-        model.learn(
-            total_timesteps - model.num_timesteps,
-            callback=RunCheckpoint(checkpoint, checkpoint_every),
-            reset_num_timesteps=not resume,
-            progress_bar=progress,
-        )
-        model.save(folder.model)
+        model = _new_model(config, settings, venv, initial_model)
+        if model.replay_buffer is not None:
+            model.replay_buffer.extend(demonstrations)
+        return _learn(config, folder, model, progress)
     finally:
         venv.close()
+
+
+def resume_training(config: Config, folder: RunFolder, progress: bool = True) -> PPOSelfBC:
+    """
+    Continue a run of :func:`post_train` from its last checkpoint.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param progress: Whether to show a progress bar
+    :return: The model
+    :raises FileNotFoundError: if there is no checkpoint
+    """
+    venv = _training_env(config)
+    try:
+        model = load_checkpoint(folder.checkpoint, venv, config["device"])
+        # Not the episodes of the run's beginning once more
+        venv.seed(config["seed"] + model.num_timesteps)
+        return _learn(config, folder, model, progress)
+    finally:
+        venv.close()
+
+
+def _training_env(config: Config) -> VecEnv:
+    return make_vla_vec_env(config["tasks"], n_envs=config["train"]["n_envs"], seed=config["seed"], **config["env"])
+
+
+def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: The run's folder
+    :param model: New, or from a checkpoint
+    :param progress: Whether to show a progress bar
+    :return: The model, trained to the end and saved
+    """
+    model.set_logger(_make_logger(folder, model.num_timesteps))
+    model.learn(
+        config["train"]["total_timesteps"] - model.num_timesteps,
+        callback=RunCheckpoint(folder.checkpoint, config["train"]["checkpoint_every"]),
+        reset_num_timesteps=model.num_timesteps == 0,
+        progress_bar=progress,
+    )
+    model.logger.close()
+    model.save(folder.model)
     plot_learning_curves(folder.progress, folder.curves)
     return model
 
@@ -189,20 +223,19 @@ def post_train(
 def _new_model(config: Config, settings: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
     """
     :param config: Configuration
-    :param settings: Arguments of PPOSelfBC; ``policy_kwargs`` go over those of the initial model or the ``policy`` section
+    :param settings: Arguments of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
     :param venv: Training environment
     :param initial_model: Model whose weights to take over, or ``None``
     :return: The model to train
     """
-    initial = None if initial_model is None else load_model(initial_model, config["device"])
-    policy_kwargs = config["policy"] if initial is None else initial.policy_kwargs
     common = {"gamma": config["env"]["gamma"], "seed": config["seed"], "device": config["device"], **settings}
-    common["policy_kwargs"] = {**policy_kwargs, **settings.get("policy_kwargs", {})}
-    if initial is not None:
-        check_model_fits(initial, venv)
+    if initial_model is None:
+        return PPOSelfBC("VLAPolicy", venv, **{**common, "policy_kwargs": config["policy"]})
+    initial = load_model(initial_model, config["device"])
+    check_model_fits(initial, venv)
+    common["policy_kwargs"] = {**initial.policy_kwargs, **settings.get("policy_kwargs", {})}
     model = PPOSelfBC("VLAPolicy", venv, **common)
-    if initial is not None:
-        model.policy.load_state_dict(initial.policy.state_dict())
+    model.policy.load_state_dict(initial.policy.state_dict())
     return model
 
 
@@ -280,7 +313,7 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param folder: Where the GIFs go
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for task in resolve_tasks(config["tasks"]):
+    for task in tqdm(resolve_tasks(config["tasks"]), desc="film", unit="task"):
         films = []
         for name, model in (("sft", before), ("post_trained", after)):
             films.append(record_metaworld_episode(model, task, seed=config["seed"], **acting_env(config)))

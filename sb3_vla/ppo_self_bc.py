@@ -2,7 +2,6 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,17 +14,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional as F
 
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunk_rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer, ChunkRolloutBufferSamples
 from .demonstration_buffer import DemonstrationBuffer, DemonstrationSamples
 from .episode_recorder import EpisodeRecorder
-from .losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean
+from .losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean, value_loss
+from .micro_batch import batch_share, split_batch
 from .vla_policy import VLAPolicy
 
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
-Samples = TypeVar("Samples", ChunkRolloutBufferSamples, DemonstrationSamples)
 
 
 class PPOLoss(NamedTuple):
@@ -351,11 +349,11 @@ class PPOSelfBC(PPO):
         rollout_data = self._normalize_advantages(rollout_data)
         self.policy.optimizer.zero_grad()
         terms: dict[str, float] = defaultdict(float)
-        for piece in _split(rollout_data, self.micro_batch_size):
+        for piece in split_batch(rollout_data, self.micro_batch_size):
             ppo = self._ppo_loss(piece, clip_range, clip_range_vf)
-            samples = _share(piece, rollout_data, steps_apart=False)
+            samples = batch_share(piece, rollout_data)
             # A ratio per step is averaged over executed steps, so pieces count by theirs
-            steps = _share(piece, rollout_data, self._steps_apart)
+            steps = batch_share(piece, rollout_data, by_steps=self._ratio_per_step)
             loss = steps * (ppo.policy + self.ent_coef * ppo.entropy) + samples * (self.vf_coef * ppo.value)
             (weights.ppo * loss).backward()
             shares = {
@@ -387,11 +385,9 @@ class PPOSelfBC(PPO):
         """
         assert self.replay_buffer is not None
         batch = self.replay_buffer.sample(self.bc_batch_size or self.batch_size)
-        # A loss per step is averaged over executed steps, so pieces count by theirs
-        steps_apart = len(self.action_space.shape or ()) == 2 if self._bc_uses_mean else self.rollout_buffer.steps_apart
         total = 0.0
-        for piece in _split(batch, self.micro_batch_size):
-            share = _share(piece, batch, steps_apart)
+        for piece in split_batch(batch, self.micro_batch_size):
+            share = batch_share(piece, batch, by_steps=self._bc_per_step)
             loss = self._bc_loss(piece)
             (weight * share * loss).backward()
             total += share * loss.item()
@@ -407,10 +403,13 @@ class PPOSelfBC(PPO):
         :param clip_range_vf: Clip range of the value, or ``None``
         :param logs: Where the loss goes
         """
-        values = self.policy.predict_values(rollout_data.observations).flatten()
-        loss = _value_loss(values, rollout_data, clip_range_vf)
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for piece in split_batch(rollout_data, self.micro_batch_size):
+            values = self.policy.predict_values(piece.observations).flatten()
+            loss = batch_share(piece, rollout_data) * value_loss(values, piece.old_values, piece.returns, clip_range_vf)
+            loss.backward()
+            total += loss.item()
         if isinstance(self.policy, VLAPolicy):
             # Without privileged observations the value's gradient reaches the backbone, which the actor reads
             for group in self.policy.optimizer.param_groups:
@@ -418,7 +417,7 @@ class PPOSelfBC(PPO):
                     for parameter in group["params"]:
                         parameter.grad = None
         self._step_optimizer()
-        logs["value_loss"].append(loss.item())
+        logs["value_loss"].append(total)
 
     def _step_optimizer(self) -> None:
         for group in self.policy.optimizer.param_groups:
@@ -426,14 +425,21 @@ class PPOSelfBC(PPO):
         self.policy.optimizer.step()
 
     @property
-    def _steps_apart(self) -> bool:
+    def _ratio_per_step(self) -> bool:
         """Whether likelihood ratios are per primitive step."""
         return self.ratio_per == "step" and self.rollout_buffer.steps_apart
+
+    @property
+    def _bc_per_step(self) -> bool:
+        """Whether the BC loss is a mean over executed primitive steps."""
+        if self._bc_uses_mean:
+            return self._chunked and len(self.action_space.shape or ()) == 2
+        return self.rollout_buffer.steps_apart
 
     def _normalize_advantages(self, rollout_data: ChunkRolloutBufferSamples) -> ChunkRolloutBufferSamples:
         advantages = rollout_data.advantages
         # Normalization does not make sense if mini batchsize == 1, see SB3 issue #325
-        if self.normalize_advantage is True and len(advantages) > 1:
+        if self.normalize_advantage and self.normalize_advantage != "task" and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         return rollout_data._replace(advantages=advantages)
 
@@ -467,7 +473,7 @@ class PPOSelfBC(PPO):
             clip_fraction = masked_mean((th.abs(ratio - 1) > clip_range).float(), mask).item()
         return PPOLoss(
             policy=clipped_surrogate_loss(ratio, rollout_data.advantages, clip_range, mask),
-            value=_value_loss(values.flatten(), rollout_data, clip_range_vf),
+            value=value_loss(values.flatten(), rollout_data.old_values, rollout_data.returns, clip_range_vf),
             entropy=-masked_mean(entropy, mask),
             approx_kl=approx_kl,
             clip_fraction=clip_fraction,
@@ -478,17 +484,14 @@ class PPOSelfBC(PPO):
         :param batch: Demonstrated pairs
         :return: Scalar loss, over executed steps only
         """
+        mask = executed_mask(batch.chunk_lengths, batch.actions.shape[1]) if self._bc_per_step else None
         if self._bc_uses_mean:
             mean = self.policy.get_distribution(batch.observations).mode()
             # A chunk from a policy that flattens its actions gets its shape back
-            mean = mean.reshape(batch.actions.shape)
-            is_chunk = self._chunked and mean.dim() == 3
-            mask = executed_mask(batch.chunk_lengths, mean.shape[1]) if is_chunk else None
-            return bc_mse_loss(mean, batch.actions, mask)
+            return bc_mse_loss(mean.reshape(batch.actions.shape), batch.actions, mask)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         actions = batch.actions.long().flatten() if is_discrete else batch.actions.flatten(start_dim=1)
         log_prob = self.policy.evaluate_actions(batch.observations, actions)[1]
-        mask = executed_mask(batch.chunk_lengths, log_prob.shape[1]) if log_prob.dim() == 2 else None
         return -masked_mean(log_prob, mask)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
@@ -503,7 +506,7 @@ class PPOSelfBC(PPO):
             return LossWeights(ppo=1.0, bc=0.0)
         ppo_grad_norm = bc_grad_norm = None
         if self._bc_rule.needs_gradient_norms:
-            piece = next(_split(self._normalize_advantages(rollout_data), self.micro_batch_size))
+            piece = next(split_batch(self._normalize_advantages(rollout_data), self.micro_batch_size))
             bc_loss = self._bc_loss(self.replay_buffer.sample(len(piece.advantages)))
             ppo_loss = self._ppo_loss(piece, clip_range, None).policy
             ppo_grad_norm, bc_grad_norm = self._gradient_norms(ppo_loss, bc_loss)
@@ -590,49 +593,6 @@ class PPOSelfBC(PPO):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-
-def _value_loss(values: th.Tensor, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None) -> th.Tensor:
-    """
-    :param values: ``(batch,)``
-    :param rollout_data: The batch
-    :param clip_range_vf: Largest change from the old value, which depends on the reward scaling, or ``None``
-    :return: Scalar: squared error to the TD(lambda) target
-    """
-    if clip_range_vf is not None:
-        values = rollout_data.old_values + th.clamp(values - rollout_data.old_values, -clip_range_vf, clip_range_vf)
-    return F.mse_loss(rollout_data.returns, values)
-
-
-def _split(batch: Samples, size: int | None) -> Iterator[Samples]:
-    """
-    :param batch: A minibatch
-    :param size: Largest piece, ``None`` for the whole
-    :return: Iterator over pieces
-    """
-    n = len(batch.actions)
-    if size is None or size >= n:
-        yield batch
-        return
-    for start in range(0, n, size):
-        part = slice(start, start + size)
-        pieces = {
-            name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
-            for name, field in batch._asdict().items()
-        }
-        yield type(batch)(**pieces)  # type: ignore[arg-type]
-
-
-def _share(piece: Samples, batch: Samples, steps_apart: bool) -> float:
-    """
-    :param piece: Part of a batch
-    :param batch: The batch
-    :param steps_apart: Whether each executed step counts the same, or each chunk
-    :return: How much the piece's mean counts in the batch's mean
-    """
-    if steps_apart:
-        return (piece.chunk_lengths.sum() / batch.chunk_lengths.sum()).item()
-    return len(piece.actions) / len(batch.actions)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

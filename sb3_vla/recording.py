@@ -149,16 +149,27 @@ def record_tasks(
     :return: the files, in the order of the tasks
     :raises FileExistsError: if one of them is there already
     """
-    folder = Path(folder)
-    paths = {task: folder / f"{prefix}_{task}.gif" for task in resolve_tasks(tasks)}
-    existing = [str(path) for path in paths.values() if path.exists()]
-    if existing:
-        raise FileExistsError(f"{', '.join(existing)} exist already: give another folder, or remove them")
-    folder.mkdir(parents=True, exist_ok=True)
+    paths = gif_paths(tasks, folder, prefix)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for task, path in paths.items():
         recording = record_metaworld_episode(model, task, goal_index, split, seed, deterministic, **env_kwargs)
         save_gif(recording, path)
     return list(paths.values())
+
+
+def gif_paths(tasks: str | Sequence[str], folder: str | Path, prefix: str) -> dict[str, Path]:
+    """
+    :param tasks: task, benchmark, comma-separated names or a sequence of them
+    :param folder: where the GIFs will go
+    :param prefix: what the file names begin with
+    :return: the file of each task
+    :raises FileExistsError: if one of them is there already
+    """
+    paths = {task: Path(folder) / f"{prefix}_{task}.gif" for task in resolve_tasks(tasks)}
+    existing = [str(path) for path in paths.values() if path.exists()]
+    if existing:
+        raise FileExistsError(f"{', '.join(existing)} exist already: give another folder, or remove them")
+    return paths
 
 
 def save_gif(recording: Recording, path: str | Path, fps: int = 20, max_size: int = 240) -> None:

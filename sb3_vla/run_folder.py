@@ -64,7 +64,7 @@ class RunFolder:
         if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise FileExistsError(
                 f"'{path}' already holds something, and a run is never overwritten. "
-                "Give another folder, or continue the run in it with --resume."
+                "Give another folder, remove this one, or continue a training in it with `sb3-vla train --resume`."
             )
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.versions_file.write_text(json.dumps(software_versions(), indent=2) + "\n", encoding="utf-8")
@@ -132,9 +132,9 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoint(self) -> Path:
         """The folder of what ``--resume`` continues from."""
-        return self.path / "checkpoints"
+        return self.path / "checkpoint"
 
     @property
     def curves(self) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -19,7 +20,8 @@ from .chunk_head import GaussianChunkDistribution, GaussianChunkHead
 from .normalizer import Normalizer
 
 REQUIRED_KEYS = ("image", "instruction", "state")
-AUTOCAST_DTYPES = {"bfloat16": th.bfloat16, "float16": th.float16}
+# Not float16, which needs its gradients scaled
+AUTOCAST_DTYPES = {"bfloat16": th.bfloat16}
 
 
 class VLAPolicy(ActorCriticPolicy):
@@ -47,8 +49,8 @@ class VLAPolicy(ActorCriticPolicy):
     :param log_std_init: Initial logarithm of the standard deviation
     :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
         :class:`~sb3_vla.chunk_head.GaussianChunkDistribution`
-    :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"`` or ``"float16"``. Both
-        heads stay in float32
+    :param autocast: Precision of the backbone's matrix products: ``None`` (float32) or ``"bfloat16"``. Both heads
+        stay in float32
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
@@ -264,6 +266,12 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, c
             f"VLAPolicy needs the observation keys {missing}, the environment has {sorted(observation_space.spaces)}: "
             "add them with sb3_vla_envs.CameraObservation and InstructionObservation"
         )
+    for key, space in observation_space.spaces.items():
+        if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
+            raise ValueError(
+                f"VLAPolicy needs images with channels first, but {key!r} is {space}: SB3's algorithms turn them, elsewhere "
+                "wrap the environment in stable_baselines3.common.vec_env.VecTransposeImage"
+            )
     if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 2):
         raise ValueError(
             f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {action_space}: "

@@ -11,9 +11,10 @@ from sb3_vla_envs import gl_backend, select_gl_backend
 def machine(monkeypatch):
     """A Linux machine with or without a GPU and with some OpenGL libraries."""
 
-    def pretend(gpu, libraries, chosen=None):
+    def pretend(gpu, libraries, chosen=None, driver=True):
         monkeypatch.setattr(sys, "platform", "linux")
         monkeypatch.setattr(gl_backend, "_has_gpu", lambda: gpu)
+        monkeypatch.setattr(gl_backend, "_egl_renders", lambda: driver)
         monkeypatch.setattr(gl_backend, "_loads", lambda library: library in libraries)
         monkeypatch.delenv("MUJOCO_GL", raising=False)
         if chosen is not None:
@@ -37,6 +38,11 @@ def test_egl_where_there_is_a_gpu_else_osmesa(machine, gpu, libraries, expected)
     assert select_gl_backend() == expected
     gl_backend.configure_gl_backend()
     assert os.environ["MUJOCO_GL"] == expected
+
+
+def test_egl_library_without_a_driver_falls_back_to_osmesa(machine):
+    machine(True, {"EGL", "OSMesa"}, driver=False)
+    assert select_gl_backend() == "osmesa"
 
 
 @pytest.mark.parametrize("chosen", ["glfw", "osmesa", "EGL "])

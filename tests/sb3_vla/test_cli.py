@@ -62,7 +62,7 @@ def made(tmp_path_factory) -> Path:
         ["eval", f"{run}/model.zip", "--n-goals", "1", "--out", f"{folder}/results/model.json"],
         ["record", f"{run}/model.zip", "--tasks", TASKS[0], "--out", f"{folder}/films"],
     ):
-        assert main([*command, "--traceback"]) == 0, command
+        assert main([*command]) == 0, command
     return folder
 
 
@@ -87,7 +87,7 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
 def test_train_writes_models_checkpoint_and_the_command(made):
     run = RunFolder.open(made / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        *("config.yaml", "versions.json", "model.zip", "checkpoints", "progress.csv", "log.txt", "tensorboard", "curves.png")
+        *("config.yaml", "versions.json", "model.zip", "checkpoint", "progress.csv", "log.txt", "tensorboard", "curves.png")
     }
     content = yaml.safe_load(run.config_file.read_text())
     assert content["command"].startswith("sb3-vla train --config ") and "--seed 3" in content["command"]
@@ -374,8 +374,8 @@ def test_film_that_exists(commands, config, fail, tmp_path):
     assert str(film) in fail(*commands["record"], "--config", config())
 
 
-def test_goal_that_is_not_there(commands, config, fail):
-    line = fail("record", commands["record"][1], "--out", "films", "--config", config(), "--goal", "-1")
+def test_goal_that_is_not_there(commands, config, fail, tmp_path):
+    line = fail("record", commands["record"][1], "--out", str(tmp_path / "films"), "--config", config(), "--goal", "-1")
     assert "goal_index" in line and "-1" in line
 
 
@@ -406,9 +406,13 @@ def test_resumed_run_may_change_its_device(made, fail):
     assert "nonsense" in fail("train", "--resume", str(made / "run"), "--device", "nonsense")
 
 
-def test_traceback_on_request():
-    with pytest.raises(ValueError, match="either --out"):
-        main(["train", "--traceback"])
+def test_error_in_the_work_itself_keeps_its_traceback(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a bug, not a mistake of the user's")
+
+    monkeypatch.setattr("sb3_vla.pipeline.collect", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["demos", "--config", _write(tmp_path / "c.yml"), "--out", str(tmp_path / "d.npz")])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,6 @@ def test_mistakes_in_a_file_are_named(write, text, named):
         ("env", "render_mode"),
         ("train", "gamma"),
         ("train", "seed"),
-        ("train", "policy_kwargs"),
         ("eval", "horizon"),
         ("sft", "seed"),
         ("demos", "tasks"),
@@ -115,3 +114,8 @@ def test_binary_file_is_no_yaml(tmp_path):
     (tmp_path / "model.zip").write_bytes(b"PK\x03\x04\xff\xfe")
     with pytest.raises(ValueError, match="not a YAML file"):
         load_config(tmp_path / "model.zip")
+
+
+def test_nested_mappings_are_merged(write):
+    config = load_config(write("train: {policy_kwargs: {autocast: bfloat16}}\n"))
+    assert config["train"]["policy_kwargs"] == {"frozen": ["vision", "connector"], "autocast": "bfloat16"}

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,6 +17,7 @@ import yaml
 from PIL import Image
 
 from sb3_vla import PPOSelfBC, pipeline
+from sb3_vla.checkpoint import find_checkpoint
 from sb3_vla.cli import main
 from sb3_vla.config import load_config
 from sb3_vla.evaluation import EvaluationResult
@@ -56,12 +56,12 @@ def config_file(tmp_path, tiny_config):
 
 
 def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys):
-    assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run"), "--traceback"]) == 0
+    assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run")]) == 0
     run = RunFolder.open(tmp_path / "run")
     assert [demo.task for demo in load_demonstrations(run.demos)] == [task for task in TASKS for _ in range(2)]
     assert PPOSelfBC.load(run.sft_model).num_timesteps == 0
     assert PPOSelfBC.load(run.model).num_timesteps == 48
-    assert (tmp_path / "run/checkpoints/latest/replay_buffer.npz").is_file() and any(run.tensorboard.iterdir())
+    assert (tmp_path / "run/checkpoint/replay_buffer.npz").is_file() and any(run.tensorboard.iterdir())
 
     results = {name: EvaluationResult.from_dict(content) for name, content in json.loads(run.results.read_text()).items()}
     assert list(results) == ["SFT", "post-trained"]
@@ -103,11 +103,11 @@ def killed(config_file, tmp_path):
     demos, run = tmp_path / "d.npz", tmp_path / "run"
     assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
     command = [sys.executable, "-c", "import sys; from sb3_vla.cli import main; sys.exit(main())"]
-    arguments = ["train", "--config", str(config_file), "--demos", str(demos), "--out", str(run), "--timesteps", "160"]
+    arguments = ["train", "--config", str(config_file), "--demos", str(demos), "--out", str(run), "--timesteps", "1000000"]
     process = subprocess.Popen(
         [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    _wait_for(lambda: (run / "checkpoints/latest").exists() or process.poll() is not None)
+    _wait_for(lambda: (run / "checkpoint").exists() or process.poll() is not None)
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
@@ -115,7 +115,13 @@ def killed(config_file, tmp_path):
     _wait_for(lambda: not _is_alive(process.pid))
     assert not (run / "model.zip").exists()
     folder = RunFolder.open(run)
-    return folder, shutil.copytree(folder.checkpoints / "latest", tmp_path / "saved")
+    saved = shutil.copytree(find_checkpoint(folder.checkpoint), tmp_path / "saved")
+    # Three updates to go
+    content = yaml.safe_load(folder.config_file.read_text())
+    total = PPOSelfBC.load(saved / "model.zip", device="cpu").num_timesteps + 48
+    content["config"]["train"]["total_timesteps"] = total
+    folder.config_file.write_text(yaml.safe_dump(content))
+    return folder, saved, total
 
 
 def _wait_for(condition, seconds: float = 120) -> None:
@@ -126,11 +132,15 @@ def _wait_for(condition, seconds: float = 120) -> None:
 
 
 def _is_alive(process_group: int) -> bool:
-    try:
-        os.killpg(process_group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of the group is running; a zombie that nobody reaps does not count."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(group) == process_group and state != "Z":
+            return True
+    return False
 
 
 def _rows(folder: RunFolder) -> list[dict[str, str]]:
@@ -139,7 +149,7 @@ def _rows(folder: RunFolder) -> list[dict[str, str]]:
 
 
 def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch):
-    folder, saved = killed
+    folder, saved, total = killed
     seen: dict[str, Any] = {}
 
     def collect_rollouts(model, *args, **kwargs):
@@ -163,10 +173,10 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
     original = PPOSelfBC.collect_rollouts
     monkeypatch.setattr(PPOSelfBC, "collect_rollouts", collect_rollouts)
     rows, log = _rows(folder), (folder.path / "log.txt").read_text()
-    assert main(["train", "--resume", str(folder.path), "--traceback"]) == 0
+    assert main(["train", "--resume", str(folder.path)]) == 0
 
     model = PPOSelfBC.load(saved / "model.zip", device="cpu")
-    assert 16 <= model.num_timesteps == seen["num_timesteps"] < 160
+    assert 16 <= model.num_timesteps == seen["num_timesteps"] == total - 48
     assert seen["num_primitive_steps"] == model.num_primitive_steps and seen["n_updates"] == model._n_updates
     for name, value in model.policy.state_dict().items():
         assert th.equal(value, seen["weights"][name]), name
@@ -189,10 +199,10 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
     assert th.equal(seen["torch"], states["torch"])
 
     end = PPOSelfBC.load(folder.model, device="cpu")
-    assert end.num_timesteps == 160 and end._n_updates == 10
+    assert end.num_timesteps == total and end._n_updates == total // 16
     resumed = _rows(folder)
     steps = [int(row["time/total_timesteps"]) for row in resumed]
-    assert steps == [16 * (number + 1) for number in range(10)]
+    assert steps == [16 * (number + 1) for number in range(total // 16)]
     primitive = [int(row["time/primitive_steps"]) for row in resumed]
     assert all(a < b for a, b in pairwise(primitive))
     n_kept = model.num_timesteps // 16

@@ -135,7 +135,7 @@ def test_without_bc_it_is_ppo_bit_for_bit(name, options, record_logs):
 def test_bit_for_bit_in_subprocesses_with_normalisation():
     models = []
     for algorithm, extra in ((PPO, {}), (PPOSelfBC, {"bc_weight": 0})):
-        env = VecNormalize(SubprocVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=5)] * 2, start_method="fork"))
+        env = VecNormalize(SubprocVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=5)] * 2))
         model = algorithm("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=2, seed=1, device="cpu", **extra)
         models.append(model.learn(32))
         env.close()

@@ -71,11 +71,11 @@ def test_foreign_configuration_is_refused(tmp_path: Path) -> None:
 def test_paths_are_the_documented_names(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     paths = (
-        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoints,
+        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoint,
         folder.curves, folder.gifs, folder.tensorboard, folder.progress,
     )  # fmt: skip
     assert [str(path.relative_to(tmp_path)) for path in paths] == [
-        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoints",
+        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoint",
         "curves.png", "gifs", "tensorboard", "progress.csv",
     ]  # fmt: skip
 
