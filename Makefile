@@ -15,13 +15,13 @@ quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
 
 results: setup  ## The quickstart with three seeds, and the README's table of them
-	for seed in 0 1 2; do \
-		$(BIN)/sb3-vla quickstart --seed $$seed --out runs/quickstart-seed$$seed || exit 1; \
-		mkdir -p results/quickstart/seed$$seed; \
-		cd runs/quickstart-seed$$seed; \
-		cp results.json config.yaml versions.json progress.csv curves.png comparison.png ../../results/quickstart/seed$$seed; \
-		cd ../..; \
+	set -e; for seed in 0 1 2; do \
+		run=runs/quickstart-seed$$seed; kept=results/quickstart/seed$$seed; \
+		$(BIN)/sb3-vla quickstart --seed $$seed --out $$run; \
+		mkdir -p $$kept; \
+		for file in results.json config.yaml versions.json progress.csv curves.png comparison.png; do cp $$run/$$file $$kept; done; \
 	done
+	cp runs/quickstart-seed0/gifs/comparison_*.gif results/quickstart/seed0
 	$(BIN)/python benchmarks/quickstart_table.py results/quickstart/seed*/results.json
 
 test: setup  ## Run the tests, offline

@@ -38,6 +38,7 @@ class EpisodeRecorder(BaseCallback):
         # The episode under way in each environment: observation, action, length of each chunk; None if it can't be admitted.
         # learn(reset_num_timesteps=False) goes on in the middle of episodes, whose rest would pass for short ones.
         starts = self.model._last_episode_starts  # type: ignore[attr-defined]
+        assert starts is not None
         self._episodes: list[list[_Chunk] | None] = [[] if start else None for start in starts]
 
     def _on_step(self) -> bool:
@@ -64,6 +65,7 @@ class EpisodeRecorder(BaseCallback):
         if episode is None:
             return
         last_obs = self.model._last_obs  # type: ignore[attr-defined]
+        assert last_obs is not None
         observation = last_obs if isinstance(last_obs, dict) else {ARRAY_KEY: last_obs}
         # Copies, as a view would keep the observations of all environments; and the sampled action before clipping, as the
         # likelihood sees it: the mean of clipped samples shrinks

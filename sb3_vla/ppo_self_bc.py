@@ -484,14 +484,15 @@ class PPOSelfBC(PPO):
         :param batch: Demonstrated pairs
         :return: Scalar loss, over executed steps only
         """
-        mask = executed_mask(batch.chunk_lengths, batch.actions.shape[1]) if self._bc_per_step else None
         if self._bc_uses_mean:
+            mask = executed_mask(batch.chunk_lengths, batch.actions.shape[1]) if self._bc_per_step else None
             mean = self.policy.get_distribution(batch.observations).mode()
             # A chunk from a policy that flattens its actions gets its shape back
             return bc_mse_loss(mean.reshape(batch.actions.shape), batch.actions, mask)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         actions = batch.actions.long().flatten() if is_discrete else batch.actions.flatten(start_dim=1)
         log_prob = self.policy.evaluate_actions(batch.observations, actions)[1]
+        mask = executed_mask(batch.chunk_lengths, log_prob.shape[1]) if log_prob.dim() == 2 else None
         return -masked_mean(log_prob, mask)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch as th
 
 from sb3_vla.normalizer import Normalizer
@@ -19,7 +20,13 @@ def test_standardises_with_the_statistics_of_the_data():
 def test_a_number_that_never_changes_is_not_blown_up():
     normalizer = Normalizer(1)
     normalizer.fit(th.full((10, 1), 3.0), minimum_std=0.5)
-    assert normalizer(th.tensor([[3.0], [4.0]])).flatten().tolist() == [0.0, 2.0]
+    assert normalizer(th.tensor([[3.0], [4.0]])).flatten().tolist() == [0.0, 1.0]
+
+
+def test_a_number_that_hardly_ever_changes_is_divided_by_the_minimum():
+    normalizer = Normalizer(1)
+    normalizer.fit(th.tensor([[3.0], [3.001]]), minimum_std=0.5)
+    assert normalizer(th.tensor([[4.0005]])).item() == pytest.approx(2.0, abs=1e-4)
 
 
 def test_a_single_sample_can_be_fitted():
