@@ -3,7 +3,8 @@
 from .backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
 from .bc_weight import BCWeight, ConstantWeight, GradientBalance, LossWeights, SuccessDriven, TanhWarmup, TrainingStatistics
 from .demonstration_buffer import DemonstrationBuffer
-from .evaluation import EvaluationResult, evaluate, evaluate_on_metaworld
+from .evaluation import evaluate, evaluate_on_metaworld
+from .evaluation_result import EvaluationResult
 from .ppo_self_bc import PPOSelfBC
 from .sft import fine_tune
 from .vec_env import make_vla_vec_env

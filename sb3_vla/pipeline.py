@@ -21,7 +21,8 @@ from sb3_vla_envs import (
 
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
 from .demonstration_buffer import DemonstrationBuffer
-from .evaluation import EvaluationResult, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs, results_table
+from .evaluation import check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
+from .evaluation_result import EvaluationResult, results_table
 from .plotting import plot_comparison, plot_learning_curves
 from .ppo_self_bc import PPOSelfBC
 from .recording import record_metaworld_episode, save_comparison_gif, save_gif

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluation import EvaluationResult, EvaluationSummary
+from .evaluation_result import EvaluationResult, EvaluationSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sb3_vla import PPOSelfBC
 from sb3_vla.cli import build_parser, main
-from sb3_vla.evaluation import EvaluationResult
+from sb3_vla.evaluation_result import EvaluationResult
 from sb3_vla.run_folder import RunFolder
 from sb3_vla_envs import load_demonstrations
 

@@ -6,7 +6,7 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_vla.losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean
+from sb3_vla.losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean, value_loss
 
 
 def test_executed_mask_has_k_ones_in_front():
@@ -87,3 +87,10 @@ def test_losses_equal_a_loop_over_executed_steps_and_unexecuted_steps_get_no_gra
     (bc + surrogate + approximate_kl(log_ratio, mask)).backward()
     assert (mean.grad[mask == 0] == 0).all() and (log_ratio.grad[mask == 0] == 0).all()
     assert (mean.grad[mask == 1] != 0).all()
+
+
+def test_value_loss_is_the_squared_error_and_clips_the_change():
+    values, old, returns = th.tensor([1.0, 2.0]), th.tensor([0.5, 2.0]), th.tensor([0.0, 3.0])
+    assert value_loss(values, old, returns).item() == pytest.approx((1.0 + 1.0) / 2)
+    # The first value may only move from 0.5 to 0.7
+    assert value_loss(values, old, returns, clip_range_vf=0.2).item() == pytest.approx((0.7**2 + 1.0) / 2)

@@ -20,7 +20,7 @@ from sb3_vla import PPOSelfBC, pipeline
 from sb3_vla.checkpoint import find_checkpoint
 from sb3_vla.cli import main
 from sb3_vla.config import load_config
-from sb3_vla.evaluation import EvaluationResult
+from sb3_vla.evaluation_result import EvaluationResult
 from sb3_vla.run_folder import RunFolder
 from sb3_vla_envs import load_demonstrations
 
