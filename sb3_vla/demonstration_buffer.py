@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
@@ -105,11 +106,12 @@ class DemonstrationBuffer:
         """
         return sum(self.add(demonstration) for demonstration in demonstrations)
 
-    def sample(self, batch_size: int) -> DemonstrationSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DemonstrationSamples:
         """
         Draw pairs, uniformly over the tasks and then over the pairs of a task.
 
         :param batch_size: Number of pairs
+        :param env: Normalises the observations, which the buffer holds as they were
         :return: The batch, on the buffer's device
         :raises ValueError: if the buffer is empty
         """
@@ -124,6 +126,8 @@ class DemonstrationBuffer:
         keys = pairs[0][0].observations
         stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
         observations: Any = stacked if isinstance(self.observation_space, spaces.Dict) else stacked[ARRAY_KEY]
+        if env is not None:
+            observations = env.normalize_obs(observations)
         return DemonstrationSamples(
             observations=obs_as_tensor(observations, th.device(self.device)),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it

@@ -40,6 +40,7 @@ class EpisodeRecorder(BaseCallback):
         starts = self.model._last_episode_starts  # type: ignore[attr-defined]
         assert starts is not None
         self._episodes: list[list[_Chunk] | None] = [[] if start else None for start in starts]
+        self._observation = self._latest_observation()
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]
@@ -52,7 +53,20 @@ class EpisodeRecorder(BaseCallback):
                 self._record_chunk(i, info.get("task", ""), lengths[i], self.replay_buffer)
             if done:
                 self._end_episode(i, info)
+        self._observation = self._latest_observation(self.locals["new_obs"])
         return True
+
+    def _latest_observation(self, new_obs: Any = None) -> dict[str, np.ndarray]:
+        """
+        :param new_obs: What the environments returned, by default at the last step
+        :return: The observations of all environments, by key; before ``VecNormalize``, whose statistics go on changing
+        """
+        vec_normalize = self.model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            new_obs = vec_normalize.get_original_obs()
+        elif new_obs is None:
+            new_obs = self.model._last_obs  # type: ignore[attr-defined]
+        return new_obs if isinstance(new_obs, dict) else {ARRAY_KEY: new_obs}
 
     def _record_chunk(self, i: int, task: str, length: int, replay_buffer: DemonstrationBuffer) -> None:
         """
@@ -64,12 +78,9 @@ class EpisodeRecorder(BaseCallback):
         episode = self._episodes[i]
         if episode is None:
             return
-        last_obs = self.model._last_obs  # type: ignore[attr-defined]
-        assert last_obs is not None
-        observation = last_obs if isinstance(last_obs, dict) else {ARRAY_KEY: last_obs}
         # Copies, as a view would keep the observations of all environments; and the sampled action before clipping, as the
         # likelihood sees it: the mean of clipped samples shrinks
-        copies = {key: values[i].copy() for key, values in observation.items()}
+        copies = {key: values[i].copy() for key, values in self._observation.items()}
         episode.append((copies, self.locals["actions"][i], length))
         if not replay_buffer.admits(task, sum(length for *_, length in episode)):
             self._episodes[i] = None

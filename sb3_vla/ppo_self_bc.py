@@ -384,7 +384,7 @@ class PPOSelfBC(PPO):
         :return: The unweighted loss
         """
         assert self.replay_buffer is not None
-        batch = self.replay_buffer.sample(self.bc_batch_size or self.batch_size)
+        batch = self.replay_buffer.sample(self.bc_batch_size or self.batch_size, self._vec_normalize_env)
         total = 0.0
         for piece in split_batch(batch, self.micro_batch_size):
             share = batch_share(piece, batch, by_steps=self._bc_per_step)
@@ -508,7 +508,7 @@ class PPOSelfBC(PPO):
         ppo_grad_norm = bc_grad_norm = None
         if self._bc_rule.needs_gradient_norms:
             piece = next(split_batch(self._normalize_advantages(rollout_data), self.micro_batch_size))
-            bc_loss = self._bc_loss(self.replay_buffer.sample(len(piece.advantages)))
+            bc_loss = self._bc_loss(self.replay_buffer.sample(len(piece.advantages), self._vec_normalize_env))
             ppo_loss = self._ppo_loss(piece, clip_range, None).policy
             ppo_grad_norm, bc_grad_norm = self._gradient_norms(ppo_loss, bc_loss)
         success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None

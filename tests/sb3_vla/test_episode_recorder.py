@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import PPOSelfBC
 from sb3_vla_envs import ChunkedActionWrapper, decode_instruction
@@ -143,3 +144,19 @@ def test_array_observations_are_recorded_too():
     ).learn(8)
     (demonstrations,) = chunked.replay_buffer.episodes.values()
     assert len(demonstrations) == 8 and demonstrations[0].actions.shape == (1, 3) and demonstrations[0].n_steps == 2
+
+
+def test_demonstrations_are_kept_as_before_vec_normalize_and_normalised_when_drawn(make_model, make_vec_env):
+    env = VecNormalize(make_vec_env(), norm_obs_keys=["state", "privileged"], norm_reward=False)
+    model = make_model(env, policy_kwargs={"log_std_init": 0.5}, n_steps=32)
+    model.learn(64)
+    demonstrations = [demo for held in model.replay_buffer.episodes.values() for demo in held]
+    assert demonstrations
+    for demo in demonstrations:
+        # The toy's privileged observation is (0, 0) after a reset, which its normalised form is not
+        assert demo.observations["privileged"][0].tolist() == [0, 0]
+    raw_rows = np.concatenate([demo.observations["privileged"] for demo in demonstrations])
+    batch = model.replay_buffer.sample(16, env)
+    drawn = env.unnormalize_obs({key: value.numpy() for key, value in batch.observations.items()})["privileged"]
+    assert all(np.abs(raw_rows - row).max(axis=1).min() < 1e-4 for row in drawn)
+    assert not np.allclose(drawn, batch.observations["privileged"].numpy(), atol=1e-2)
