@@ -36,14 +36,14 @@ VERSION = 1
 _PREFIX = "observation/"
 
 
-@dataclass
+@dataclass(repr=False)
 class Demonstration:
     """
     One episode as pairs of an observation and the action chunk to imitate.
 
     :param task: Name of the task
     :param observations: What the policy sees before each chunk: arrays ``(T, ...)`` by key of the observation space
-    :param actions: Action chunks, shape ``(T, h, d)``, float32, zero where not executed
+    :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero)
     :param chunk_lengths: How many actions of each chunk were executed, shape ``(T,)``, int64
     :param success: Whether the episode succeeded
     :raises ValueError: If the arrays disagree on T
@@ -63,6 +63,10 @@ class Demonstration:
 
     def __len__(self) -> int:
         return len(self.chunk_lengths)
+
+    def __repr__(self) -> str:
+        outcome = "success" if self.success else "failure"
+        return f"Demonstration({self.task!r}, {outcome}, {self.n_steps} steps in {len(self)} chunks)"
 
     @property
     def n_steps(self) -> int:

@@ -65,7 +65,9 @@ def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     _complete_swap(folder)
     if not (folder / "model.zip").exists():
-        raise FileNotFoundError(f"there is no checkpoint in {str(folder)!r}: the run stopped before its first one, start anew")
+        raise FileNotFoundError(
+            f"there is no checkpoint in {str(folder)!r}: the run stopped before its first; remove its folder and start anew"
+        )
     return folder
 
 

@@ -47,29 +47,43 @@ def build_parser() -> argparse.ArgumentParser:
         description="Post-train a vision-language-action policy on MetaWorld: collect demonstrations, fine-tune on them "
         "(sft), post-train with reinforcement learning (train), evaluate and film it.",
     )
+    default = load_config()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demos = _add_command(commands, "demos", _demos, "collect demonstrations of MetaWorld's scripted experts")
     demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
-    demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task")
+    demos.add_argument(
+        "--n-per-task",
+        type=int,
+        metavar="N",
+        help=f"successful episodes of each task (default {default['demos']['n_per_task']})",
+    )
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
     sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
     sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
-    sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations")
+    sft.add_argument(
+        "--epochs", type=int, metavar="N", help=f"passes over the demonstrations (default {default['sft']['n_epochs']})"
+    )
 
     train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
-    train.add_argument("--out", metavar="FOLDER", help="run folder, new or empty; gets model.zip, curves.png and logs")
+    train.add_argument(
+        "--out", metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
+    )
     train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
     train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
-    train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for, over all environments")
-    train.add_argument("--resume", metavar="FOLDER", help="continue the run in this folder from its last checkpoint")
+    train.add_argument(
+        "--timesteps", type=int, metavar="N", help=f"chunks to train for (default {default['train']['total_timesteps']})"
+    )
+    train.add_argument("--resume", metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint")
 
     of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
     evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
     evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
-    evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each")
+    evaluate.add_argument(
+        "--n-goals", type=int, metavar="N", help=f"goals of each task, one episode each (default {default['eval']['n_goals']})"
+    )
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
@@ -91,7 +105,9 @@ def _add_command(
     parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(run=run)
     parser.add_argument("--config", metavar="FILE", help=config_help)
-    parser.add_argument("--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50 (default: three easy tasks)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
     return parser

@@ -67,6 +67,10 @@ class DemonstrationBuffer:
         """Number of observation-chunk pairs."""
         return sum(len(demo) for demos in self.episodes.values() for demo in demos)
 
+    def __repr__(self) -> str:
+        held = ", ".join(f"{task!r}: {len(demos)}" for task, demos in self.episodes.items())
+        return f"DemonstrationBuffer({{{held}}}, episodes_per_task={self.episodes_per_task})"
+
     def add(self, demonstration: Demonstration) -> bool:
         """
         Offer an episode.

@@ -168,7 +168,8 @@ def evaluate(
             )
             observations, rewards, episode_starts, infos = venv.step(actions)
             for log, reward, done, info in zip(logs, rewards, episode_starts, infos, strict=True):
-                bar.update(log.add(float(reward), bool(done), info))
+                if log.add(float(reward), bool(done), info):
+                    bar.update()
 
     episodes = [logs[number % n_envs].records[number // n_envs] for number in range(len(jobs))]
     return EvaluationResult(episodes, settings_to_keep)
@@ -309,21 +310,21 @@ class _EpisodeLog:
     def complete(self) -> bool:
         return len(self.records) == len(self._jobs)
 
-    def add(self, reward: float, done: bool, info: Mapping[str, Any]) -> int:
+    def add(self, reward: float, done: bool, info: Mapping[str, Any]) -> bool:
         """
         :param reward: of the step
         :param done: whether the episode ended with it
         :param info: of the step
-        :return: number of episodes that this step completed, 0 or 1
+        :return: whether this step completed an episode that counts
         """
         if self.complete:
-            return 0
+            return False
         self._episode_return += reward
         self._n_steps += int(info.get("chunk_length", 1))
         if self._steps_to_success is None and info.get("is_success", False):
             self._steps_to_success = int(info.get("steps_to_success", self._n_steps))
         if not done:
-            return 0
+            return False
         job = self._jobs[len(self.records)]
         if info.get("task", job.task) != job.task:
             raise RuntimeError(
@@ -334,7 +335,7 @@ class _EpisodeLog:
         record = EpisodeRecord(job.task, job.goal_index, solved, self._steps_to_success, self._n_steps, self._episode_return)
         self.records.append(record)
         self._start()
-        return 1
+        return True
 
     def _start(self) -> None:
         self._episode_return = 0.0
