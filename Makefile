@@ -9,7 +9,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results clean
+.PHONY: quickstart test check format setup system results ablations clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -23,6 +23,13 @@ results: setup  ## The quickstart with three seeds, and the README's table of th
 	done
 	cp runs/quickstart-seed0/gifs/comparison_*.gif results/quickstart/seed0
 	$(BIN)/python benchmarks/quickstart_table.py results/quickstart/seed*/results.json
+
+ablations: setup  ## After the quickstart: post-train its SFT model again with one thing changed (SEED=)
+	set -e; for name in independent_noise few_critic_epochs no_bc; do \
+		$(BIN)/sb3-vla train --init $(OUT)/sft_model.zip --demos $(OUT)/demos.npz --seed $(SEED) \
+			--config benchmarks/ablations/$$name.yml --out runs/$$name-seed$(SEED); \
+		$(BIN)/sb3-vla eval runs/$$name-seed$(SEED)/model.zip --out results/ablations/$$name.json; \
+	done
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

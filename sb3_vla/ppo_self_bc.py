@@ -73,8 +73,7 @@ class PPOSelfBC(PPO):
     :param critic_warmup_steps: Timesteps during which only the value function learns. VLAPolicy's value function learns alone;
         other policies are trained on the value loss
     :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
-        value loss alone. With privileged observations they cost next to nothing, and the advantage of being a step faster
-        shows only against an accurate value
+        value loss alone, and with privileged observations cost next to nothing
     :param micro_batch_size: Accumulate the gradient of a minibatch over pieces of at most this size (memory), by default the
         whole minibatch
     :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
