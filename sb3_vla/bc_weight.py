@@ -7,6 +7,7 @@ the candidates that this package compares.
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,17 +39,17 @@ class LossWeights:
     bc: float
 
 
-class BCWeight:
+class BCWeight(ABC):
     """Base class of the rules: a call gives the weights of the two losses."""
 
     needs_gradient_norms: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, stats: TrainingStatistics) -> LossWeights:
         """
         :param stats: Training statistics
         :return: Weights of the PPO and the BC loss
         """
-        raise NotImplementedError
 
     @property
     def is_off(self) -> bool:
