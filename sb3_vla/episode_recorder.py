@@ -40,6 +40,7 @@ class EpisodeRecorder(BaseCallback):
         starts = self.model._last_episode_starts  # type: ignore[attr-defined]
         assert starts is not None
         self._episodes: list[list[_Chunk] | None] = [[] if start else None for start in starts]
+        self._n_steps = [0] * len(starts)
         self._observation = self._latest_observation()
 
     def _on_step(self) -> bool:
@@ -82,7 +83,8 @@ class EpisodeRecorder(BaseCallback):
         # likelihood sees it: the mean of clipped samples shrinks
         copies = {key: values[i].copy() for key, values in self._observation.items()}
         episode.append((copies, self.locals["actions"][i], length))
-        if not replay_buffer.admits(task, sum(length for *_, length in episode)):
+        self._n_steps[i] += length
+        if not replay_buffer.admits(task, self._n_steps[i]):
             self._episodes[i] = None
 
     def _end_episode(self, i: int, info: dict[str, Any]) -> None:
@@ -91,6 +93,7 @@ class EpisodeRecorder(BaseCallback):
         :param info: Its last info
         """
         episode, self._episodes[i] = self._episodes[i], []
+        self._n_steps[i] = 0
         success = info.get("is_success")
         if success is None:
             return
