@@ -34,7 +34,7 @@ class CameraObservation(gym.ObservationWrapper, RecordConstructorArgs):
 
     :param env: The environment to wrap
     :param cameras: :class:`Camera` objects, names of cameras, or mappings with a camera's fields
-    :param quality: ``"fast"`` or ``"full"``, see :class:`SceneRenderer`
+    :param quality: ``"fast"``, ``"plain"`` or ``"full"``, see :class:`SceneRenderer`
     :raises TypeError: If the environment's observation is not a dictionary
     :raises ValueError: If a camera or the quality is unknown
     :raises RuntimeError: If no OpenGL library is installed

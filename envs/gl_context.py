@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zlib
 from functools import cache
@@ -10,12 +11,16 @@ from typing import Literal
 import mujoco
 
 from .gl_backend import select_gl_backend
+from .mesh_decimation import with_decimated_meshes
 
-Quality = Literal["fast", "full"]
-QUALITIES: tuple[Quality, ...] = ("fast", "full")
+Quality = Literal["fast", "plain", "full"]
+QUALITIES: tuple[Quality, ...] = ("fast", "plain", "full")
 
 # More geoms than any scene of MetaWorld has (about 70), with room for richer models.
 _MAX_GEOMS = 2000
+
+# Fewer triangles for balls, cylinders and capsules than MuJoCo's 28 and 16: still as round as small pictures can show.
+_SLICES, _STACKS = 20, 10
 
 
 class RenderContext:
@@ -24,20 +29,15 @@ class RenderContext:
 
     :param gl: The process's OpenGL context
     :param model: The model to upload
-    :param quality: ``"fast"`` without multisampling and shadow maps, ``"full"`` as the model says
+    :param quality: See :class:`SceneRenderer`
+    :raises ImportError: If the quality is ``"fast"`` and fast-simplification is not installed
     """
 
     def __init__(self, gl: SharedGLContext, model: mujoco.MjModel, quality: Quality) -> None:
         self._gl = gl
-        vis = model.vis.quality
-        as_given = vis.offsamples, vis.shadowsize
-        if quality == "fast":
-            vis.offsamples, vis.shadowsize = 0, 0
-        try:
-            gl.make_current()
-            self.mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        finally:
-            vis.offsamples, vis.shadowsize = as_given
+        uploaded = _model_to_upload(model, quality)
+        gl.make_current()
+        self.mjr = mujoco.MjrContext(uploaded, mujoco.mjtFontScale.mjFONTSCALE_100)
         self.scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
 
     def make_current(self, height: int, width: int) -> None:
@@ -73,7 +73,7 @@ class SharedGLContext:
         The render context for a model, created on first use.
 
         :param model: The model to draw
-        :param quality: Whether with shadows, reflections and multisampling
+        :param quality: See :class:`SceneRenderer`
         :return: The context of this model or of one with the same meshes and textures
         """
         key = _fingerprint(model), quality
@@ -98,10 +98,28 @@ def _context_of(pid: int) -> SharedGLContext:
     return SharedGLContext()
 
 
+def _model_to_upload(model: mujoco.MjModel, quality: Quality) -> mujoco.MjModel:
+    """What OpenGL gets of a model; the model itself, which belongs to the simulation, stays as it is."""
+    if quality == "full":
+        return model
+    uploaded = with_decimated_meshes(model) if quality == "fast" else copy.copy(model)
+    vis = uploaded.vis.quality
+    vis.offsamples, vis.shadowsize = 0, 0  # neither multisampling nor shadow maps
+    if quality == "fast":
+        vis.numslices, vis.numstacks, vis.numquads = _SLICES, _STACKS, 1
+        # A plane's third size is the spacing of its grid: 0.1 makes 3,500 triangles of MetaWorld's floor.
+        planes = uploaded.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+        uploaded.geom_size[planes, 2] = uploaded.geom_size[planes, :2].max(axis=1) / 2
+    return uploaded
+
+
 def _create_gl_context(backend: str):  # type: ignore[no-untyped-def]  # MuJoCo's context classes share no base class
     if backend == "egl":
         from mujoco.egl import GLContext
     elif backend == "osmesa":
+        # One thread a process: Mesa's default of one more for each core makes small pictures slower, and worker processes
+        # share the cores already. Read when the context is made.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
         from mujoco.osmesa import GLContext
     else:
         from mujoco.gl_context import GLContext
@@ -112,7 +130,9 @@ def _create_gl_context(backend: str):  # type: ignore[no-untyped-def]  # MuJoCo'
 def _fingerprint(model: mujoco.MjModel) -> int:
     """A checksum of everything that MuJoCo uploads to OpenGL."""
     checksum = 0
+    planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
     uploaded = (
+        *(model.geom_size[planes], model.mat_texid, model.mat_texrepeat),
         *(model.mesh_vert, model.mesh_face, model.mesh_normal, model.mesh_texcoord),
         *(model.tex_data, model.tex_type, model.tex_height, model.tex_width, model.hfield_data, model.skin_vert),
     )

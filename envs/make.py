@@ -41,7 +41,7 @@ def make_vla_env(
     :param n_action_steps: How many of them are executed, all by default
     :param gamma: Discount factor per step inside a chunk; must be that of the algorithm
     :param cameras: The views, see :class:`CameraObservation`
-    :param quality: ``"fast"`` or ``"full"`` rendering, see :class:`SceneRenderer`
+    :param quality: ``"fast"``, ``"plain"`` or ``"full"`` rendering, see :class:`SceneRenderer`
     :param max_instruction_bytes: Length of the instruction observation
     :param render_mode: ``None``; ``"rgb_array"``: ``render()`` gives the current frame; ``"rgb_array_list"``: it gives one
         frame for every primitive step since the last call, those inside chunks too
@@ -83,7 +83,7 @@ def wrap_for_policy(
     :param n_action_steps: How many of them are executed, all by default
     :param gamma: Discount factor per step inside a chunk
     :param cameras: The views
-    :param quality: ``"fast"`` or ``"full"`` rendering
+    :param quality: ``"fast"``, ``"plain"`` or ``"full"`` rendering
     :param max_instruction_bytes: Length of the instruction observation
     :return: The environment
     """

@@ -28,8 +28,10 @@ class SceneRenderer:
 
     :param model: The MuJoCo model
     :param cameras: The views
-    :param quality: ``"fast"``: no shadows, reflections, multisampling, sky or haze; ``"full"``: as the model says
+    :param quality: ``"full"``: all that the model asks for, the pixels of MetaWorld's own ``render()``; ``"plain"``: without
+        shadows, reflections, multisampling, sky and haze; ``"fast"``: that with fewer triangles, hardly seen in small pictures
     :raises ValueError: If a camera or the quality is unknown
+    :raises ImportError: If the quality is ``"fast"`` and fast-simplification is not installed
     :raises RuntimeError: If no OpenGL library is installed
     """
 
@@ -74,7 +76,7 @@ class SceneRenderer:
         try:
             if camera.fovy is not None:
                 self.model.cam_fovy[camera_id] = camera.fovy
-            if self.quality == "fast":  # in full quality what is out of view may still throw a shadow into it
+            if self.quality != "full":  # in full quality what is out of view may still throw a shadow into it
                 hidden = outside_view(self.model, data, camera_id, camera.width / camera.height)
                 self.model.geom_group[hidden] = _HIDDEN_GROUP
             mujoco.mjv_updateScene(self.model, data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL, scene)

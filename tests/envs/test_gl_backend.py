@@ -101,6 +101,22 @@ print(env.reset(seed=0)[0]["image"].std() > 20)
     assert run.stdout.strip() == "True", run.stderr
 
 
+@pytest.mark.skipif(select_gl_backend() != "osmesa", reason="only Mesa draws with threads on the CPU")
+@pytest.mark.parametrize(("chosen", "n_threads"), [(None, 0), ("2", 2)])
+def test_software_rendering_takes_one_thread_a_process_unless_the_user_wants_more(chosen, n_threads):
+    code = """
+from pathlib import Path
+from sb3_vla_envs.gl_context import shared_gl_context
+shared_gl_context()
+print(sum("llvmpipe" in comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "LP_NUM_THREADS"}
+    if chosen is not None:
+        environment["LP_NUM_THREADS"] = chosen
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert int(run.stdout) == n_threads
+
+
 def test_import_alone_loads_no_simulator():
     code = "import sys, sb3_vla_envs; print(sorted({'mujoco', 'metaworld', 'torch', 'stable_baselines3'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
