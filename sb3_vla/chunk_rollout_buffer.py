@@ -9,6 +9,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
+from .transfer import to_device
+
 
 class ChunkRolloutBufferSamples(NamedTuple):
     """
@@ -104,7 +106,15 @@ class ChunkRolloutBuffer(RolloutBuffer):
             if len(advantages) > 1:
                 self.advantages[of_task] = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
-    def get(self, batch_size: int | None = None) -> Generator[ChunkRolloutBufferSamples, None, None]:  # type: ignore[override]
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None, keys: Sequence[str] | None = None
+    ) -> Generator[ChunkRolloutBufferSamples, None, None]:
+        """
+        :param batch_size: Samples in a minibatch, by default all
+        :param keys: Of dictionary observations only these, by default all
+        :return: Generator over the minibatches of one epoch
+        """
+        self._keys = keys
         if not self.generator_ready:
             self.chunk_lengths = self.swap_and_flatten(self.chunk_lengths)
         yield from super().get(batch_size)  # type: ignore[misc]
@@ -112,11 +122,62 @@ class ChunkRolloutBuffer(RolloutBuffer):
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> ChunkRolloutBufferSamples:
-        fields = super()._get_samples(batch_inds, env)._asdict()
-        if self.steps_apart:
-            fields["old_log_prob"] = self.to_torch(self.log_probs[batch_inds])
-        return ChunkRolloutBufferSamples(**fields, chunk_lengths=self.to_torch(self.chunk_lengths[batch_inds].flatten()))
+        # Indexing has copied already
+        log_probs = self.log_probs[batch_inds]
+        arrays = {
+            "actions": self.actions[batch_inds].astype(np.float32, copy=False),
+            "old_values": self.values[batch_inds].flatten(),
+            "old_log_prob": log_probs if self.steps_apart else log_probs.flatten(),
+            "advantages": self.advantages[batch_inds].flatten(),
+            "returns": self.returns[batch_inds].flatten(),
+            "chunk_lengths": self.chunk_lengths[batch_inds].flatten(),
+        }
+        return ChunkRolloutBufferSamples(
+            observations=self._get_observations(batch_inds),
+            **{name: to_device(array, self.device) for name, array in arrays.items()},
+        )
+
+    def _get_observations(self, batch_inds: np.ndarray) -> th.Tensor | TensorDict:
+        return to_device(self.observations[batch_inds], self.device)
 
 
 class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
-    """:class:`ChunkRolloutBuffer` for dictionary observations."""
+    """
+    :class:`ChunkRolloutBuffer` for dictionary observations.
+
+    It holds the keys of its own observation space, which may be fewer than the environment's: those of the others that a
+    policy has encoded once and for all come by :meth:`record_precomputed`.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.precomputed: dict[str, th.Tensor] = {}
+
+    def record_precomputed(self, precomputed: dict[str, th.Tensor]) -> None:
+        """
+        Announce more of the observations that the next call of :meth:`add` is about.
+
+        :param precomputed: Tensors ``(n_envs, ...)`` by key, which stay on their device and in their precision
+        """
+        for key, value in precomputed.items():
+            if key not in self.precomputed:
+                self.precomputed[key] = value.new_empty((self.buffer_size, *value.shape))
+            self.precomputed[key][self.pos] = value
+
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None, keys: Sequence[str] | None = None
+    ) -> Generator[ChunkRolloutBufferSamples, None, None]:
+        if not self.generator_ready:
+            self.precomputed = {key: value.transpose(0, 1).flatten(0, 1) for key, value in self.precomputed.items()}
+        yield from super().get(batch_size, keys)
+
+    def _get_observations(self, batch_inds: np.ndarray) -> TensorDict:
+        arrays = {key: array[batch_inds] for key, array in self.observations.items() if self._wants(key)}
+        tensors = {key: tensor for key, tensor in self.precomputed.items() if self._wants(key)}
+        return {
+            **{key: to_device(array, self.device) for key, array in arrays.items()},
+            **{key: tensor[th.as_tensor(batch_inds, device=tensor.device)] for key, tensor in tensors.items()},
+        }
+
+    def _wants(self, key: str) -> bool:
+        return self._keys is None or key in self._keys

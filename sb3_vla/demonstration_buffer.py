@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
+from .vla_policy import VLAPolicy
+
 # Demonstrations hold dictionaries; an array observation goes by this key
 ARRAY_KEY = "observation"
 
@@ -25,6 +27,10 @@ class DemonstrationSamples(NamedTuple):
     observations: PyTorchObs
     actions: th.Tensor
     chunk_lengths: th.Tensor
+
+
+# An episode and the number of a chunk in it
+_Pair = tuple[Demonstration, int]
 
 
 class DemonstrationBuffer:
@@ -62,6 +68,9 @@ class DemonstrationBuffer:
         # Best (shortest) first
         self.episodes: dict[str, list[Demonstration]] = {}
         self._index: dict[str, np.ndarray] = {}
+        # What a policy's frozen parts make of an episode, by the episode's id
+        self._precomputed: dict[int, dict[str, th.Tensor]] = {}
+        self._frozen_version: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         """Number of observation-chunk pairs."""
@@ -71,11 +80,12 @@ class DemonstrationBuffer:
         held = ", ".join(f"{task!r}: {len(demos)}" for task, demos in self.episodes.items())
         return f"DemonstrationBuffer({{{held}}}, episodes_per_task={self.episodes_per_task})"
 
-    def add(self, demonstration: Demonstration) -> bool:
+    def add(self, demonstration: Demonstration, precomputed: dict[str, th.Tensor] | None = None) -> bool:
         """
         Offer an episode.
 
         :param demonstration: The episode; its observations may have channels last or first
+        :param precomputed: What :meth:`VLAPolicy.precompute` made of its observations, ``(T, ...)`` by key, if that is known
         :return: Whether it was admitted
         :raises ValueError: if an observation key is missing, or a shape is not that of the model's spaces
         """
@@ -86,8 +96,10 @@ class DemonstrationBuffer:
             return False
         held = self.episodes.setdefault(demonstration.task, [])
         if len(held) >= self.episodes_per_task:
-            held.pop()
+            self._precomputed.pop(id(held.pop()), None)
         held.append(demonstration)
+        if precomputed:
+            self._precomputed[id(demonstration)] = precomputed
         held.sort(key=lambda demo: demo.n_steps)
         self._index[demonstration.task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
         return True
@@ -110,12 +122,15 @@ class DemonstrationBuffer:
         """
         return sum(self.add(demonstration) for demonstration in demonstrations)
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DemonstrationSamples:
+    def sample(
+        self, batch_size: int, env: VecNormalize | None = None, policy: VLAPolicy | None = None
+    ) -> DemonstrationSamples:
         """
         Draw pairs, uniformly over the tasks and then over the pairs of a task.
 
         :param batch_size: Number of pairs
         :param env: Normalises the observations, which the buffer holds as they were
+        :param policy: What its frozen parts make of an observation comes in place of what they read, and is computed once
         :return: The batch, on the buffer's device
         :raises ValueError: if the buffer is empty
         """
@@ -127,17 +142,55 @@ class DemonstrationBuffer:
             index = self._index[tasks[task]]
             episode, step = index[self.rng.integers(len(index))]
             pairs.append((self.episodes[tasks[task]][episode], step))
-        keys = pairs[0][0].observations
-        stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
-        observations: Any = stacked if isinstance(self.observation_space, spaces.Dict) else stacked[ARRAY_KEY]
-        if env is not None:
-            observations = env.normalize_obs(observations)
         return DemonstrationSamples(
-            observations=obs_as_tensor(observations, th.device(self.device)),
+            # VecNormalize's statistics go on changing, and with them what could be computed once
+            observations=self._observations(pairs, env) if policy is None or env else self._precompute(pairs, policy),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
             actions=th.as_tensor(np.stack([demo.actions[step] for demo, step in pairs]), dtype=th.float32, device=self.device),
             chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=self.device),
         )
+
+    def _observations(
+        self, pairs: Sequence[_Pair], env: VecNormalize | None = None, keys: Sequence[str] | None = None
+    ) -> PyTorchObs:
+        """
+        :param pairs: Episode and chunk of each sample
+        :param env: Normalises the observations
+        :param keys: Only these, by default all
+        :return: Observations of the samples
+        """
+        keys = list(self._observation_spaces()) if keys is None else keys
+        stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
+        observations: Any = stacked if isinstance(self.observation_space, spaces.Dict) else stacked[ARRAY_KEY]
+        if env is not None:
+            observations = env.normalize_obs(observations)
+        return obs_as_tensor(observations, th.device(self.device))
+
+    def _precompute(self, pairs: Sequence[_Pair], policy: VLAPolicy) -> dict[str, th.Tensor]:
+        """
+        :param pairs: Episode and chunk of each sample
+        :param policy: Its frozen parts look at every episode that they have not seen
+        :return: Observations of the samples that the policy still reads, and what its frozen parts made of the others
+        """
+        self.forget_outdated(policy)
+        known = []
+        for demo, step in pairs:
+            if id(demo) not in self._precomputed:
+                observations = {key: th.from_numpy(value).to(self.device) for key, value in demo.observations.items()}
+                self._precomputed[id(demo)] = policy.precompute(observations)
+            known.append((self._precomputed[id(demo)], step))
+        precomputed = {key: th.stack([tensors[key][step] for tensors, step in known]) for key in known[0][0]}
+        return {**self._observations(pairs, keys=policy.stored_keys), **precomputed}  # type: ignore[dict-item]
+
+    def forget_outdated(self, policy: VLAPolicy) -> None:
+        """
+        Forget what a policy's frozen parts computed before their weights were replaced.
+
+        :param policy: The policy
+        """
+        if (version := policy.frozen_version()) != self._frozen_version:
+            self._precomputed.clear()
+            self._frozen_version = version
 
     def summary(self) -> dict[str, dict[str, float]]:
         """
@@ -173,9 +226,9 @@ class DemonstrationBuffer:
         :raises ValueError: if the file is truncated, of another format, or does not fit the spaces
         """
         loaded = copy.copy(self)
-        loaded.episodes, loaded._index = {}, {}
+        loaded.episodes, loaded._index, loaded._precomputed = {}, {}, {}
         loaded.extend(load_demonstrations(path))
-        self.episodes, self._index = loaded.episodes, loaded._index
+        self.episodes, self._index, self._precomputed = loaded.episodes, loaded._index, loaded._precomputed
 
     def _empty_failure(self) -> Demonstration:
         """

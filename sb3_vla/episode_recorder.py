@@ -1,9 +1,10 @@
 """The callback that follows every episode of a rollout."""
 
 from collections import defaultdict, deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 
@@ -11,8 +12,16 @@ from sb3_vla_envs import Demonstration
 
 from .chunk_rollout_buffer import ChunkRolloutBuffer
 from .demonstration_buffer import ARRAY_KEY, DemonstrationBuffer
+from .vla_policy import VLAPolicy
 
-_Chunk = tuple[dict[str, np.ndarray], np.ndarray, int]
+
+class _Chunk(NamedTuple):
+    """What an environment saw and did."""
+
+    observation: dict[str, np.ndarray]
+    precomputed: dict[str, th.Tensor]
+    action: np.ndarray
+    length: int
 
 
 class EpisodeRecorder(BaseCallback):
@@ -42,12 +51,16 @@ class EpisodeRecorder(BaseCallback):
         self._episodes: list[list[_Chunk] | None] = [[] if start else None for start in starts]
         self._n_steps = [0] * len(starts)
         self._observation = self._latest_observation()
+        if self.replay_buffer is not None and isinstance(self.model.policy, VLAPolicy):
+            self.replay_buffer.forget_outdated(self.model.policy)
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]
         lengths = [info.get("chunk_length", 1) for info in infos]
         rollout_buffer: ChunkRolloutBuffer = self.locals["rollout_buffer"]
         rollout_buffer.record_chunks(lengths, self.locals["rewards"], [info.get("task", "") for info in infos])
+        if self._precomputed:
+            rollout_buffer.record_precomputed(self._precomputed)  # type: ignore[attr-defined]
         self.model.num_primitive_steps += sum(lengths)  # type: ignore[attr-defined]
         for i, (info, done) in enumerate(zip(infos, self.locals["dones"], strict=True)):
             if self.replay_buffer is not None:
@@ -56,6 +69,12 @@ class EpisodeRecorder(BaseCallback):
                 self._end_episode(i, info)
         self._observation = self._latest_observation(self.locals["new_obs"])
         return True
+
+    @property
+    def _precomputed(self) -> dict[str, th.Tensor]:
+        """What VLAPolicy's frozen parts made of the observations before this step, by key, ``(n_envs, ...)``."""
+        policy = self.model.policy
+        return policy.precomputed if isinstance(policy, VLAPolicy) else {}
 
     def _latest_observation(self, new_obs: Any = None) -> dict[str, np.ndarray]:
         """
@@ -82,7 +101,8 @@ class EpisodeRecorder(BaseCallback):
         # Copies, as a view would keep the observations of all environments; and the sampled action before clipping, as the
         # likelihood sees it: the mean of clipped samples shrinks
         copies = {key: values[i].copy() for key, values in self._observation.items()}
-        episode.append((copies, self.locals["actions"][i], length))
+        precomputed = {key: values[i].clone() for key, values in self._precomputed.items()}
+        episode.append(_Chunk(copies, precomputed, self.locals["actions"][i], length))
         self._n_steps[i] += length
         if not replay_buffer.admits(task, self._n_steps[i]):
             self._episodes[i] = None
@@ -102,7 +122,9 @@ class EpisodeRecorder(BaseCallback):
         if success and "steps_to_success" in info:
             self.steps_to_success[task].append(info["steps_to_success"])
         if success and episode and self.replay_buffer is not None:
-            self.replay_buffer.add(_to_demonstration(task, episode))
+            keys = episode[0].precomputed
+            precomputed = {key: th.stack([chunk.precomputed[key] for chunk in episode]) for key in keys}
+            self.replay_buffer.add(_to_demonstration(task, episode), precomputed)
 
     def _on_rollout_end(self) -> None:
         self.logger.record("time/primitive_steps", self.model.num_primitive_steps)  # type: ignore[attr-defined]
@@ -127,8 +149,8 @@ def _to_demonstration(task: str, chunks: list[_Chunk]) -> Demonstration:
     """
     return Demonstration(
         task=task,
-        observations={key: np.stack([observation[key] for observation, _, _ in chunks]) for key in chunks[0][0]},
-        actions=np.stack([action for _, action, _ in chunks]),
-        chunk_lengths=np.array([length for _, _, length in chunks], dtype=np.int64),
+        observations={key: np.stack([chunk.observation[key] for chunk in chunks]) for key in chunks[0].observation},
+        actions=np.stack([chunk.action for chunk in chunks]),
+        chunk_lengths=np.array([chunk.length for chunk in chunks], dtype=np.int64),
         success=True,
     )

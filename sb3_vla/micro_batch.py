@@ -35,6 +35,8 @@ def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float
     :param by_steps: Whether each executed primitive step counts the same, instead of each chunk
     :return: How much the piece's mean counts in the batch's mean
     """
+    if piece is batch:
+        return 1.0
     if by_steps:
         return (piece.chunk_lengths.sum() / batch.chunk_lengths.sum()).item()
     return len(piece.actions) / len(batch.actions)

@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,13 +28,17 @@ SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
 
 
 class PPOLoss(NamedTuple):
-    """Terms of PPO's loss on a batch, and what is logged of it."""
+    """Terms of PPO's loss on a batch, and what is logged of it: scalars."""
 
     policy: th.Tensor
     value: th.Tensor
     entropy: th.Tensor
-    approx_kl: float
-    clip_fraction: float
+    approx_kl: th.Tensor
+    clip_fraction: th.Tensor
+
+
+# By name, what each optimisation step logs: tensors, as asking for their values would make a GPU wait
+_Logs = dict[str, list[th.Tensor]]
 
 
 class PPOSelfBC(PPO):
@@ -210,6 +215,7 @@ class PPOSelfBC(PPO):
         if isinstance(self.policy, VLAPolicy):
             # What is saved must rebuild with no network and no checkpoint at hand
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
+            self.rollout_buffer = self._make_rollout_buffer(self.policy.stored_keys)
         if self.ratio_per == "chunk" and getattr(self.policy, "noise_correlation", 0.0) > 0:
             raise ValueError(
                 f"ratio_per='chunk' multiplies the steps' likelihoods, but noise_correlation={self.policy.noise_correlation} "
@@ -222,6 +228,26 @@ class PPOSelfBC(PPO):
                 f"{' and '.join(f'{name}_learning_rate' for name in self._part_schedules)} need VLAPolicy, whose optimizer "
                 f"has a parameter group for each part; {type(self.policy).__name__} has one: use learning_rate"
             )
+
+    def _make_rollout_buffer(self, keys: Sequence[str]) -> ChunkRolloutBuffer:
+        """
+        :param keys: The observations that the policy reads in training
+        :return: A rollout buffer like that of SB3's ``_setup_model``, but without the observations that frozen parts of the
+            policy have encoded
+        """
+        assert isinstance(self.observation_space, spaces.Dict) and self.rollout_buffer_class is not None
+        buffer = self.rollout_buffer_class(
+            self.n_steps,
+            spaces.Dict({key: self.observation_space[key] for key in keys}),
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+        assert isinstance(buffer, ChunkRolloutBuffer)
+        return buffer
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
@@ -290,17 +316,15 @@ class PPOSelfBC(PPO):
         if self.normalize_advantage == "task":
             self.rollout_buffer.normalize_advantages_per_task()
 
-        logs: dict[str, list[float]] = defaultdict(list)
+        logs: _Logs = defaultdict(list)
         n_policy_epochs = 0 if self.num_timesteps <= self.critic_warmup_steps else self.n_epochs
         weights = self._train_policy(n_policy_epochs, clip_range, clip_range_vf, logs)
         for _ in range((self.critic_epochs or self.n_epochs) - n_policy_epochs):
-            for rollout_data in self.rollout_buffer.get(self.batch_size):
+            for rollout_data in self.rollout_buffer.get(self.batch_size, self._critic_keys):
                 self._train_critic(rollout_data, clip_range_vf, logs)
         self._log_training(logs, weights, clip_range, clip_range_vf)
 
-    def _train_policy(
-        self, n_epochs: int, clip_range: float, clip_range_vf: float | None, logs: dict[str, list[float]]
-    ) -> LossWeights | None:
+    def _train_policy(self, n_epochs: int, clip_range: float, clip_range_vf: float | None, logs: _Logs) -> LossWeights | None:
         """
         Epochs of policy, value function and behaviour cloning together.
 
@@ -320,7 +344,7 @@ class PPOSelfBC(PPO):
                 continue_training = self._train_minibatch(rollout_data, clip_range, clip_range_vf, weights, logs)
                 if not continue_training:
                     if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {logs['approx_kl'][-1]:.2f}")
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {logs['approx_kl'][-1].item():.2f}")
                     break
             self._n_updates += 1
             if not continue_training:
@@ -333,7 +357,7 @@ class PPOSelfBC(PPO):
         clip_range: float,
         clip_range_vf: float | None,
         weights: LossWeights,
-        logs: dict[str, list[float]],
+        logs: _Logs,
     ) -> bool:
         """
         One optimisation step.
@@ -347,7 +371,7 @@ class PPOSelfBC(PPO):
         """
         rollout_data = self._normalize_advantages(rollout_data)
         self.policy.optimizer.zero_grad()
-        terms: dict[str, float] = defaultdict(float)
+        terms: dict[str, th.Tensor] = defaultdict(lambda: th.zeros((), device=self.device))
         for piece in split_batch(rollout_data, self.micro_batch_size):
             ppo = self._ppo_loss(piece, clip_range, clip_range_vf)
             samples = batch_share(piece, rollout_data)
@@ -355,46 +379,49 @@ class PPOSelfBC(PPO):
             steps = batch_share(piece, rollout_data, by_steps=self._ratio_per_step)
             loss = steps * (ppo.policy + self.ent_coef * ppo.entropy) + samples * (self.vf_coef * ppo.value)
             (weights.ppo * loss).backward()
-            shares = {
-                "policy_gradient_loss": steps * ppo.policy.item(),
-                "entropy_loss": steps * ppo.entropy.item(),
-                "value_loss": samples * ppo.value.item(),
-                "approx_kl": samples * ppo.approx_kl,
-                "clip_fraction": steps * ppo.clip_fraction,
-                "loss": weights.ppo * loss.item(),
-            }
-            for name, share in shares.items():
-                terms[name] += share
+            terms["policy_gradient_loss"] += steps * ppo.policy.detach()
+            terms["entropy_loss"] += steps * ppo.entropy.detach()
+            terms["value_loss"] += samples * ppo.value.detach()
+            terms["approx_kl"] += samples * ppo.approx_kl
+            terms["clip_fraction"] += steps * ppo.clip_fraction
+            terms["loss"] += weights.ppo * loss.detach()
         if weights.bc > 0:
             terms["bc_loss"] = self._backward_bc(weights.bc)
             terms["loss"] += weights.bc * terms["bc_loss"]
         for name, value in terms.items():
             logs[name].append(value)
-        if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
+        if self.target_kl is not None and terms["approx_kl"].item() > 1.5 * self.target_kl:
             return False
         self._step_optimizer()
         return True
 
-    def _backward_bc(self, weight: float) -> float:
+    def _backward_bc(self, weight: float) -> th.Tensor:
         """
         Add the gradient of the weighted BC loss on a batch of demonstrations.
 
         :param weight: Weight of the loss
-        :return: The unweighted loss
+        :return: The unweighted loss, scalar
         """
-        assert self.replay_buffer is not None
-        batch = self.replay_buffer.sample(self.bc_batch_size or self.batch_size, self._vec_normalize_env)
-        total = 0.0
+        batch = self._sample_demonstrations(self.bc_batch_size or self.batch_size)
+        total = th.zeros((), device=self.device)
         for piece in split_batch(batch, self.micro_batch_size):
             share = batch_share(piece, batch, by_steps=self._bc_per_step)
             loss = self._bc_loss(piece)
             (weight * share * loss).backward()
-            total += share * loss.item()
+            total += share * loss.detach()
         return total
 
-    def _train_critic(
-        self, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None, logs: dict[str, list[float]]
-    ) -> None:
+    def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
+        assert self.replay_buffer is not None
+        policy = self.policy if isinstance(self.policy, VLAPolicy) else None
+        return self.replay_buffer.sample(batch_size, self._vec_normalize_env, policy)
+
+    @property
+    def _critic_keys(self) -> Sequence[str] | None:
+        """The observations that the value function reads, ``None`` for all."""
+        return ("privileged",) if isinstance(self.policy, VLAPolicy) and self.policy.privileged else None
+
+    def _train_critic(self, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None, logs: _Logs) -> None:
         """
         One optimisation step of the value function alone.
 
@@ -403,18 +430,13 @@ class PPOSelfBC(PPO):
         :param logs: Where the loss goes
         """
         self.policy.optimizer.zero_grad()
-        total = 0.0
+        predict = self.policy.critic_values if isinstance(self.policy, VLAPolicy) else self.policy.predict_values
+        total = th.zeros((), device=self.device)
         for piece in split_batch(rollout_data, self.micro_batch_size):
-            values = self.policy.predict_values(piece.observations).flatten()
+            values = predict(piece.observations).flatten()
             loss = batch_share(piece, rollout_data) * value_loss(values, piece.old_values, piece.returns, clip_range_vf)
             loss.backward()
-            total += loss.item()
-        if isinstance(self.policy, VLAPolicy):
-            # Without privileged observations the value's gradient reaches the backbone, which the actor reads
-            for group in self.policy.optimizer.param_groups:
-                if group["name"] != "critic":
-                    for parameter in group["params"]:
-                        parameter.grad = None
+            total += loss.detach()
         self._step_optimizer()
         logs["value_loss"].append(total)
 
@@ -468,8 +490,8 @@ class PPOSelfBC(PPO):
         # ratio between old and new policy, should be one at the first iteration
         ratio = th.exp(log_ratio)
         with th.no_grad():
-            approx_kl = approximate_kl(log_ratio, mask).item()
-            clip_fraction = masked_mean((th.abs(ratio - 1) > clip_range).float(), mask).item()
+            approx_kl = approximate_kl(log_ratio, mask)
+            clip_fraction = masked_mean((th.abs(ratio - 1) > clip_range).float(), mask)
         return PPOLoss(
             policy=clipped_surrogate_loss(ratio, rollout_data.advantages, clip_range, mask),
             value=value_loss(values.flatten(), rollout_data.old_values, rollout_data.returns, clip_range_vf),
@@ -507,7 +529,7 @@ class PPOSelfBC(PPO):
         ppo_grad_norm = bc_grad_norm = None
         if self._bc_rule.needs_gradient_norms:
             piece = next(split_batch(self._normalize_advantages(rollout_data), self.micro_batch_size))
-            bc_loss = self._bc_loss(self.replay_buffer.sample(len(piece.advantages), self._vec_normalize_env))
+            bc_loss = self._bc_loss(self._sample_demonstrations(len(piece.advantages)))
             ppo_loss = self._ppo_loss(piece, clip_range, None).policy
             ppo_grad_norm, bc_grad_norm = self._gradient_norms(ppo_loss, bc_loss)
         success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
@@ -526,12 +548,12 @@ class PPOSelfBC(PPO):
         ppo_norm, bc_norm = (th.cat([g.flatten() for g in gradients]).norm().item() for gradients in zip(*shared, strict=True))
         return ppo_norm, bc_norm
 
-    def _log_training(
-        self, logs: dict[str, list[float]], weights: LossWeights | None, clip_range: float, clip_range_vf: float | None
-    ) -> None:
+    def _log_training(self, logs: _Logs, weights: LossWeights | None, clip_range: float, clip_range_vf: float | None) -> None:
         for name, values in logs.items():
             if values:
-                self.logger.record(f"train/{name}", values[-1] if name == "loss" else np.mean(values))
+                self.logger.record(
+                    f"train/{name}", (values[-1] if name == "loss" else th.stack(values).double().mean()).item()
+                )
         explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained_var)
         if hasattr(self.policy, "log_std"):

@@ -20,8 +20,7 @@ from .chunk_head import GaussianChunkDistribution, GaussianChunkHead
 from .normalizer import Normalizer
 
 REQUIRED_KEYS = ("image", "instruction", "state")
-# Not float16, which needs its gradients scaled
-AUTOCAST_DTYPES = {"bfloat16": th.bfloat16}
+AUTOCASTS = (None, "auto", "bfloat16")  # not float16, which needs its gradients scaled
 
 
 class VLAPolicy(ActorCriticPolicy):
@@ -32,6 +31,9 @@ class VLAPolicy(ActorCriticPolicy):
     ``instruction`` (UTF-8 bytes), the action a chunk of shape ``(h, d)``: see "The contract" in the README. With a key
     ``privileged`` the value function reads that instead of the backbone's features (asymmetric actor-critic, Pinto et al.
     2017, arXiv 1710.06542); the actor never does, and :meth:`predict` works without it.
+
+    What the backbone's frozen parts make of an observation is computed once and may stand in the observation's place, see
+    :meth:`precompute`.
 
     ``forward`` and ``evaluate_actions`` return log-probability and entropy for each primitive step, ``(batch, h)``, which
     is what :class:`~sb3_vla.PPOSelfBC` and its rollout buffer expect.
@@ -49,8 +51,8 @@ class VLAPolicy(ActorCriticPolicy):
     :param log_std_init: Initial logarithm of the standard deviation
     :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
         :class:`~sb3_vla.chunk_head.GaussianChunkDistribution`
-    :param autocast: Precision of the backbone's matrix products: ``None`` (float32) or ``"bfloat16"``. Both heads
-        stay in float32
+    :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
+        where the processor computes in it. Both heads stay in float32
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
@@ -78,8 +80,8 @@ class VLAPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space, chunk_size)
         if use_sde:
             raise ValueError("VLAPolicy has no state-dependent exploration: pass use_sde=False")
-        if autocast is not None and autocast not in AUTOCAST_DTYPES:
-            raise ValueError(f"autocast must be None or one of {sorted(AUTOCAST_DTYPES)}, got {autocast!r}")
+        if autocast not in AUTOCASTS:
+            raise ValueError(f"autocast must be one of {AUTOCASTS}, got {autocast!r}")
         self.backbone_spec = (backbone, backbone_kwargs or {})
         self.frozen = tuple(frozen)
         self.head_dim = head_dim
@@ -88,6 +90,7 @@ class VLAPolicy(ActorCriticPolicy):
         self.autocast = autocast
         self.image_keys = [key for key in observation_space if key == "image" or key.startswith("image_")]
         self.privileged = "privileged" in observation_space.spaces
+        self.precomputed: dict[str, th.Tensor] = {}
         super().__init__(
             observation_space,
             action_space,
@@ -181,18 +184,67 @@ class VLAPolicy(ActorCriticPolicy):
         if self.privileged:
             self.privileged_normalizer.fit(observations["privileged"])
 
-    def encode(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    @property
+    def stored_keys(self) -> list[str]:
+        """Observations that :meth:`evaluate_actions` reads beside what :meth:`precompute` returns."""
+        read = list(REQUIRED_KEYS[1:]) + self.image_keys
+        if _is_frozen(self.backbone):
+            read = []
+        elif self._images_are_frozen:
+            read = list(REQUIRED_KEYS[1:])
+        return [key for key in self.observation_space if key in read or key == "privileged"]  # type: ignore[attr-defined]
+
+    def precompute(self, obs: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        Run the frozen parts of the backbone.
+
+        Added to an observation, the result takes the place of what it was computed from: whoever sees an observation several
+        times, in epochs over a rollout or as a demonstration, need not compute it again as long as :meth:`frozen_version`
+        stays the same.
+
+        :param obs: Raw observation, each key ``(batch, ...)``
+        :return: Tensors ``(batch, ...)``: ``features`` if the whole backbone is frozen, ``image_tokens`` if only the images'
+            encoder is, nothing if that is trained
+        """
+        with th.no_grad():
+            if _is_frozen(self.backbone):
+                return {"features": th.stack(self.encode(obs), dim=1)}
+            if self._images_are_frozen:
+                return {"image_tokens": self._encode_images(obs)}
+        return {}
+
+    def frozen_version(self) -> tuple[int, ...]:
+        """
+        :return: Something that differs after the frozen weights were replaced (``load_state_dict``)
+        """
+        return tuple(tensor._version for tensor in self.state_dict(keep_vars=True).values() if not tensor.requires_grad)
+
+    @property
+    def _images_are_frozen(self) -> bool:
+        return all(_is_frozen(module) for module in self.backbone.image_encoder)
+
+    def _encode_images(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+        with self._autocast():
+            return self.backbone.encode_images({key: obs[key] for key in self.image_keys})
+
+    def _autocast(self) -> th.autocast:
+        enabled = self.autocast == "bfloat16" or (self.autocast == "auto" and _has_bfloat16(self.device))
+        return th.autocast(self.device.type, dtype=th.bfloat16, enabled=enabled)
+
+    def encode(self, obs: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
         """
         Run the backbone.
 
-        :param obs: Raw observation, each key ``(batch, ...)``
+        :param obs: Raw observation, each key ``(batch, ...)``, or :attr:`stored_keys` of it and what :meth:`precompute` made
         :return: Features for the action and for the value, each ``(batch, features_dim)`` float32
         """
-        images = {key: obs[key] for key in self.image_keys}  # type: ignore[index]
-        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()]  # type: ignore[index]
-        dtype = AUTOCAST_DTYPES.get(self.autocast or "")
-        with th.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            features = self.backbone(images, prompts, self.state_normalizer(obs["state"]))  # type: ignore[index]
+        if "features" in obs:
+            action, value = obs["features"].unbind(dim=1)
+            return action, value
+        image_tokens = obs["image_tokens"] if "image_tokens" in obs else self._encode_images(obs)
+        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()]
+        with self._autocast():
+            features = self.backbone(image_tokens, prompts, self.state_normalizer(obs["state"]))
         return features.action.float(), features.value.float()
 
     def _value(self, obs: PyTorchObs, value_features: th.Tensor) -> th.Tensor:
@@ -204,7 +256,9 @@ class VLAPolicy(ActorCriticPolicy):
         :param deterministic: Whether to return the mean instead of a sample
         :return: Chunks ``(batch, h, d)`` before clipping, values ``(batch, 1)``, log-probabilities ``(batch, h)``
         """
-        action_features, value_features = self.encode(obs)
+        # Kept for whoever stores the observation
+        self.precomputed = self.precompute(obs)  # type: ignore[arg-type]
+        action_features, value_features = self.encode({**obs, **self.precomputed})  # type: ignore[dict-item]
         distribution = self.head(action_features)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self._value(obs, value_features), distribution.log_prob(actions)
@@ -215,7 +269,7 @@ class VLAPolicy(ActorCriticPolicy):
         :param actions: Chunks, ``(batch, h * d)`` or ``(batch, h, d)``
         :return: Values ``(batch, 1)``, log-probabilities ``(batch, h)`` and entropies ``(batch, h)``
         """
-        action_features, value_features = self.encode(obs)
+        action_features, value_features = self.encode(obs)  # type: ignore[arg-type]
         distribution = self.head(action_features)
         return self._value(obs, value_features), distribution.log_prob(actions), distribution.entropy()
 
@@ -224,7 +278,7 @@ class VLAPolicy(ActorCriticPolicy):
         :param obs: Observation, each key ``(batch, ...)``
         :return: Distribution over chunks
         """
-        return self.head(self.encode(obs)[0])
+        return self.head(self.encode(obs)[0])  # type: ignore[arg-type]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -233,7 +287,20 @@ class VLAPolicy(ActorCriticPolicy):
         """
         if self.privileged:
             return self.critic(self.privileged_normalizer(obs["privileged"]))  # type: ignore[index]
-        return self.critic(self.encode(obs)[1])
+        return self.critic(self.encode(obs)[1])  # type: ignore[arg-type]
+
+    def critic_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Like :meth:`predict_values`, with a gradient for the critic alone, and not for the backbone, which the actor reads.
+
+        :param obs: Observation, each key ``(batch, ...)``
+        :return: Values ``(batch, 1)``
+        """
+        if self.privileged:
+            return self.predict_values(obs)
+        with th.no_grad():
+            value_features = self.encode(obs)[1]  # type: ignore[arg-type]
+        return self.critic(value_features)
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):
@@ -241,6 +308,17 @@ class _NoFeaturesExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         raise RuntimeError("VLAPolicy has no features extractor: use VLAPolicy.encode")
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _has_bfloat16(device: th.device) -> bool:
+    """Whether a processor multiplies in bfloat16 by itself: elsewhere it would be slower than float32."""
+    if device.type == "cuda":
+        return th.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (th.cpu._is_avx512_bf16_supported() or th.cpu._is_amx_tile_supported())
 
 
 @lru_cache(maxsize=4096)

@@ -19,9 +19,10 @@ class VLABackbone(nn.Module, ABC):
     """
     Turns what the robot sees, is told and feels into one feature vector for the action head and one for the value head.
 
-    A subclass implements :meth:`forward` and :meth:`constructor_kwargs`, and may name its :attr:`parts`, so that they can
-    be frozen one by one. Its constructor must need neither network nor weights file: SB3 builds the policy first and
-    loads the saved weights into it afterwards.
+    A subclass implements :meth:`encode_images`, :meth:`forward` and :meth:`constructor_kwargs`, and may name its
+    :attr:`parts`, so that they can be frozen one by one, and those of them that :meth:`encode_images` runs: where these are
+    frozen, an image is encoded once, when it is observed, and not once an epoch. Its constructor must need neither network
+    nor weights file: SB3 builds the policy first and loads the saved weights into it afterwards.
 
     :param features_dim: Length of each of the two feature vectors
     """
@@ -31,9 +32,16 @@ class VLABackbone(nn.Module, ABC):
         self.features_dim = features_dim
 
     @abstractmethod
-    def forward(self, images: dict[str, th.Tensor], prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+    def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
         """
         :param images: One entry a camera, in the order of the observation space: ``(batch, 3, height, width)``, uint8
+        :return: ``(batch, ...)``, what :meth:`forward` takes
+        """
+
+    @abstractmethod
+    def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        """
+        :param image_tokens: What :meth:`encode_images` returned
         :param prompts: ``batch`` instructions
         :param state: ``(batch, state_dim)`` float32, normalised
         :return: Features for the action head and for the value head
@@ -50,6 +58,11 @@ class VLABackbone(nn.Module, ABC):
     def parts(self) -> dict[str, nn.Module]:
         """The parts that can be frozen, by name; ``"all"`` is always one of them."""
         return {"all": self}
+
+    @property
+    def image_encoder(self) -> Sequence[nn.Module]:
+        """The modules that :meth:`encode_images` runs, by default possibly any."""
+        return (self,)
 
     def freeze(self, parts: Sequence[str]) -> None:
         """

@@ -10,7 +10,7 @@ from typing import Any
 import torch as th
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, ByT5Tokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, ByT5Tokenizer, DynamicCache, PreTrainedModel
 
 from .base import BackboneFeatures, VLABackbone
 
@@ -43,13 +43,18 @@ TINY_CONFIG: dict[str, Any] = {
 }
 
 
+# Beyond, the memory of the attention weights counts
+_MAX_EAGER_TOKENS = 256
+
+
 class SmolVLMBackbone(VLABackbone):
     """
     SmolVLM's vision encoder and connector feed its text model, together with the tokenised prompt and the robot's state.
 
-    The text model sees the images, the prompt, the state (one token), then two learned readout tokens; its last hidden
+    The text model reads the prompt, the images, the state (one token), then two learned readout tokens; its last hidden
     states at these two are the features for the action and for the value. Its attention is causal, so the readouts see
-    everything, and the action readout, which stands first, does not depend on the value's.
+    everything, and the action readout, which stands first, does not depend on the value's. The prompt stands before the
+    images, so that the images are read in its light and it is read once for a whole batch.
 
     :param state_dim: Length of the state vector
     :param config: SmolVLM's configuration as a plain dictionary, by default that of a model with about 1.4 million
@@ -138,19 +143,40 @@ class SmolVLMBackbone(VLABackbone):
             "text": self.model.text_model,
         }
 
-    def forward(self, images: dict[str, th.Tensor], prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
-        batch_size = len(state)
-        image_tokens = [self._encode_image(name, image) for name, image in images.items()]
-        token_ids, prompt_mask = self._pad_prompts(prompts, state.device)
-        prompt_tokens = self.model.text_model.get_input_embeddings()(token_ids)
+    @property
+    def image_encoder(self) -> Sequence[nn.Module]:
+        return (self.model.vision_model, self.model.connector)
+
+    def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param images: One entry a camera: ``(batch, 3, height, width)``, uint8
+        :return: ``(batch, tokens of all cameras, features_dim)``
+        :raises ValueError: if an image can't be cut into whole patches
+        """
+        return th.cat([self._encode_image(name, image) for name, image in images.items()], dim=1)
+
+    def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        distinct = list(dict.fromkeys(prompts))
+        row = th.tensor([distinct.index(prompt) for prompt in prompts], device=state.device)
+        # Attention is causal: what the text model makes of a prompt depends on nothing that follows, and is computed once
+        # for all samples that share it
+        token_ids, mask = self._pad_prompts(distinct, state.device)
+        _use_fast_attention(self.model.text_model, token_ids.shape[1] + image_tokens.shape[1] + 3)
+        read = DynamicCache()
+        self.model.text_model(input_ids=token_ids, attention_mask=mask, past_key_values=read, use_cache=True)
+        prefix = DynamicCache([(layer.keys[row], layer.values[row]) for layer in read.layers])  # type: ignore[index, union-attr]
+        lengths = th.tensor([len(self._tokenize(prompt)) for prompt in distinct], device=state.device)
+
         state_token = self.state_token(state).unsqueeze(1)
-        readouts = self.readout_tokens.expand(batch_size, -1, -1)
-        # (batch, image tokens + prompt tokens + 1 + 2, features_dim)
-        tokens = th.cat([*image_tokens, prompt_tokens, state_token, readouts], dim=1)
-        n_images = sum(tokens_.shape[1] for tokens_ in image_tokens)
-        mask = None if prompt_mask is None else F.pad(prompt_mask, (n_images, 3), value=1)
-        positions = None if mask is None else (mask.cumsum(dim=1) - 1).clamp(min=0)
-        outputs = self.model.text_model(inputs_embeds=tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+        readouts = self.readout_tokens.expand(len(state), -1, -1)
+        # (batch, image tokens + 1 + 2, features_dim)
+        tokens = th.cat([image_tokens, state_token, readouts], dim=1)
+        n_tokens = tokens.shape[1]
+        positions = lengths[row].unsqueeze(1) + th.arange(n_tokens, device=state.device)
+        mask = None if mask is None else F.pad(mask[row], (0, n_tokens), value=1)
+        outputs = self.model.text_model(
+            inputs_embeds=tokens, attention_mask=mask, position_ids=positions, past_key_values=prefix, use_cache=False
+        )
         action, value = outputs.last_hidden_state[:, -2:].unbind(dim=1)
         return BackboneFeatures(action=action, value=value)
 
@@ -172,7 +198,8 @@ class SmolVLMBackbone(VLABackbone):
             )
         mean = th.tensor(self.image_mean, device=image.device).view(3, 1, 1)
         std = th.tensor(self.image_std, device=image.device).view(3, 1, 1)
-        pixels = (pixels / 255 - mean) / std
+        pixels = (pixels - 255 * mean) / (255 * std)
+        _use_fast_attention(self.model.vision_model, (height // self.model.config.vision_config.patch_size) ** 2)
         return self.model.connector(self.model.vision_model(pixels).last_hidden_state)
 
     def _pad_prompts(self, prompts: Sequence[str], device: th.device) -> tuple[th.Tensor, th.Tensor | None]:
@@ -192,7 +219,8 @@ class SmolVLMBackbone(VLABackbone):
         return token_ids, mask
 
     def _tokenize_uncached(self, prompt: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(prompt)["input_ids"])
+        # Of some tokenizers an empty prompt has no token, and there must be one to attend to
+        return tuple(self.tokenizer(prompt)["input_ids"]) or (self.model.config.get_text_config().pad_token_id or 0,)
 
     def __getstate__(self) -> dict[str, Any]:
         # The cache is a C object that neither pickles nor copies (copy.deepcopy of a policy)
@@ -201,6 +229,19 @@ class SmolVLMBackbone(VLABackbone):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+
+def _use_fast_attention(model: PreTrainedModel, n_tokens: int) -> None:
+    """
+    On a CPU the gradient of torch's fused attention is slow in bfloat16: over few tokens the plain products are faster.
+
+    :param model: Part of a model
+    :param n_tokens: Length of the sequence that it is about to read
+    """
+    in_bfloat16 = model.device.type == "cpu" and th.is_autocast_enabled("cpu")
+    wanted = "eager" if in_bfloat16 and n_tokens <= _MAX_EAGER_TOKENS else "sdpa"
+    if model.config._attn_implementation != wanted:
+        model.set_attn_implementation(wanted)
 
 
 def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:

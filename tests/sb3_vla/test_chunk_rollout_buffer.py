@@ -225,3 +225,22 @@ def test_advantages_are_standardised_within_each_task():
     # easy: 1, 3; hard: 100, 200, 300; one of a kind stays as it is
     hard = 100 / np.sqrt(20_000 / 3)
     np.testing.assert_allclose(buffer.advantages, [[-1, -hard, 5], [0, 1, hard]], rtol=1e-5, atol=1e-6)
+
+
+def test_precomputed_observations_keep_precision_and_stay_with_their_samples():
+    buffer = ChunkDictRolloutBuffer(3, spaces.Dict(x=BOX, y=BOX), BOX, n_envs=2)
+    for step in range(3):
+        rows = np.array([[step, env] for env in range(2)], np.float32)
+        buffer.record_precomputed({"tokens": th.tensor(rows, dtype=th.bfloat16)})
+        buffer.add({"x": rows, "y": -rows}, rows, np.zeros(2), np.zeros(2), th.zeros(2), th.zeros(2))
+    seen = []
+    for samples in buffer.get(batch_size=4):
+        assert samples.observations["tokens"].dtype == th.bfloat16
+        assert th.equal(samples.observations["tokens"].float(), samples.observations["x"])
+        assert th.equal(samples.observations["x"], samples.actions)
+        seen += samples.observations["tokens"].tolist()
+    assert sorted(seen) == [[step, env] for step in range(3) for env in range(2)]
+    assert all(set(samples.observations) == {"y"} for samples in buffer.get(batch_size=4, keys=["y"]))
+    assert all(set(samples.observations) == {"tokens"} for samples in buffer.get(batch_size=4, keys=["tokens"]))
+    buffer.reset()
+    assert buffer.precomputed == {}

@@ -216,6 +216,71 @@ def test_deepcopy_is_independent(model):
     assert not np.array_equal(copied.predict(observation, deterministic=True)[0], expected)
 
 
+FROZEN = {"image_tokens": ("vision", "connector"), "features": ("all",)}
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+@pytest.mark.parametrize("key", FROZEN)
+def test_what_frozen_parts_computed_stands_for_what_they_read(key, autocast, make_model):
+    policy = make_model(policy_kwargs={"frozen": FROZEN[key], "autocast": autocast}).policy
+    obs = tensors(policy, prompts=("push", "pull the lever"))
+    actions = policy(obs)[0].detach()
+    precomputed = policy.precompute(obs)
+    assert set(precomputed) == {key} and th.equal(precomputed[key], policy.precomputed[key])
+    read = {"image_tokens": {"state", "instruction", "privileged"}, "features": {"privileged"}}[key]
+    assert set(policy.stored_keys) == read
+    if key == "image_tokens":
+        assert precomputed[key].dtype == (th.float32 if autocast is None else th.bfloat16), "in its own precision"
+
+    def gradient(observation):
+        policy.zero_grad()
+        values, log_prob, _ = policy.evaluate_actions(observation, actions)
+        (values.sum() + log_prob.sum()).backward()
+        return log_prob, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+    log_prob, expected = gradient(obs)
+    log_prob_again, got = gradient({**{name: obs[name] for name in read}, **precomputed})
+    assert th.equal(log_prob, log_prob_again)
+    assert got.keys() == expected.keys() and all(th.equal(got[name], expected[name]) for name in got)
+
+
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("text",)])
+def test_nothing_is_precomputed_where_the_image_encoder_learns(frozen, make_model):
+    policy = make_model(policy_kwargs={"frozen": frozen}).policy
+    assert policy.precompute(tensors(policy)) == {}
+    assert set(policy.stored_keys) == set(policy.observation_space)
+
+
+def test_frozen_version_changes_with_the_frozen_weights_alone(make_model):
+    model = make_model(policy_kwargs={"frozen": FROZEN["image_tokens"]})
+    before = model.policy.frozen_version()
+    model.learn(16)
+    assert model.policy.frozen_version() == before
+    model.policy.load_state_dict(model.policy.state_dict())
+    assert model.policy.frozen_version() != before
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_critic_values_have_a_gradient_for_the_critic_alone(privileged, make_model, make_vec_env):
+    policy = make_model(make_vec_env(privileged=privileged)).policy
+    values = policy.critic_values(obs := tensors(policy))
+    assert th.equal(values, policy.predict_values(obs))
+    values.sum().backward()
+    with_gradient = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None}
+    assert with_gradient == {"critic"}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_autocast_is_bfloat16_where_the_processor_has_it(fast, make_model, monkeypatch):
+    monkeypatch.setattr(th.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(th.cpu, "_is_amx_tile_supported", lambda: False)
+    auto, named = (
+        make_model(policy_kwargs={"autocast": autocast}).policy for autocast in ("auto", "bfloat16" if fast else None)
+    )
+    obs = tensors(auto)
+    assert th.equal(auto.get_distribution(obs).mode(), named.get_distribution(obs).mode())
+
+
 @pytest.mark.parametrize("autocast", ["bfloat16"])
 def test_autocast_rounds_the_backbone_but_not_the_heads(autocast, make_model):
     exact, rounded = make_model().policy, make_model(policy_kwargs={"autocast": autocast}).policy
@@ -254,10 +319,12 @@ class PixelSum(VLABackbone):
         self.linear = th.nn.Linear(state_dim + 1, 8)
         self.prompts_seen: set[str] = set()
 
-    def forward(self, images, prompts, state):
+    def encode_images(self, images):
         assert images["image"].dtype == th.uint8 and images["image"].shape[1:] == (3, 8, 8)
+        return images["image"].float().mean(dim=(1, 2, 3)).unsqueeze(1) / 255
+
+    def forward(self, pixels, prompts, state):
         self.prompts_seen |= set(prompts)
-        pixels = images["image"].float().mean(dim=(1, 2, 3)).unsqueeze(1) / 255
         return BackboneFeatures(*(self.scale * self.linear(th.cat([pixels, state], 1))).split(4, dim=1))
 
     def constructor_kwargs(self):
