@@ -193,8 +193,10 @@ def _attempts(build: tuple[Any, ...], n_workers: int) -> Iterator[Attempts]:
         finally:
             runner.env.close()
         return
-    # Spawned, not forked: an OpenGL context does not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    # Not forked from this process: an OpenGL context does not survive that. From a fork server, where the platform has one,
+    # which spares workers the import of what the application lets it preload (multiprocessing.set_forkserver_preload).
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=build)
     try:
         yield lambda todo: pool.map(_attempt_in_worker, todo)

@@ -209,7 +209,7 @@ class MetaWorldEnv(gym.Env):
         if self.task not in self._renderers:
             from .rendering import SceneRenderer  # needs OpenGL, which environments without pictures do not
 
-            self._renderers[self.task] = SceneRenderer(self.model, [_VIDEO_CAMERA])
+            self._renderers[self.task] = SceneRenderer(self.model, [_VIDEO_CAMERA], "plain")
         return self._renderers[self.task].render(self.data)
 
     def close(self) -> None:
