@@ -7,6 +7,7 @@ from .evaluation import evaluate, evaluate_on_metaworld
 from .evaluation_result import EvaluationResult
 from .ppo_self_bc import PPOSelfBC
 from .sft import fine_tune
+from .shared_memory_vec_env import SharedMemoryVecEnv
 from .vec_env import make_vla_vec_env
 from .vla_policy import VLAPolicy
 
@@ -21,6 +22,7 @@ __all__ = [
     "GradientBalance",
     "LossWeights",
     "PPOSelfBC",
+    "SharedMemoryVecEnv",
     "SmolVLMBackbone",
     "SuccessDriven",
     "TanhWarmup",

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from sb3_vla_envs import make_vla_env, resolve_tasks
 
 from .evaluation_result import EpisodeRecord, EvaluationResult
+from .shared_memory_vec_env import SharedMemoryVecEnv
 from .vec_env import make_vec_env_from_fns
 
 
@@ -181,7 +182,7 @@ def evaluate_on_metaworld(
     n_goals: int = 25,
     split: str = "test",
     n_envs: int = 8,
-    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | type[SharedMemoryVecEnv] | None = None,
     seed: int = 0,
     deterministic: bool = True,
     progress: bool = True,
@@ -198,8 +199,8 @@ def evaluate_on_metaworld(
     :param n_goals: goals per task
     :param split: which goals: ``"test"``, which training never saw, or ``"train"``
     :param n_envs: environments that run at the same time
-    :param vec_env_cls: ``SubprocVecEnv`` (the default for more than one environment) or ``DummyVecEnv``, which starts at
-        once and so is quicker for a few episodes
+    :param vec_env_cls: ``SharedMemoryVecEnv`` (the default for more than one environment) or ``DummyVecEnv``, which starts
+        at once and so is quicker for a few episodes
     :param seed: seed of the environments' resets and, if actions are sampled, of the samples
     :param deterministic: take the policy's mode instead of sampling
     :param progress: show a progress bar over episodes with the time left

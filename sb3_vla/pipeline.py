@@ -28,7 +28,7 @@ from .ppo_self_bc import PPOSelfBC
 from .recording import record_metaworld_episode, save_comparison_gif, save_gif
 from .run_folder import RunFolder
 from .sft import fine_tune
-from .vec_env import make_vla_vec_env
+from .vec_env import make_vla_vec_env, preload_workers
 
 Config = dict[str, Any]
 
@@ -116,6 +116,7 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     if Path(path).exists():
         raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    preload_workers()
     demonstrations = collect_demonstrations(config["tasks"], seed=config["seed"], **config["demos"], **config["env"])
     save_demonstrations(path, demonstrations)
     return demonstrations

@@ -94,7 +94,7 @@ def fine_tune(
     train, held_out = _to_pairs(train_episodes), _to_pairs(held_out_episodes)
     policy.fit_normalizers({key: train.observations[key].to(policy.device) for key in policy.normalized_keys})
     parameters = [p for part in (policy.backbone, policy.head) for p in part.parameters() if p.requires_grad]
-    optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     n_batches = -(-len(train) // batch_size)
     n_steps = n_epochs * n_batches
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
@@ -139,13 +139,13 @@ def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> 
     :param generator: Source of randomness (on the CPU)
     :return: Of the same shape and dtype
     """
-    batch, _, height, width = images.shape
+    batch, channels, height, width = images.shape
     shifts = th.randint(-max_shift, max_shift + 1, (2, batch, 1), generator=generator).to(images.device)
     rows = (th.arange(height, device=images.device) + shifts[0]).clamp(0, height - 1)
     columns = (th.arange(width, device=images.device) + shifts[1]).clamp(0, width - 1)
-    index = th.arange(batch, device=images.device).view(-1, 1, 1)
-    # Advanced indices around the slice put the channels last
-    return images[index, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    pixels = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(start_dim=1)  # (batch, height * width)
+    # A flat gather is several times as fast as indexing by rows and columns
+    return images.flatten(start_dim=2).gather(2, pixels.unsqueeze(1).expand(-1, channels, -1)).view_as(images)
 
 
 def _loss(policy: VLAPolicy, pairs: _Pairs) -> th.Tensor:

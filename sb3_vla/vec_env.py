@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla_envs import make_env_fns
+
+from .shared_memory_vec_env import SharedMemoryVecEnv
 
 
 def make_vla_vec_env(tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, **env_kwargs: Any) -> VecEnv:
     """
-    MetaWorld as VLAPolicy sees it, many at a time, each in a process of its own.
+    MetaWorld as VLAPolicy sees it, many at a time, in a process for each CPU.
 
     :param tasks: Task, benchmark (``"MT10"``) or list of tasks, spread over the environments
     :param n_envs: Number of environments; a single one runs in this process
@@ -21,27 +23,29 @@ def make_vla_vec_env(tasks: str | Sequence[str], n_envs: int = 16, *, seed: int 
     :return: The vectorised environment, with ``Monitor`` around each
     """
     env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, **env_kwargs)]
-    return make_vec_env_from_fns(env_fns)
+    # Some tasks take twice the time of others
+    return make_vec_env_from_fns(env_fns, probe_steps=5)
 
 
-def make_vec_env_from_fns(env_fns: Sequence[Any]) -> VecEnv:
+def make_vec_env_from_fns(env_fns: Sequence[Any], probe_steps: int = 0) -> VecEnv:
     """
     :param env_fns: Functions that each build an environment; they are called in the worker
-    :return: A ``SubprocVecEnv``, or a ``DummyVecEnv`` around a single environment
-    :raises Exception: what the first function raises
+    :param probe_steps: Steps that measure how costly an environment is, see :class:`SharedMemoryVecEnv`
+    :return: A :class:`SharedMemoryVecEnv`, or a ``DummyVecEnv`` around a single environment
     """
     if len(env_fns) == 1:
         return DummyVecEnv(list(env_fns))
+    preload_workers()
+    return SharedMemoryVecEnv(env_fns, probe_steps=probe_steps)
+
+
+def preload_workers() -> None:
+    """
+    Let worker processes fork from one that has imported everything once, instead of importing torch and MuJoCo each. None
+    of the two starts threads or opens a GL context on import. Counts only before the first worker of the program starts.
+    """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        # Workers fork from a process that has imported everything once, instead of importing torch and MuJoCo each. None of
-        # the two starts threads or opens a GL context on import.
         multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
-    try:
-        return SubprocVecEnv(list(env_fns))
-    except (EOFError, ConnectionError):
-        # A worker died of an error that it could not tell: here it is raised where the caller sees it
-        env_fns[0]().close()
-        raise
 
 
 class _MonitoredEnv:

@@ -1,0 +1,354 @@
+"""A vectorised environment in a few worker processes, whose observations come through shared memory."""
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.util import dict_to_obs
+
+from .shared_memory_worker import END, SharedSteps, WorkerFailure, run_worker
+
+# What workers may take to close their environments. After an error they should not keep it from being raised.
+_SECONDS_TO_CLOSE = 10.0
+_SECONDS_TO_CLOSE_AFTER_ERROR = 2.0
+
+
+class WorkerTraceback(Exception):
+    """The cause of an error that a worker process raised: its traceback there, with the number of the environment."""
+
+
+class SharedMemoryVecEnv(VecEnv):
+    """
+    Runs environments in worker processes as SB3's ``SubprocVecEnv`` does, but several in each, and with observations in
+    shared memory instead of pickled through pipes. One worker for each CPU starts sooner and steps quicker than a process
+    for each environment, above all where environments share what a process holds only once: imported libraries, compiled
+    models, an OpenGL context.
+
+    Results don't depend on the number of workers, and are those of ``DummyVecEnv``. Each environment has a stream of its
+    own of Python's and NumPy's global random numbers.
+
+    What an environment raises is raised here, with the worker's traceback as its cause. An error in ``reset``, ``step`` or
+    ``env_method``, or a dead worker, also closes all environments.
+
+    .. note::
+
+        As for ``SubprocVecEnv``, a script's code must stand in an ``if __name__ == "__main__":`` block.
+
+    :param env_fns: functions that each build an environment; they are called in the workers
+    :param n_workers: number of worker processes, by default one for each CPU that this process may use
+    :param start_method: how to start them, see ``multiprocessing.get_all_start_methods()``; by default ``"forkserver"``
+        where there is such a thing, else ``"spawn"``
+    :param probe_steps: with 0 the workers get environments in turn. Otherwise each environment is first built only to take
+        so many random steps, and closed: the workers then get about equal cost. For environments that differ in cost and
+        don't mind (files, ports, robots) being built twice
+    :raises ValueError: if there is no environment, or no worker
+    :raises RuntimeError: if a worker dies
+    :raises Exception: what an environment raises
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
+        n_workers: int | None = None,
+        start_method: str | None = None,
+        probe_steps: int = 0,
+    ) -> None:
+        if len(env_fns) == 0:
+            raise ValueError("There are no environments to run: give at least one function that builds one.")
+        if n_workers is not None and n_workers < 1:
+            raise ValueError(f"n_workers must be at least 1, got {n_workers}. Leave it out for one for each CPU.")
+        self.num_envs = len(env_fns)
+        self.waiting = False
+        self.closed = False
+        self._steps: SharedSteps | None = None
+        self._workers: list[_Worker] = []
+        # One by one: environments must not share objects only because they are in one process
+        pickled_env_fns = [cloudpickle.dumps(env_fn) for env_fn in env_fns]
+        try:
+            self._start_workers(min(n_workers or _n_cpus(), self.num_envs), start_method)
+            self._worker_of = self._assign([1.0] * self.num_envs)
+            everywhere = range(self.num_envs)
+            if probe_steps > 0 and 1 < len(self._workers) < self.num_envs:
+                self._worker_of = self._assign(self._ask("measure", everywhere, probe_steps, values=pickled_env_fns))
+            observation_space, action_space = self._ask("build", everywhere, values=pickled_env_fns)[0]
+            self._steps = SharedSteps(self.num_envs, observation_space)
+            try:
+                self._ask("share", everywhere, self.num_envs, observation_space, self._steps.name)
+            finally:
+                self._steps.unlink()  # so soon, so that nothing can be left behind
+            super().__init__(self.num_envs, observation_space, action_space)
+        except BaseException:
+            self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+            raise
+
+    @property
+    def processes(self) -> list[Any]:
+        """The worker processes."""
+        return [worker.process for worker in self._workers]
+
+    def reset(self) -> VecEnvObs:
+        """
+        Reset all environments, with the seeds and options set before. A step under way is dropped.
+
+        :return: observations
+        """
+        self._receive()
+        self.waiting = False
+        arguments = list(zip(self._seeds, self._options, strict=True))
+        self.reset_infos = self._ask("reset", range(self.num_envs), values=arguments)
+        # Seeds and options are only used once
+        self._reset_seeds()
+        self._reset_options()
+        return self._observations()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: one for each environment
+        """
+        if len(actions) != self.num_envs:
+            raise ValueError(f"Got {len(actions)} actions for {self.num_envs} environments: give one for each.")
+        self._tell("step", range(self.num_envs), values=actions)
+        self.waiting = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        :return: observations, rewards, dones, infos: copies, which later steps leave alone
+        """
+        if not self.waiting:
+            raise RuntimeError("There is no step to wait for: call step_async() first.")
+        results = self._hear(range(self.num_envs))
+        self.waiting = False
+        assert self._steps is not None
+        for index, (_, reset_info) in enumerate(results):
+            if reset_info is not None:
+                self.reset_infos[index] = reset_info
+        return self._observations(), self._steps.rewards.copy(), self._steps.dones.copy(), [info for info, _ in results]
+
+    def close(self) -> None:
+        """Close the environments and end the workers, also in the middle of a step."""
+        self._shut_down(_SECONDS_TO_CLOSE)
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """
+        :return: what each environment renders, or None if that isn't pictures
+        """
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
+                stacklevel=2,
+            )
+            return [None] * self.num_envs
+        return self._ask("render", range(self.num_envs), closes=False)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        :param method_name: of a method of the environments or of a wrapper
+        :param method_args: its arguments
+        :param indices: of environments, all by default
+        :param method_kwargs: its arguments by name
+        :return: what it returns, one for each environment
+        """
+        return self._ask("env_method", self._numbers(indices), method_name, method_args, method_kwargs)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: of an attribute of the environments or of a wrapper
+        :param indices: of environments, all by default
+        :return: its values
+        :raises AttributeError: if an environment doesn't have it
+        """
+        return self._ask("get_attr", self._numbers(indices), attr_name, closes=False)
+
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        :param attr_name: of an attribute of the environments or of a wrapper
+        :return: whether all have it
+        """
+        return all(self._ask("has_attr", range(self.num_envs), attr_name, closes=False))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        :param attr_name: of an attribute
+        :param value: its new value, set on the outermost wrapper
+        :param indices: of environments, all by default
+        """
+        self._ask("set_attr", self._numbers(indices), attr_name, value, closes=False)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """
+        :param wrapper_class: class of a wrapper
+        :param indices: of environments, all by default
+        :return: which of them have it
+        """
+        return self._ask("is_wrapped", self._numbers(indices), wrapper_class, closes=False)
+
+    def _numbers(self, indices: VecEnvIndices) -> list[int]:
+        """Numbers from 0, where indices may count from the end."""
+        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
+
+    def _observations(self) -> VecEnvObs:
+        assert self._steps is not None
+        return dict_to_obs(self.observation_space, {key: array.copy() for key, array in self._steps.observations.items()})
+
+    def _start_workers(self, n_workers: int, start_method: str | None) -> None:
+        if start_method is None:
+            # Fork is not safe where there are threads (https://github.com/DLR-RM/stable-baselines3/issues/217)
+            start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context: Any = multiprocessing.get_context(start_method)
+        inherited: list[connection.Connection] = []
+        for _ in range(n_workers):
+            remote, work_remote = context.Pipe()
+            if start_method == "fork":
+                # A worker must not hold this side of any pipe, or it would not see this process end. And it needs the
+                # tracker of shared memory that is ours: its own would complain of what we unlink.
+                inherited.append(remote)
+                resource_tracker.ensure_running()
+            process = context.Process(target=run_worker, args=(work_remote, inherited), daemon=True)
+            process.start()
+            self._workers.append(_Worker(process, remote))
+            work_remote.close()  # so that its end is noticed here
+
+    def _assign(self, costs: Sequence[float]) -> list["_Worker"]:
+        """The worker of each environment."""
+        return [self._workers[number] for number in balance(costs, len(self._workers))]
+
+    def _ask(self, command: str, numbers: Sequence[int], *args: Any, values: Any = None, closes: bool = True) -> list[Any]:
+        """
+        Have a command done and wait for it.
+
+        :param command: a method of :class:`EnvWorker`
+        :param numbers: of the environments
+        :param args: further arguments of the command
+        :param values: what environment i is to get as ``values[i]``, instead of only its number
+        :param closes: whether an error closes everything
+        :return: one reply for each environment
+        """
+        self._tell(command, numbers, *args, values=values)
+        return self._hear(numbers, closes)
+
+    def _tell(self, command: str, numbers: Sequence[int], *args: Any, values: Any = None) -> None:
+        if self.closed:
+            raise RuntimeError(f"Can't do '{command}': this vectorised environment is closed.")
+        if any(worker.busy for worker in self._workers):
+            raise RuntimeError(f"Can't do '{command}' in the middle of a step: call step_wait() or reset() first.")
+        shares = defaultdict(list)
+        for number in numbers:
+            shares[self._worker_of[number]].append(number)
+        for worker, share in shares.items():
+            which = share if values is None else {number: values[number] for number in share}
+            message = pickle.dumps((command, (which, *args)), pickle.HIGHEST_PROTOCOL)
+            try:
+                worker.remote.send_bytes(message)
+            except OSError:
+                raise self._death_of(worker) from None
+            worker.busy = True
+
+    def _hear(self, numbers: Sequence[int], closes: bool = True) -> list[Any]:
+        replies = {worker: iter(reply) for worker, reply in self._receive(closes).items()}
+        return [next(replies[self._worker_of[number]]) for number in numbers]
+
+    def _receive(self, closes: bool = True) -> dict["_Worker", Any]:
+        """Wait for the replies of all busy workers, in whatever order they come."""
+        replies: dict[_Worker, Any] = {}
+        failure: WorkerFailure | None = None
+        while busy := {worker.remote: worker for worker in self._workers if worker.busy}:
+            for remote in connection.wait(busy):
+                worker = busy[remote]  # type: ignore[index]  # of the things that one can wait for, there are only these
+                try:
+                    message = worker.remote.recv_bytes()
+                except (EOFError, OSError):
+                    raise self._death_of(worker) from None
+                worker.busy = False
+                replies[worker] = pickle.loads(message)
+                if isinstance(replies[worker], WorkerFailure):
+                    failure = failure or replies[worker]
+            if failure is not None and closes:
+                self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+                break
+        if failure is not None:
+            raise failure.error from WorkerTraceback(failure.traceback)
+        return replies
+
+    def _death_of(self, worker: "_Worker") -> RuntimeError:
+        worker.process.join(_SECONDS_TO_CLOSE_AFTER_ERROR)  # its pipe is closed: it has ended, or is just about to
+        code = worker.process.exitcode or 0
+        numbers = [number for number, runs_in in enumerate(self._worker_of) if runs_in is worker]
+        how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+        self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+        return RuntimeError(
+            f"The worker process of environments {numbers} {how}. It may have printed why; if it was killed by signal 9, "
+            "the machine may be out of memory; if it crashed, PYTHONFAULTHANDLER=1 in the process's environment shows where."
+        )
+
+    def _shut_down(self, seconds: float) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.waiting = False
+        for worker in self._workers:
+            worker.busy = False  # what it owes no longer matters
+            with suppress(OSError):  # it may be dead
+                worker.remote.send_bytes(END)
+            worker.remote.close()  # so that it is not held up by a reply that nobody reads
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+        for end in ("terminate", "kill"):
+            for worker in self._workers:
+                if worker.process.is_alive():
+                    getattr(worker.process, end)()
+                    worker.process.join(1.0)
+        if self._steps is not None:
+            self._steps.close()
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any  # the class of processes differs between start methods
+    remote: connection.Connection
+    busy: bool = False  # owes a reply
+
+
+def balance(costs: Sequence[float], n_workers: int) -> list[int]:
+    """
+    Deal out work, the most costly piece first, always to the worker who has the least and room for more.
+
+    :param costs: of the pieces
+    :param n_workers: number of workers
+    :return: number of the worker of each piece; equal pieces are dealt in turn, and no worker gets more than
+        ``ceil(len(costs) / n_workers)``
+    """
+    room = math.ceil(len(costs) / n_workers)
+    shares: list[list[float]] = [[] for _ in range(n_workers)]
+    workers = [0] * len(costs)
+    for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+        workers[piece] = min(
+            (worker for worker in range(n_workers) if len(shares[worker]) < room),
+            key=lambda worker: (sum(shares[worker]), len(shares[worker])),
+        )
+        shares[workers[piece]].append(costs[piece])
+    return workers
+
+
+def _n_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, in a container fewer than the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
