@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TASKS ?= window-open-v3,drawer-close-v3,button-press-topdown-v3
 SEED ?= 0
+SEEDS ?= 0
 # Where pip finds the CPU build of torch, e.g. --index-url https://download.pytorch.org/whl/cpu; by default pip's own index
 TORCH_OPTIONS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results ablations clean
+.PHONY: quickstart test check format setup system results ablations benchmark benchmark-quickstart clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -30,6 +31,13 @@ ablations: setup  ## After the quickstart: post-train its SFT model again with o
 			--config benchmarks/ablations/$$name.yml --out runs/$$name-seed$(SEED); \
 		$(BIN)/sb3-vla eval runs/$$name-seed$(SEED)/model.zip --out results/ablations/$$name.json; \
 	done
+
+benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the README's table
+	set -e; for name in frames vec_envs update learning table; do $(BIN)/python benchmarks/speed/$$name.py; done
+
+benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
+	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)
+	$(BIN)/python benchmarks/speed/table.py
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -101,8 +101,8 @@ def make_env_fns(tasks: str | Sequence[str], n_envs: int, *, seed: int = 0, **kw
     OpenGL context where they are called: in the worker process.
 
     Example:
-        >>> from stable_baselines3.common.vec_env import SubprocVecEnv
-        >>> venv = SubprocVecEnv(make_env_fns("MT10", n_envs=20, seed=1))  # doctest: +SKIP
+        >>> from sb3_vla import SharedMemoryVecEnv
+        >>> venv = SharedMemoryVecEnv(make_env_fns("MT10", n_envs=20, seed=1))  # doctest: +SKIP
 
     :param tasks: Task, benchmark, comma-separated names or a sequence of them
     :param n_envs: Number of environments

@@ -10,11 +10,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
+from .transfer import to_device
 from .vla_policy import VLAPolicy
 
 # Demonstrations hold dictionaries; an array observation goes by this key
@@ -164,7 +164,9 @@ class DemonstrationBuffer:
         observations: Any = stacked if isinstance(self.observation_space, spaces.Dict) else stacked[ARRAY_KEY]
         if env is not None:
             observations = env.normalize_obs(observations)
-        return obs_as_tensor(observations, th.device(self.device))
+        if isinstance(observations, dict):
+            return {key: to_device(value, self.device) for key, value in observations.items()}
+        return to_device(observations, self.device)
 
     def _precompute(self, pairs: Sequence[_Pair], policy: VLAPolicy) -> dict[str, th.Tensor]:
         """
@@ -176,7 +178,7 @@ class DemonstrationBuffer:
         known = []
         for demo, step in pairs:
             if id(demo) not in self._precomputed:
-                observations = {key: th.from_numpy(value).to(self.device) for key, value in demo.observations.items()}
+                observations = {key: to_device(value, self.device) for key, value in demo.observations.items()}
                 self._precomputed[id(demo)] = policy.precompute(observations)
             known.append((self._precomputed[id(demo)], step))
         precomputed = {key: th.stack([tensors[key][step] for tensors, step in known]) for key in known[0][0]}

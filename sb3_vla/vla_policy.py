@@ -247,6 +247,20 @@ class VLAPolicy(ActorCriticPolicy):
             features = self.backbone(image_tokens, prompts, self.state_normalizer(obs["state"]))
         return features.action.float(), features.value.float()
 
+    def encode_together(self, *batches: Any) -> list[dict[str, th.Tensor]]:
+        """
+        Run the backbone once for several batches of observations.
+
+        :param batches: Observations, each key ``(batch, ...)``, raw or with what :meth:`precompute` made
+        :return: For each batch its privileged observations and, with one graph for all, its ``features``
+        """
+        known = [obs if {"features", "image_tokens"} & obs.keys() else {**obs, **self.precompute(obs)} for obs in batches]
+        read = [key for key in known[0] if all(key in obs for obs in known)]
+        features = th.stack(self.encode({key: th.cat([obs[key] for obs in known]) for key in read}), dim=1)
+        parts = features.split([len(obs[read[0]]) for obs in known])
+        privileged = [{"privileged": obs["privileged"]} if self.privileged else {} for obs in known]
+        return [{"features": part, **rest} for part, rest in zip(parts, privileged, strict=True)]
+
     def _value(self, obs: PyTorchObs, value_features: th.Tensor) -> th.Tensor:
         return self.predict_values(obs) if self.privileged else self.critic(value_features)
 

@@ -22,7 +22,7 @@ TINY_CONFIG: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "image_size": 96,
         "patch_size": 16,
@@ -57,7 +57,7 @@ class SmolVLMBackbone(VLABackbone):
     images, so that the images are read in its light and it is read once for a whole batch.
 
     :param state_dim: Length of the state vector
-    :param config: SmolVLM's configuration as a plain dictionary, by default that of a model with about 1.4 million
+    :param config: SmolVLM's configuration as a plain dictionary, by default that of a model with about 1 million
         parameters
     :param tokenizer_files: Content of a tokenizer's files by name, as ``save_pretrained`` writes them; by default bytes
         are tokens (ByT5's tokenizer, which needs no files)
@@ -186,7 +186,7 @@ class SmolVLMBackbone(VLABackbone):
         :param image: ``(batch, 3, height, width)`` uint8
         :return: ``(batch, tokens, features_dim)``
         """
-        pixels = image.to(self.readout_tokens.dtype)
+        pixels = image.to(self.readout_tokens.dtype)  # a copy, which may be changed
         if self.image_size is not None and image.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
         height, width = pixels.shape[-2:]
@@ -198,7 +198,7 @@ class SmolVLMBackbone(VLABackbone):
             )
         mean = th.tensor(self.image_mean, device=image.device).view(3, 1, 1)
         std = th.tensor(self.image_std, device=image.device).view(3, 1, 1)
-        pixels = (pixels - 255 * mean) / (255 * std)
+        pixels = pixels.sub_(255 * mean).div_(255 * std)
         _use_fast_attention(self.model.vision_model, (height // self.model.config.vision_config.patch_size) ** 2)
         return self.model.connector(self.model.vision_model(pixels).last_hidden_state)
 

@@ -244,6 +244,23 @@ def test_what_frozen_parts_computed_stands_for_what_they_read(key, autocast, mak
     assert got.keys() == expected.keys() and all(th.equal(got[name], expected[name]) for name in got)
 
 
+@pytest.mark.parametrize("frozen", [(), *FROZEN.values()])
+@pytest.mark.parametrize("privileged", [True, False])
+def test_batches_encoded_together_are_as_if_encoded_alone(frozen, privileged, make_model, make_vec_env):
+    policy = make_model(make_vec_env(privileged=privileged), policy_kwargs={"frozen": frozen}).policy
+    first, second = tensors(policy, 4, prompts=("push", "pull the lever")), tensors(policy, 3, seed=1)
+    stored = {**{key: second[key] for key in policy.stored_keys}, **policy.precompute(second)}
+    calls = []
+    policy.backbone.register_forward_hook(lambda *_: calls.append(1))
+    together = policy.encode_together(first, stored)
+    assert len(calls) <= 2, "once for both, and once more where an observation was not precomputed and everything is frozen"
+    actions = th.zeros(4, 3, 2)
+    for obs, encoded in zip((first, second), together, strict=True):
+        n = len(obs["state"])
+        expected, got = (policy.evaluate_actions(seen, actions[:n]) for seen in (obs, encoded))
+        assert all(th.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True))
+
+
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("text",)])
 def test_nothing_is_precomputed_where_the_image_encoder_learns(frozen, make_model):
     policy = make_model(policy_kwargs={"frozen": frozen}).policy
