@@ -63,7 +63,8 @@ class _Quick(_Simulator):
         """
         import mujoco
 
-        numbers = (self._physics_state(), self.model.opt.gravity, *self._model_numbers)
+        settings = np.array([*np.asarray(self.hand_init_pos), steps, self.model.opt.timestep])
+        numbers = (self._physics_state(), settings, *self._model_numbers)
         start = hashlib.blake2b(b"".join([array.tobytes() for array in numbers])).digest()
         if start not in self._remembered:
             super()._reset_hand(steps - 1)
@@ -85,7 +86,8 @@ class _Quick(_Simulator):
     @cached_property
     def _model_numbers(self) -> list[NDArray[np.float64]]:
         """The model's own arrays of numbers: places, masses, friction, gains and so on (25 kB)."""
-        arrays = (getattr(self.model, name, None) for name in dir(self.model) if not name.startswith(_GEOMETRY))
+        names = (name for name in dir(self.model) if not name.startswith(_GEOMETRY))
+        arrays = [*(getattr(self.model, name, None) for name in names), self.model.opt.gravity, self.model.opt.wind]
         return [array for array in arrays if isinstance(array, np.ndarray) and array.dtype == np.float64]
 
     @cached_property

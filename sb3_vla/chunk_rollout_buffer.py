@@ -43,6 +43,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         super().reset()
         self.steps_apart = False
+        self._keys: Sequence[str] | None = None
         self.chunk_lengths = np.ones((self.buffer_size, self.n_envs), dtype=np.int64)
         self.tasks = np.zeros((self.buffer_size, self.n_envs), dtype=object)
 
@@ -158,9 +159,12 @@ class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ig
         Announce more of the observations that the next call of :meth:`add` is about.
 
         :param precomputed: Tensors ``(n_envs, ...)`` by key, which stay on their device and in their precision
+        :raises RuntimeError: if a key comes up in the middle of a rollout
         """
         for key, value in precomputed.items():
             if key not in self.precomputed:
+                if self.pos > 0:
+                    raise RuntimeError(f"{key!r} is precomputed only since step {self.pos}: freeze parts before the rollout")
                 self.precomputed[key] = value.new_empty((self.buffer_size, *value.shape))
             self.precomputed[key][self.pos] = value
 

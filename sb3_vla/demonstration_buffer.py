@@ -29,6 +29,8 @@ class DemonstrationSamples(NamedTuple):
     chunk_lengths: th.Tensor
 
 
+# Observations that a policy's frozen parts look at together
+_MAX_ENCODED = 64
 # An episode and the number of a chunk in it
 _Pair = tuple[Demonstration, int]
 
@@ -68,8 +70,8 @@ class DemonstrationBuffer:
         # Best (shortest) first
         self.episodes: dict[str, list[Demonstration]] = {}
         self._index: dict[str, np.ndarray] = {}
-        # What a policy's frozen parts make of an episode, by the episode's id
-        self._precomputed: dict[int, dict[str, th.Tensor]] = {}
+        # What a policy's frozen parts made of an episode, with it, by its id: that of a copy is another's
+        self._precomputed: dict[int, tuple[Demonstration, dict[str, th.Tensor]]] = {}
         self._frozen_version: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +101,7 @@ class DemonstrationBuffer:
             self._precomputed.pop(id(held.pop()), None)
         held.append(demonstration)
         if precomputed:
-            self._precomputed[id(demonstration)] = precomputed
+            self._precomputed[id(demonstration)] = demonstration, precomputed
         held.sort(key=lambda demo: demo.n_steps)
         self._index[demonstration.task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
         return True
@@ -130,7 +132,8 @@ class DemonstrationBuffer:
 
         :param batch_size: Number of pairs
         :param env: Normalises the observations, which the buffer holds as they were
-        :param policy: What its frozen parts make of an observation comes in place of what they read, and is computed once
+        :param policy: What its frozen parts make of an observation comes in place of what they read, is computed once and kept
+            on the policy's device (without ``env`` only)
         :return: The batch, on the buffer's device
         :raises ValueError: if the buffer is empty
         """
@@ -144,7 +147,7 @@ class DemonstrationBuffer:
             pairs.append((self.episodes[tasks[task]][episode], step))
         return DemonstrationSamples(
             # VecNormalize's statistics go on changing, and with them what could be computed once
-            observations=self._observations(pairs, env) if policy is None or env else self._precompute(pairs, policy),
+            observations=self._observations(pairs, env) if policy is None or env else self._precomputed_at(pairs, policy),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
             actions=th.as_tensor(np.stack([demo.actions[step] for demo, step in pairs]), dtype=th.float32, device=self.device),
             chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=self.device),
@@ -168,21 +171,33 @@ class DemonstrationBuffer:
             return {key: to_device(value, self.device) for key, value in observations.items()}
         return to_device(observations, self.device)
 
-    def _precompute(self, pairs: Sequence[_Pair], policy: VLAPolicy) -> dict[str, th.Tensor]:
+    def _precomputed_at(self, pairs: Sequence[_Pair], policy: VLAPolicy) -> dict[str, th.Tensor]:
         """
         :param pairs: Episode and chunk of each sample
         :param policy: Its frozen parts look at every episode that they have not seen
         :return: Observations of the samples that the policy still reads, and what its frozen parts made of the others
         """
         self.forget_outdated(policy)
-        known = []
-        for demo, step in pairs:
-            if id(demo) not in self._precomputed:
-                observations = {key: to_device(value, self.device) for key, value in demo.observations.items()}
-                self._precomputed[id(demo)] = policy.precompute(observations)
-            known.append((self._precomputed[id(demo)], step))
+        known = [(self._known(demo, policy), step) for demo, step in pairs]
         precomputed = {key: th.stack([tensors[key][step] for tensors, step in known]) for key in known[0][0]}
         return {**self._observations(pairs, keys=policy.stored_keys), **precomputed}  # type: ignore[dict-item]
+
+    def _known(self, demo: Demonstration, policy: VLAPolicy) -> dict[str, th.Tensor]:
+        """
+        :param demo: An episode
+        :param policy: Its frozen parts look at the episode, unless they have seen it
+        :return: What they made of it, ``(T, ...)`` by key
+        """
+        seen, precomputed = self._precomputed.get(id(demo), (None, {}))
+        if seen is not demo:
+            pieces = []
+            for start in range(0, len(demo), _MAX_ENCODED):
+                observations = {key: value[start : start + _MAX_ENCODED] for key, value in demo.observations.items()}
+                tensors = {key: to_device(value, self.device) for key, value in observations.items()}
+                pieces.append(policy.precompute(tensors))
+            precomputed = {key: th.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+            self._precomputed[id(demo)] = demo, precomputed
+        return precomputed
 
     def forget_outdated(self, policy: VLAPolicy) -> None:
         """

@@ -76,6 +76,17 @@ class EpisodeRecorder(BaseCallback):
         policy = self.model.policy
         return policy.precomputed if isinstance(policy, VLAPolicy) else {}
 
+    def _on_rollout_start(self) -> None:
+        rollout_buffer: ChunkRolloutBuffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        if isinstance(self.model.policy, VLAPolicy):
+            missing = set(self.model.policy.stored_keys) - set(rollout_buffer.observation_space)  # type: ignore[call-overload]
+            if missing:
+                raise ValueError(
+                    f"the policy reads {sorted(missing)}, which the rollout buffer does not keep, as what reads it was frozen "
+                    "when the model was made: instead of unfreezing parameters, make or load the model with other "
+                    "policy_kwargs=dict(frozen=...)"
+                )
+
     def _latest_observation(self, new_obs: Any = None) -> dict[str, np.ndarray]:
         """
         :param new_obs: What the environments returned, by default at the last step
@@ -101,7 +112,9 @@ class EpisodeRecorder(BaseCallback):
         # Copies, as a view would keep the observations of all environments; and the sampled action before clipping, as the
         # likelihood sees it: the mean of clipped samples shrinks
         copies = {key: values[i].copy() for key, values in self._observation.items()}
-        precomputed = {key: values[i].clone() for key, values in self._precomputed.items()}
+        # VecNormalize goes on changing what it was computed from
+        kept = self._precomputed if self.model.get_vec_normalize_env() is None else {}
+        precomputed = {key: values[i].clone() for key, values in kept.items()}
         episode.append(_Chunk(copies, precomputed, self.locals["actions"][i], length))
         self._n_steps[i] += length
         if not replay_buffer.admits(task, self._n_steps[i]):

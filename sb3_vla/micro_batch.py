@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+import torch as th
+
 from .chunk_rollout_buffer import ChunkRolloutBufferSamples
 from .demonstration_buffer import DemonstrationSamples
 
@@ -28,7 +30,7 @@ def split_batch(batch: Samples, size: int | None) -> Iterator[Samples]:
         yield type(batch)(**pieces)  # type: ignore[arg-type]
 
 
-def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float:
+def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float | th.Tensor:
     """
     :param piece: Part of a batch
     :param batch: The batch
@@ -38,5 +40,5 @@ def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float
     if piece is batch:
         return 1.0
     if by_steps:
-        return (piece.chunk_lengths.sum() / batch.chunk_lengths.sum()).item()
+        return piece.chunk_lengths.sum() / batch.chunk_lengths.sum()  # a tensor, as its value would make a GPU wait
     return len(piece.actions) / len(batch.actions)

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -80,8 +80,8 @@ class PPOSelfBC(PPO):
         other policies are trained on the value loss
     :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
         value loss alone, and with privileged observations cost next to nothing
-    :param micro_batch_size: Accumulate the gradient of a minibatch over pieces of at most this size (memory), by default the
-        whole minibatch
+    :param micro_batch_size: Accumulate the gradient over pieces of at most this size (memory); by default a minibatch and the
+        demonstrated pairs beside it are one piece
     :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
         ``"gradient_balance"``) or a :class:`~sb3_vla.bc_weight.BCWeight`; 0 turns BC off
     :param bc_weight_kwargs: Arguments of a rule given by name
@@ -376,15 +376,14 @@ class PPOSelfBC(PPO):
             demonstrations = self._sample_demonstrations(self.bc_batch_size or self.batch_size)
         terms: _Terms = defaultdict(lambda: th.zeros((), device=self.device))
         self.policy.optimizer.zero_grad()
-        if self.micro_batch_size is None:
-            if demonstrations is not None and isinstance(self.policy, VLAPolicy):
-                # A tenth quicker than one after the other; on a GPU, which is hardly busy with a small model, up to a half
-                rollout_data, demonstrations = _encode_together(self.policy, rollout_data, demonstrations)
-            losses = self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms)
-            sum(losses, start=th.zeros((), device=self.device)).backward()
-        else:
-            for loss in self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms):
-                loss.backward()
+        together = False
+        if demonstrations is not None and self.micro_batch_size is None and isinstance(self.policy, VLAPolicy):
+            # A tenth quicker than one after the other
+            rollout_data, demonstrations = _encode_together(self.policy, rollout_data, demonstrations)
+            together = True
+        losses: Iterable[th.Tensor] = self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms)
+        for loss in [th.stack(list(losses)).sum()] if together else losses:
+            loss.backward()
         for name, value in terms.items():
             logs[name].append(value)
         if self.target_kl is not None and terms["approx_kl"].item() > 1.5 * self.target_kl:

@@ -115,9 +115,9 @@ def fine_tune(
                 th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 optimizer.step()
                 schedule.step()
-                losses.append(loss.item())
+                losses.append(loss.detach())
                 bar.update()
-            result.train_losses.append(float(np.mean(losses)))
+            result.train_losses.append(th.stack(losses).double().mean().item())
             result.held_out_losses.append(_evaluate(policy, held_out, batch_size))
             bar.set_postfix(train=f"{result.train_losses[-1]:.4f}", held_out=f"{result.held_out_losses[-1]:.4f}")
             if result.held_out_losses[-1] <= min(result.held_out_losses):

@@ -38,8 +38,8 @@ class SharedMemoryVecEnv(VecEnv):
     for each environment, above all where environments share what a process holds only once: imported libraries, compiled
     models, an OpenGL context.
 
-    Results don't depend on the number of workers, and are those of ``DummyVecEnv``. Each environment has a stream of its
-    own of Python's and NumPy's global random numbers.
+    Results don't depend on the number of workers, and are those of ``DummyVecEnv`` for environments that have random numbers
+    of their own (``np_random``). Those that use Python's or NumPy's global ones get a stream each, which is not seeded.
 
     What an environment raises is raised here, with the worker's traceback as its cause. An error in ``reset``, ``step`` or
     ``env_method``, or a dead worker, also closes all environments.

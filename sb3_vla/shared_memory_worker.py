@@ -288,6 +288,7 @@ def _reply(worker: EnvWorker, message: bytes) -> bytes:
         return pickle.dumps(getattr(worker, command)(*arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         where = "a worker process" if worker.running is None else f"environment {worker.running}"
+        worker.running = None
         failure = WorkerFailure(_as_picklable(error), f"In {where}:\n{traceback.format_exc()}")
         return pickle.dumps(failure)
 

@@ -12,5 +12,5 @@ def to_device(array: np.ndarray, device: th.device | str) -> th.Tensor:
     """
     tensor = th.from_numpy(array)
     if th.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -187,12 +187,12 @@ class VLAPolicy(ActorCriticPolicy):
     @property
     def stored_keys(self) -> list[str]:
         """Observations that :meth:`evaluate_actions` reads beside what :meth:`precompute` returns."""
-        read = list(REQUIRED_KEYS[1:]) + self.image_keys
+        replaced: list[str] = []
         if _is_frozen(self.backbone):
-            read = []
+            replaced = [*REQUIRED_KEYS, *self.image_keys]
         elif self._images_are_frozen:
-            read = list(REQUIRED_KEYS[1:])
-        return [key for key in self.observation_space if key in read or key == "privileged"]  # type: ignore[attr-defined]
+            replaced = self.image_keys
+        return [key for key in self.observation_space if key not in replaced]  # type: ignore[attr-defined]
 
     def precompute(self, obs: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
@@ -217,7 +217,8 @@ class VLAPolicy(ActorCriticPolicy):
         """
         :return: Something that differs after the frozen weights were replaced (``load_state_dict``)
         """
-        return tuple(tensor._version for tensor in self.state_dict(keep_vars=True).values() if not tensor.requires_grad)
+        tensors = [tensor for tensor in self.state_dict(keep_vars=True).values() if not tensor.requires_grad]
+        return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
 
     @property
     def _images_are_frozen(self) -> bool:

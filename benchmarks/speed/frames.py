@@ -1,6 +1,7 @@
 """Frames and primitive steps against MetaWorld's own: python benchmarks/speed/frames.py"""
 
 import multiprocessing
+import os
 import statistics
 import warnings
 from functools import partial
@@ -79,6 +80,7 @@ def _ask(connection: Connection, what: str) -> float:
 
 def _metaworld(task: str, connection: Connection) -> None:
     """Time MetaWorld's own environment on demand."""
+    os.environ.pop("LP_NUM_THREADS", None)  # our renderer has set it, and a child inherits it
     import metaworld  # noqa: F401  # registers its environments
 
     warnings.simplefilter("ignore")

@@ -4,14 +4,16 @@ import json
 import resource
 import statistics
 import time
+from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+import sb3_vla
 from sb3_vla import PPOSelfBC, fine_tune, make_vla_vec_env
 from sb3_vla.config import load_config
 from sb3_vla_envs import collect_demonstrations
 
-N_PER_TASK, N_EPOCHS, N_UPDATES = 12, 3, 6
+N_PER_TASK, N_EPOCHS, N_UPDATES = 12, 3, 5
 # The first updates, in which the critic learns alone
 N_WARMUP = 1
 
@@ -64,6 +66,7 @@ def main() -> None:
     rollouts = [end - start for (start, _), end in zip(starts, ends, strict=True)]
     updates = [start - end for (start, _), end in zip(starts[1:], ends, strict=False)]
     measured = {
+        "package": str(Path(sb3_vla.__file__).parent),
         "primitive_steps_per_second": n_primitive_steps / seconds,
         "seconds_of_a_rollout": statistics.fmean(rollouts),
         "seconds_of_an_update": statistics.fmean(updates),

@@ -29,7 +29,7 @@ def main() -> None:
     for name, runs in measured.items():
         steps, success = (statistics.fmean(run[key] for run in runs) for key in ("steps_to_success", "success"))
         figures[name] = f"{statistics.median(seconds[name]):.0f} s to {steps:.1f} steps at success {success:.2f}"
-    what = "whole quickstart: demonstrations, SFT, post-training, two evaluations, films"
+    what = "whole quickstart: demonstrations, SFT, post-training, evaluations, films"
     other = f"before (`{BEFORE}`), {figures['before']}"
     rows = [row(what, figures["now"], other, ratio(seconds["before"], seconds["now"]), "at least 2")]
     save("quickstart", rows, measured)
@@ -41,7 +41,7 @@ def _run(version: Version, seed: str) -> dict[str, float]:
         out = Path(folder, "run")
         command = [sys.executable, "-c", _COMMAND, "quickstart", "--seed", seed, "--out", str(out)]
         start = time.perf_counter()
-        subprocess.run(command, env=version.environment, check=True, stdout=subprocess.DEVNULL)
+        version.run(command, subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         episodes = json.loads((out / "results.json").read_text(encoding="utf-8"))["post-trained"]["episodes"]
     successes = [episode for episode in episodes if episode["success"]]

@@ -115,9 +115,11 @@ def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
         policy.set_training_mode(True)
         for _ in range(model.n_epochs):
             for index in th.as_tensor(np.random.permutation(n)).split(batch_size):
-                values, log_prob, _ = policy.evaluate_actions(
-                    select(everything.observations, index), everything.actions[index]
+                chosen = th.randint(len(demos.actions), (bc_batch_size,))
+                seen, demonstrated = policy.encode_together(
+                    select(everything.observations, index), select(demos.observations, chosen)
                 )
+                values, log_prob, _ = policy.evaluate_actions(seen, everything.actions[index])
                 advantages = everything.advantages[index]
                 advantages = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).unsqueeze(1)
                 mask = (steps < everything.chunk_lengths[index].unsqueeze(1)).float()
@@ -125,8 +127,7 @@ def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
                 surrogate = th.minimum(ratios * advantages, ratios.clamp(0.8, 1.2) * advantages)
                 policy_loss = -(surrogate * mask).sum() / mask.sum()
                 value_loss = mse_loss(values.flatten(), everything.returns[index])
-                chosen = th.randint(len(demos.actions), (bc_batch_size,))
-                mean = policy.get_distribution(select(demos.observations, chosen)).mode()
+                mean = policy.get_distribution(demonstrated).mode()
                 bc_mask = (steps < demos.chunk_lengths[chosen].unsqueeze(1)).float()
                 error = (mean - demos.actions[chosen]).pow(2).mean(dim=2)
                 bc_loss = (error * bc_mask).sum() / bc_mask.sum()

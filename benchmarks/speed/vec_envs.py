@@ -66,7 +66,7 @@ def _against_subproc() -> tuple[list[dict[str, Any]], Any]:
     for env in envs.values():
         env.reset()
     memory = {name: _megabytes(env) for name, env in envs.items()}
-    n = 25
+    n = 60
     seconds = alternate({name: clock(partial(_play, env, n)) for name, env in envs.items()}, 2 * N_ROUNDS)
     for env in envs.values():
         env.close()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,20 @@ class Version:
     """
 
     def __init__(self, path: Path) -> None:
-        self.environment = {**os.environ, "PYTHONPATH": str(path)}
+        self.path = path
+
+    def run(self, command: Sequence[str], stdout: int) -> str:
+        """
+        Run a program with this version.
+
+        :param command: Program and arguments
+        :param stdout: ``subprocess.PIPE`` or ``subprocess.DEVNULL``
+        :return: What it printed, if that was asked for
+        """
+        # Python and its fork server may look in the working directory first
+        environment = {**os.environ, "PYTHONPATH": str(self.path)}
+        done = subprocess.run(command, cwd=self.path, env=environment, check=True, stdout=stdout, text=True)
+        return done.stdout or ""
 
     def measure(self, script: str, *arguments: str) -> dict[str, Any]:
         """
@@ -36,8 +49,9 @@ class Version:
         :return: What it has measured
         """
         command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-        run = subprocess.run(command, env=self.environment, check=True, stdout=subprocess.PIPE, text=True)
-        measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+        measured: dict[str, Any] = json.loads(self.run(command, subprocess.PIPE).splitlines()[-1])
+        if Path(measured["package"]).resolve() != (self.path / "sb3_vla").resolve():
+            raise RuntimeError(f"{script} ran with {measured['package']} instead of {self.path / 'sb3_vla'}")
         return measured
 
 

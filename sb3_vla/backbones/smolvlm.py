@@ -186,7 +186,7 @@ class SmolVLMBackbone(VLABackbone):
         :param image: ``(batch, 3, height, width)`` uint8
         :return: ``(batch, tokens, features_dim)``
         """
-        pixels = image.to(self.readout_tokens.dtype)  # a copy, which may be changed
+        pixels = image.to(self.readout_tokens.dtype, copy=True)  # normalised in place
         if self.image_size is not None and image.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
         height, width = pixels.shape[-2:]
@@ -240,7 +240,7 @@ def _use_fast_attention(model: PreTrainedModel, n_tokens: int) -> None:
     """
     in_bfloat16 = model.device.type == "cpu" and th.is_autocast_enabled("cpu")
     wanted = "eager" if in_bfloat16 and n_tokens <= _MAX_EAGER_TOKENS else "sdpa"
-    if model.config._attn_implementation != wanted:
+    if model.config._attn_implementation in ({"eager", "sdpa"} - {wanted}):  # others are the user's own choice
         model.set_attn_implementation(wanted)
 
 

@@ -946,3 +946,34 @@ def test_demonstrations_are_encoded_anew_when_the_frozen_weights_change(make_mod
     model.replay_buffer.rng = np.random.default_rng(0)
     raw = model.replay_buffer.sample(8).observations
     assert th.allclose(model.policy.precompute(raw)["image_tokens"], after["image_tokens"], atol=1e-5)
+
+
+def test_unfreezing_what_the_rollout_buffer_left_out_is_refused(make_model):
+    model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
+    model.policy.backbone.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"reads \['image'\], which the rollout buffer does not keep.*policy_kwargs"):
+        model.learn(16)
+
+
+def test_demonstrations_of_another_policy_are_encoded_anew(make_model, make_demonstrations):
+    one, other = (make_model(policy_kwargs={"frozen": ("vision", "connector")}, seed=seed) for seed in (0, 1))
+    one.replay_buffer.extend(make_demonstrations())
+
+    def sample(policy):
+        one.replay_buffer.rng = np.random.default_rng(0)
+        return one.replay_buffer.sample(8, policy=policy).observations["image_tokens"]
+
+    first = sample(one.policy)
+    assert not th.allclose(sample(other.policy), first)
+    assert th.equal(sample(one.policy), first)
+    copied = copy.deepcopy(one.replay_buffer)
+    copied.rng = np.random.default_rng(0)
+    assert th.equal(copied.sample(8, policy=one.policy).observations["image_tokens"], first)
+
+
+def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):
+    env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
+    model = make_model(env, policy_kwargs={"frozen": ("all",)}, bc_weight=1.0)
+    model.replay_buffer.extend(make_demonstrations())
+    model.learn(48)
+    assert "features" not in model._sample_demonstrations(4).observations, "the statistics of state go on changing"
