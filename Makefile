@@ -33,7 +33,7 @@ ablations: setup  ## After the quickstart: post-train its SFT model again with o
 	done
 
 benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the README's table
-	set -e; for name in frames vec_envs update learning table; do $(BIN)/python benchmarks/speed/$$name.py; done
+	set -e; for name in frames vec_envs chunk update learning table; do $(BIN)/python benchmarks/speed/$$name.py; done
 
 benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)

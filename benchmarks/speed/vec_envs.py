@@ -65,9 +65,9 @@ def _against_subproc() -> tuple[list[dict[str, Any]], Any]:
     envs = {"SubprocVecEnv": SubprocVecEnv(list(env_fns)), "SharedMemoryVecEnv": SharedMemoryVecEnv(env_fns, probe_steps=5)}
     for env in envs.values():
         env.reset()
-    memory = {name: _megabytes(env) for name, env in envs.items()}
     n = 60
     seconds = alternate({name: clock(partial(_play, env, n)) for name, env in envs.items()}, 2 * N_ROUNDS)
+    memory = {name: _megabytes(env) for name, env in envs.items()}
     for env in envs.values():
         env.close()
     per_chunk = {name: [s / (n * 16) for s in values] for name, values in seconds.items()}
