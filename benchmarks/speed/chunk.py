@@ -15,6 +15,7 @@ from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_vla import SharedMemoryVecEnv
+from sb3_vla.vec_env import preload_workers
 from sb3_vla_envs import make_vla_env
 
 TASKS = ["window-open-v3", "drawer-close-v3", "button-press-topdown-v3"]
@@ -24,6 +25,7 @@ N_ENVS, N_CHUNKS, N_ROUNDS = 16, 60, 5
 
 def main() -> None:
     """Take a chunk apart, and run environments that cost little under either VecEnv."""
+    preload_workers()
     shares = _milliseconds_of_a_chunk()
     print({part: round(value, 2) for part, value in shares.items()})
     rows, raw = [], {}
