@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
-from .transfer import to_device
+from .transfer import observations_to_device, to_device
 
 
 class ChunkRolloutBufferSamples(NamedTuple):
@@ -179,7 +179,7 @@ class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ig
         arrays = {key: array[batch_inds] for key, array in self.observations.items() if self._wants(key)}
         tensors = {key: tensor for key, tensor in self.precomputed.items() if self._wants(key)}
         return {
-            **{key: to_device(array, self.device) for key, array in arrays.items()},
+            **observations_to_device(arrays, self.device),
             **{key: tensor[th.as_tensor(batch_inds, device=tensor.device)] for key, tensor in tensors.items()},
         }
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
-from .transfer import to_device
+from .transfer import observations_to_device, to_device
 from .vla_policy import VLAPolicy
 
 # Demonstrations hold dictionaries; an array observation goes by this key
@@ -168,7 +168,7 @@ class DemonstrationBuffer:
         if env is not None:
             observations = env.normalize_obs(observations)
         if isinstance(observations, dict):
-            return {key: to_device(value, self.device) for key, value in observations.items()}
+            return observations_to_device(observations, self.device)
         return to_device(observations, self.device)
 
     def _precomputed_at(self, pairs: Sequence[_Pair], policy: VLAPolicy) -> dict[str, th.Tensor]:
@@ -193,8 +193,7 @@ class DemonstrationBuffer:
             pieces = []
             for start in range(0, len(demo), _MAX_ENCODED):
                 observations = {key: value[start : start + _MAX_ENCODED] for key, value in demo.observations.items()}
-                tensors = {key: to_device(value, self.device) for key, value in observations.items()}
-                pieces.append(policy.precompute(tensors))
+                pieces.append(policy.precompute(observations_to_device(observations, self.device)))
             precomputed = {key: th.cat([piece[key] for piece in pieces]) for key in pieces[0]}
             self._precomputed[id(demo)] = demo, precomputed
         return precomputed

@@ -3,6 +3,9 @@
 import numpy as np
 import torch as th
 
+# What the policy reads on the CPU, where it would have to wait for a GPU to give it back
+HOST_KEYS = ("instruction",)
+
 
 def to_device(array: np.ndarray, device: th.device | str) -> th.Tensor:
     """
@@ -14,3 +17,12 @@ def to_device(array: np.ndarray, device: th.device | str) -> th.Tensor:
     if th.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def observations_to_device(arrays: dict[str, np.ndarray], device: th.device | str) -> dict[str, th.Tensor]:
+    """
+    :param arrays: A dictionary observation, arrays of the caller's own
+    :param device: Where the tensors shall be
+    :return: The tensors; those of :data:`HOST_KEYS` stay on the CPU
+    """
+    return {key: to_device(array, "cpu" if key in HOST_KEYS else device) for key, array in arrays.items()}

@@ -53,6 +53,8 @@ class VLAPolicy(ActorCriticPolicy):
         :class:`~sb3_vla.chunk_head.GaussianChunkDistribution`
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
         where the processor computes in it. Both heads stay in float32
+    :param compile: Whether to compile the backbone's parts with ``torch.compile``, which takes minutes at first; meant for
+        GPUs and large batches, as it gains nothing on a CPU
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
@@ -73,6 +75,7 @@ class VLAPolicy(ActorCriticPolicy):
         log_std_init: float = -1.5,
         noise_correlation: float = 0.0,
         autocast: str | None = None,
+        compile: bool = False,
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -88,6 +91,7 @@ class VLAPolicy(ActorCriticPolicy):
         self.critic_net_arch = list(critic_net_arch)
         self.noise_correlation = noise_correlation
         self.autocast = autocast
+        self.compile_parts = compile
         self.image_keys = [key for key in observation_space if key == "image" or key.startswith("image_")]
         self.privileged = "privileged" in observation_space.spaces
         self.precomputed: dict[str, th.Tensor] = {}
@@ -109,6 +113,10 @@ class VLAPolicy(ActorCriticPolicy):
         state_dim = self.observation_space["state"].shape[0]  # type: ignore[index]
         self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs).eval()
         self.backbone.freeze(self.frozen)
+        if self.compile_parts:
+            for part in self.backbone.parts.values():
+                if part is not self.backbone:  # around its parts there is tokenising, which does not compile
+                    part.compile()
         self.head = GaussianChunkHead(
             self.backbone.features_dim, chunk_size, primitive_dim, self.head_dim, self.log_std_init, self.noise_correlation
         )
@@ -164,6 +172,7 @@ class VLAPolicy(ActorCriticPolicy):
             log_std_init=self.log_std_init,
             noise_correlation=self.noise_correlation,
             autocast=self.autocast,
+            compile=self.compile_parts,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             **self.portable_kwargs(),

@@ -298,6 +298,25 @@ def test_auto_autocast_is_bfloat16_where_the_processor_has_it(fast, make_model, 
     assert th.equal(auto.get_distribution(obs).mode(), named.get_distribution(obs).mode())
 
 
+def test_compiled_parts_give_the_same_and_can_be_saved(make_model, make_vec_env, tmp_path, monkeypatch):
+    compile_module, compiled = th.nn.Module.compile, []
+
+    def compile_without_a_compiler(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(th.nn.Module, "compile", compile_without_a_compiler)
+    model, plain = make_model(policy_kwargs={"compile": True}), make_model()
+    assert len(compiled) == 3, "vision, connector, text"
+    observation = random_observation(model.observation_space, 3, prompts=("push", "pull the lever"))
+    expected, _ = plain.predict(observation, deterministic=True)
+    assert np.allclose(model.predict(observation, deterministic=True)[0], expected, atol=1e-5)
+    model.save(tmp_path / "model.zip")
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+    assert np.allclose(loaded.predict(observation, deterministic=True)[0], expected, atol=1e-5)
+    assert np.allclose(copy.deepcopy(model.policy).predict(observation, deterministic=True)[0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("autocast", ["bfloat16"])
 def test_autocast_rounds_the_backbone_but_not_the_heads(autocast, make_model):
     exact, rounded = make_model().policy, make_model(policy_kwargs={"autocast": autocast}).policy
