@@ -29,6 +29,7 @@ ablations: setup  ## After the quickstart: post-train its SFT model again with o
 	set -e; for name in independent_noise few_critic_epochs no_bc; do \
 		$(BIN)/sb3-vla train --init $(OUT)/sft_model.zip --demos $(OUT)/demos.npz --seed $(SEED) \
 			--config benchmarks/ablations/$$name.yml --out runs/$$name-seed$(SEED); \
+		rm -f results/ablations/$$name.json; \
 		$(BIN)/sb3-vla eval runs/$$name-seed$(SEED)/model.zip --out results/ablations/$$name.json; \
 	done
 
