@@ -53,8 +53,7 @@ class VLAPolicy(ActorCriticPolicy):
         :class:`~sb3_vla.chunk_head.GaussianChunkDistribution`
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
         where the processor computes in it. Both heads stay in float32
-    :param compile: Whether to compile the backbone's parts with ``torch.compile``, which takes minutes at first; meant for
-        GPUs and large batches, as it gains nothing on a CPU
+    :param compile: Whether to compile the backbone's parts with ``torch.compile``, slow at first; meant for GPUs
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
@@ -265,7 +264,7 @@ class VLAPolicy(ActorCriticPolicy):
         :return: For each batch its privileged observations and, with one graph for all, its ``features``
         """
         known = [obs if {"features", "image_tokens"} & obs.keys() else {**obs, **self.precompute(obs)} for obs in batches]
-        read = [key for key in known[0] if all(key in obs for obs in known)]
+        read = [key for key in known[0] if key != "privileged" and all(key in obs for obs in known)]
         features = th.stack(self.encode({key: th.cat([obs[key] for obs in known]) for key in read}), dim=1)
         parts = features.split([len(obs[read[0]]) for obs in known])
         privileged = [{"privileged": obs["privileged"]} if self.privileged else {} for obs in known]

@@ -15,10 +15,11 @@ from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_vla import SharedMemoryVecEnv
+from sb3_vla.config import load_config
 from sb3_vla.vec_env import preload_workers
 from sb3_vla_envs import make_vla_env
 
-TASKS = ["window-open-v3", "drawer-close-v3", "button-press-topdown-v3"]
+TASKS = load_config()["tasks"]
 PARTS = {"OpenGL": ("mjr_render", "mjr_readPixels"), "MuJoCo": ("mj_step", "mj_forward")}
 N_ENVS, N_CHUNKS, N_ROUNDS = 16, 60, 5
 

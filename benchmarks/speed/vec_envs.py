@@ -13,11 +13,12 @@ from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_vla import SharedMemoryVecEnv, make_vla_vec_env
+from sb3_vla.config import load_config
 from sb3_vla_envs import Camera, make_env_fns
 
 CHUNK_SIZE = 8
 SCENE = Camera("corner4", 96, 96)
-TASKS = ["window-open-v3", "drawer-close-v3", "button-press-topdown-v3"]
+TASKS = load_config()["tasks"]
 N_ROUNDS = 5
 
 

@@ -50,8 +50,9 @@ class Version:
         """
         command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
         measured: dict[str, Any] = json.loads(self.run(command, subprocess.PIPE).splitlines()[-1])
-        if Path(measured["package"]).resolve() != (self.path / "sb3_vla").resolve():
-            raise RuntimeError(f"{script} ran with {measured['package']} instead of {self.path / 'sb3_vla'}")
+        package = measured.pop("package")
+        if Path(package).resolve() != (self.path / "sb3_vla").resolve():
+            raise RuntimeError(f"{script} ran with {package}: take it off Python's path, {self.path / 'sb3_vla'} is wanted")
         return measured
 
 

@@ -22,7 +22,7 @@ from stable_baselines3.common.envs import (
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_vla import BCWeight, LossWeights, PPOSelfBC, VLAPolicy
+from sb3_vla import BCWeight, LossWeights, PPOSelfBC
 from sb3_vla.bc_weight import BC_WEIGHTS
 from sb3_vla.losses import bc_mse_loss, clipped_surrogate_loss, executed_mask
 from sb3_vla_envs import ChunkedActionWrapper, Demonstration
@@ -885,95 +885,3 @@ def test_vla_policy_needs_chunks_images_and_instructions():
         PPOSelfBC("VLAPolicy", "Pendulum-v1", device="cpu")
     with pytest.raises(ValueError, match=r"Dict observation.*'image', 'instruction', 'state'.*CameraObservation"):
         PPOSelfBC("VLAPolicy", ChunkedActionWrapper(drift(), 3, gamma=0.99), device="cpu")
-
-
-class EncodesEveryTime(VLAPolicy):
-    """Frozen parts and all, each time that it sees an observation."""
-
-    def precompute(self, obs):
-        return {}
-
-    @property
-    def stored_keys(self):
-        return list(self.observation_space)
-
-
-@pytest.mark.parametrize("frozen", [("vision", "connector"), ("all",)])
-def test_encoding_once_changes_nothing_that_is_learnt(frozen, make_vec_env, make_demonstrations, policy_kwargs):
-    models = []
-    for policy in (VLAPolicy, EncodesEveryTime):
-        model = PPOSelfBC(
-            policy,
-            make_vec_env(),
-            policy_kwargs={**policy_kwargs, "frozen": frozen},
-            **dict(n_steps=8, batch_size=8, n_epochs=2, critic_epochs=3, gamma=0.9, learning_rate=1e-2, bc_weight=0.5),
-            **dict(seed=0, device="cpu"),
-        )
-        model.replay_buffer.extend(make_demonstrations())
-        models.append(model.learn(48))
-    once, every_time = (model.policy.state_dict() for model in models)
-    assert all(th.allclose(once[name], every_time[name], atol=1e-4) for name in once)
-    assert set(models[0].rollout_buffer.observations) == set(models[0].policy.stored_keys) < set(models[0].observation_space)
-    assert len(models[0].replay_buffer) == len(models[1].replay_buffer)
-
-
-def test_frozen_encoder_sees_each_observation_once(make_model, make_demonstrations):
-    model = make_model(policy_kwargs={"frozen": ("vision", "connector")}, n_epochs=3, bc_weight=1.0, bc_batch_size=64)
-    demonstrations = make_demonstrations()
-    model.replay_buffer.extend(demonstrations)
-    seen = []
-    model.policy.backbone.model.connector.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    model.learn(4 * 16)
-    own = len(model.replay_buffer) - sum(map(len, demonstrations))
-    assert own > 0, "some of the policy's own episodes are imitated"
-    assert sum(seen) <= 4 * 16 + sum(map(len, demonstrations))
-
-
-def test_demonstrations_are_encoded_anew_when_the_frozen_weights_change(make_model, make_demonstrations):
-    model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
-    model.replay_buffer.extend(make_demonstrations())
-
-    def sample():
-        model.replay_buffer.rng = np.random.default_rng(0)
-        return model.replay_buffer.sample(8, policy=model.policy).observations
-
-    before = sample()
-    assert set(before) == {"image_tokens", "state", "instruction", "privileged"}
-    weights = model.policy.state_dict()
-    model.policy.load_state_dict({name: value + 0.1 * ("vision" in name) for name, value in weights.items()})
-    after = sample()
-    assert th.equal(before["state"], after["state"]) and not th.allclose(before["image_tokens"], after["image_tokens"])
-    model.replay_buffer.rng = np.random.default_rng(0)
-    raw = model.replay_buffer.sample(8).observations
-    assert th.allclose(model.policy.precompute(raw)["image_tokens"], after["image_tokens"], atol=1e-5)
-
-
-def test_unfreezing_what_the_rollout_buffer_left_out_is_refused(make_model):
-    model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
-    model.policy.backbone.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"reads \['image'\], which the rollout buffer does not keep.*policy_kwargs"):
-        model.learn(16)
-
-
-def test_demonstrations_of_another_policy_are_encoded_anew(make_model, make_demonstrations):
-    one, other = (make_model(policy_kwargs={"frozen": ("vision", "connector")}, seed=seed) for seed in (0, 1))
-    one.replay_buffer.extend(make_demonstrations())
-
-    def sample(policy):
-        one.replay_buffer.rng = np.random.default_rng(0)
-        return one.replay_buffer.sample(8, policy=policy).observations["image_tokens"]
-
-    first = sample(one.policy)
-    assert not th.allclose(sample(other.policy), first)
-    assert th.equal(sample(one.policy), first)
-    copied = copy.deepcopy(one.replay_buffer)
-    copied.rng = np.random.default_rng(0)
-    assert th.equal(copied.sample(8, policy=one.policy).observations["image_tokens"], first)
-
-
-def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):
-    env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
-    model = make_model(env, policy_kwargs={"frozen": ("all",)}, bc_weight=1.0)
-    model.replay_buffer.extend(make_demonstrations())
-    model.learn(48)
-    assert "features" not in model._sample_demonstrations(4).observations, "the statistics of state go on changing"
