@@ -10,6 +10,7 @@ from .camera import DEFAULT_CAMERAS, Camera  # noqa: E402
 from .camera_observation import CameraObservation  # noqa: E402
 from .chunked_action import ChunkedActionWrapper  # noqa: E402
 from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
+from .episode_caption import EpisodeCaption  # noqa: E402
 from .expert import collect_demonstrations  # noqa: E402
 from .goals import sample_goals  # noqa: E402
 from .instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
@@ -43,6 +44,7 @@ __all__ = [
     "CameraObservation",
     "ChunkedActionWrapper",
     "Demonstration",
+    "EpisodeCaption",
     "InstructionObservation",
     "MetaWorldEnv",
     "SceneRenderer",

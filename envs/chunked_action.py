@@ -63,6 +63,9 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
         self.n_action_steps = int(n_action_steps)
         self.chunk_gamma = float(gamma)
         self.action_space, self._single_shape = _chunk_space(env.action_space, self.chunk_size)
+        if env.render_mode == "rgb_array" and "render_fps" in env.metadata:
+            # Whoever films takes one picture a chunk: without this, films would run n_action_steps times too fast
+            self.metadata = {**env.metadata, "render_fps": env.metadata["render_fps"] / self.n_action_steps}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """

@@ -65,6 +65,10 @@ def make_vla_env(
     )
 
 
+# gymnasium.make looks here for how an environment renders, to add a window to one that has pictures only
+make_vla_env.metadata = {"render_modes": ["rgb_array", "rgb_array_list"]}  # type: ignore[attr-defined]
+
+
 def wrap_for_policy(
     env: gym.Env,
     *,

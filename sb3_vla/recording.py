@@ -12,21 +12,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from sb3_vla_envs import decode_instruction, make_vla_env, resolve_tasks
+from sb3_vla_envs.episode_caption import BACKGROUND, FAILURE, LINE_HEIGHT, MARGIN, SUCCESS, TEXT, Color, draw_caption, pillow
 
 from .evaluation import check_model_fits, episode_seed, metaworld_env_kwargs
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_FONT_SIZE = 12  # pixels
-_LINE_HEIGHT = 16  # pixels
-_MARGIN = 4  # pixels
 _N_COLORS = 128
 _LAST_FRAME_MS = 1500
-_BACKGROUND = (24, 24, 28)
-_TEXT = (235, 235, 235)
-_SUCCESS = (110, 220, 120)
-_FAILURE = (255, 140, 105)
 
 
 @dataclass(frozen=True)
@@ -266,56 +260,32 @@ def _captioned(recording: Recording, index: int, label: str, max_size: int) -> "
     :param max_size: longer side of the picture, pixels
     :return: the picture below its caption strip: up to two lines of instruction and one of what happened
     """
-    image_module, draw_module, font_module = _pillow()
+    image_module, _, _ = pillow()
     picture = image_module.fromarray(recording.frames[index])
     picture.thumbnail((max_size, max_size))
-    font = font_module.load_default(_FONT_SIZE)
-    lines = _wrap(recording.instruction, font, picture.width - 2 * _MARGIN)
-    strip = (len(lines) + 1) * _LINE_HEIGHT + _MARGIN
-    canvas = image_module.new("RGB", (picture.width, picture.height + strip), _BACKGROUND)
-    canvas.paste(picture, (0, strip))
-    draw = draw_module.Draw(canvas)
-    for number, line in enumerate(lines):
-        draw.text((_MARGIN, number * _LINE_HEIGHT + 1), line, fill=_TEXT, font=font)
     status, color = _status(recording, index)
-    text = f"{label}: {status}" if label else status
-    draw.text((_MARGIN, len(lines) * _LINE_HEIGHT + 1), text, fill=color, font=font)
+    strip = draw_caption(picture.width, recording.instruction, [(f"{label}: {status}" if label else status, color)])
+    canvas: Image.Image = image_module.new("RGB", (picture.width, strip.height + picture.height))
+    canvas.paste(strip, (0, 0))
+    canvas.paste(picture, (0, strip.height))
     return canvas
 
 
-def _status(recording: Recording, index: int) -> tuple[str, tuple[int, int, int]]:
+def _status(recording: Recording, index: int) -> tuple[str, Color]:
     step = recording.steps[index]
     solved_at = recording.steps_to_success
     if solved_at is not None and step >= solved_at:
-        return f"success after {solved_at} steps", _SUCCESS
+        return f"success after {solved_at} steps", SUCCESS
     if index == len(recording.frames) - 1:
-        return f"no success in {step} steps", _FAILURE
-    return f"step {step}", _TEXT
-
-
-def _wrap(text: str, font: Any, width: int) -> list[str]:
-    """
-    :param text: what to write
-    :param font: Pillow's font
-    :param width: pixels
-    :return: at most two lines that fit, the second cut off if need be; none without a text
-    """
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    if len(lines) > 2:
-        lines = [lines[0], f"{lines[1]} ..."]
-    return lines
+        return f"no success in {step} steps", FAILURE
+    return f"step {step}", TEXT
 
 
 def _side_by_side(pictures: Sequence["Image.Image"]) -> "Image.Image":
-    image_module, _, _ = _pillow()
-    gap = _MARGIN
+    image_module, _, _ = pillow()
+    gap = MARGIN
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    canvas = image_module.new("RGB", (width, max(picture.height for picture in pictures)), _BACKGROUND)
+    canvas = image_module.new("RGB", (width, max(picture.height for picture in pictures)), BACKGROUND)
     left = 0
     for picture in pictures:
         canvas.paste(picture, (left, canvas.height - picture.height))
@@ -329,28 +299,16 @@ def _write_gif(pictures: Sequence["Image.Image"], path: str | Path, fps: int) ->
     :param path: the file
     :param fps: pictures a second; GIF counts in hundredths of a second
     """
-    image_module, _, _ = _pillow()
+    image_module, _, _ = pillow()
     # One palette for all pictures, from the first, the middle and the last, and no dithering: what doesn't move then
     # stays the same from picture to picture, which is what keeps a GIF small.
     height = pictures[0].height
-    sample = image_module.new("RGB", (pictures[0].width, 3 * height + _LINE_HEIGHT), _FAILURE)
+    sample = image_module.new("RGB", (pictures[0].width, 3 * height + LINE_HEIGHT), FAILURE)
     # Captions are too small for the palette to notice their colours by itself.
-    sample.paste(_SUCCESS, (0, 3 * height, pictures[0].width // 2, sample.height))
+    sample.paste(SUCCESS, (0, 3 * height, pictures[0].width // 2, sample.height))
     for number, index in enumerate((0, len(pictures) // 2, len(pictures) - 1)):
         sample.paste(pictures[index], (0, number * height))
     palette = sample.quantize(_N_COLORS)
     frames = [picture.quantize(palette=palette, dither=image_module.Dither.NONE) for picture in pictures]
     durations = [round(100 / fps) * 10] * (len(frames) - 1) + [_LAST_FRAME_MS]
     frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
-
-
-def _pillow() -> tuple[Any, Any, Any]:
-    """
-    :return: Pillow's modules ``Image``, ``ImageDraw``, ``ImageFont``
-    :raises ImportError: if Pillow isn't installed
-    """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise ImportError('GIFs need Pillow: pip install "sb3-vla[cli]".') from error
-    return Image, ImageDraw, ImageFont

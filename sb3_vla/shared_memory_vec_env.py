@@ -91,6 +91,7 @@ class SharedMemoryVecEnv(VecEnv):
             finally:
                 self._steps.unlink()  # so soon, so that nothing can be left behind
             super().__init__(self.num_envs, observation_space, action_space)
+            self.metadata = self.get_attr("metadata", indices=0)[0]  # VecVideoRecorder looks for the pictures a second here
         except BaseException:
             self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
             raise
