@@ -92,9 +92,8 @@ class EpisodeRecorder(BaseCallback):
         :param new_obs: What the environments returned, by default at the last step
         :return: The observations of all environments, by key; before ``VecNormalize``, whose statistics go on changing
         """
-        vec_normalize = self.model.get_vec_normalize_env()
-        if vec_normalize is not None:
-            new_obs = vec_normalize.get_original_obs()
+        if (normalizer := self.model.observation_normalizer) is not None:  # type: ignore[attr-defined]
+            new_obs = normalizer.get_original_obs()
         elif new_obs is None:
             new_obs = self.model._last_obs  # type: ignore[attr-defined]
         return new_obs if isinstance(new_obs, dict) else {ARRAY_KEY: new_obs}
@@ -113,7 +112,7 @@ class EpisodeRecorder(BaseCallback):
         # likelihood sees it: the mean of clipped samples shrinks
         copies = {key: values[i].copy() for key, values in self._observation.items()}
         # VecNormalize goes on changing what it was computed from
-        kept = self._precomputed if self.model.get_vec_normalize_env() is None else {}
+        kept = self._precomputed if self.model.observation_normalizer is None else {}  # type: ignore[attr-defined]
         precomputed = {key: values[i].clone() for key, values in kept.items()}
         episode.append(_Chunk(copies, precomputed, self.locals["actions"][i], length))
         self._n_steps[i] += length

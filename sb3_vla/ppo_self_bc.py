@@ -1,6 +1,7 @@
 """PPO on action chunks with self behaviour cloning."""
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -10,11 +11,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EvalCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunk_rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer, ChunkRolloutBufferSamples
@@ -22,6 +23,8 @@ from .demonstration_buffer import DemonstrationBuffer, DemonstrationSamples
 from .episode_recorder import EpisodeRecorder
 from .losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean, value_loss
 from .micro_batch import batch_share, split_batch
+from .nested_callbacks import nested_callbacks
+from .raw_observations import keep_images_and_prompts_raw
 from .vla_policy import VLAPolicy
 
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
@@ -213,6 +216,7 @@ class PPOSelfBC(PPO):
             self.replay_buffer = DemonstrationBuffer(
                 self.observation_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
             )
+            self._check_frame_stack(self.env)
         if isinstance(self.policy, VLAPolicy):
             # What is saved must rebuild with no network and no checkpoint at hand
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
@@ -250,9 +254,42 @@ class PPOSelfBC(PPO):
         assert isinstance(buffer, ChunkRolloutBuffer)
         return buffer
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, VecEnv) and (raw := keep_images_and_prompts_raw(env)):
+            normalize = unwrap_vec_normalize(env)
+            assert normalize is not None
+            warnings.warn(
+                f"VecNormalize was to normalise {raw}, but VLAPolicy reads images and prompts as they are, and so they stay: "
+                f"create it with norm_obs_keys={normalize.norm_obs_keys}, for the evaluation environment too",
+                stacklevel=2,
+            )
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
         self._check_chunks(self.env)
+        self._check_frame_stack(self.env)
+
+    @property
+    def observation_normalizer(self) -> VecNormalize | None:
+        """The environment's wrapper that normalises observations, if there is one."""
+        normalize = self._vec_normalize_env
+        return normalize if normalize is not None and normalize.norm_obs else None
+
+    def _check_frame_stack(self, env: VecEnv | None) -> None:
+        """
+        :param env: The environment, or ``None``
+        :raises ValueError: if demonstrations, kept as they were before normalisation, would not be stacked
+        """
+        stack = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
+        if stack is None or self.replay_buffer is None or self.observation_normalizer is None:
+            return
+        if unwrap_vec_normalize(stack) is not None:
+            raise ValueError(
+                "VecFrameStack stands around VecNormalize, but behaviour cloning imitates stacked observations from before "
+                "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), or pass bc_weight=0"
+            )
 
     def _check_chunks(self, env: VecEnv | None) -> None:
         """
@@ -295,6 +332,13 @@ class PPOSelfBC(PPO):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
+        if isinstance(self.policy, VLAPolicy):
+            for nested in nested_callbacks(callback):
+                if isinstance(nested, EvalCallback):
+                    # Wrapped like the training environment, so that its VecNormalize can follow that one's. Which keys that
+                    # may normalise has been said already.
+                    keep_images_and_prompts_raw(nested.eval_env)
+                    nested.eval_env = self._wrap_env(nested.eval_env)
         recorder = EpisodeRecorder(self.replay_buffer, self._stats_window_size)
         return super()._init_callback([recorder, callback], progress_bar)
 
@@ -437,7 +481,7 @@ class PPOSelfBC(PPO):
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
         assert self.replay_buffer is not None
         policy = self.policy if isinstance(self.policy, VLAPolicy) else None
-        return self.replay_buffer.sample(batch_size, self._vec_normalize_env, policy)
+        return self.replay_buffer.sample(batch_size, self.observation_normalizer, policy)
 
     @property
     def _critic_keys(self) -> Sequence[str] | None:
@@ -607,11 +651,13 @@ class PPOSelfBC(PPO):
         """
         self._require_replay_buffer().save(path)
 
-    def load_replay_buffer(self, path: str | os.PathLike[str]) -> None:
+    def load_replay_buffer(self, path: str | os.PathLike[str], truncate_last_traj: bool = True) -> None:
         """
         Load the demonstration buffer, which is never part of the model's zip file.
 
         :param path: What :meth:`save_replay_buffer` wrote, or a file of demonstrations
+        :param truncate_last_traj: Without meaning here, where episodes are whole; SB3's off-policy algorithms have it, and
+            rl_zoo3 passes it
         :raises ValueError: if the file is unusable, or behaviour cloning is off
         """
         self._require_replay_buffer().load(path)

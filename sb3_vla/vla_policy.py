@@ -20,6 +20,11 @@ from .chunk_head import GaussianChunkDistribution, GaussianChunkHead
 from .normalizer import Normalizer
 
 REQUIRED_KEYS = ("image", "instruction", "state")
+COLOUR_CHANNELS = 3
+_NORMALIZE_HINT = (
+    "if VecNormalize stands around the environment, name the keys that it may normalise, e.g. "
+    "VecNormalize(env, norm_obs_keys=['state'])"
+)
 AUTOCASTS = (None, "auto", "bfloat16")  # not float16, which needs its gradients scaled
 
 
@@ -31,6 +36,9 @@ class VLAPolicy(ActorCriticPolicy):
     ``instruction`` (UTF-8 bytes), the action a chunk of shape ``(h, d)``: see "The contract" in the README. With a key
     ``privileged`` the value function reads that instead of the backbone's features (asymmetric actor-critic, Pinto et al.
     2017, arXiv 1710.06542); the actor never does, and :meth:`predict` works without it.
+
+    Under SB3's ``VecFrameStack``, which stacks every key, the backbone sees each camera's last n images, the oldest first and
+    black before an episode's start, the latest instruction, and ``state`` and ``privileged`` as they come: n times as long.
 
     What the backbone's frozen parts make of an observation is computed once and may stand in the observation's place, see
     :meth:`precompute`.
@@ -91,7 +99,9 @@ class VLAPolicy(ActorCriticPolicy):
         self.noise_correlation = noise_correlation
         self.autocast = autocast
         self.compile_parts = compile
-        self.image_keys = [key for key in observation_space if key == "image" or key.startswith("image_")]
+        self.image_keys = [key for key in observation_space if is_image_key(key)]
+        self.n_frames = _count_frames(observation_space, self.image_keys)
+        self.instruction_bytes = observation_space["instruction"].shape[0] // self.n_frames  # type: ignore[index]
         self.privileged = "privileged" in observation_space.spaces
         self.precomputed: dict[str, th.Tensor] = {}
         super().__init__(
@@ -233,8 +243,15 @@ class VLAPolicy(ActorCriticPolicy):
         return all(_is_frozen(module) for module in self.backbone.image_encoder)
 
     def _encode_images(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+        images = {}
+        for key in self.image_keys:
+            if obs[key].dtype != th.uint8:
+                raise ValueError(f"VLAPolicy needs {key!r} as uint8, got {obs[key].dtype}: {_NORMALIZE_HINT}")
+            # (batch, n_frames * 3, height, width)
+            for age, frame in zip(reversed(range(self.n_frames)), obs[key].chunk(self.n_frames, dim=1), strict=True):
+                images[f"{key}[-{age}]" if age else key] = frame
         with self._autocast():
-            return self.backbone.encode_images({key: obs[key] for key in self.image_keys})
+            return self.backbone.encode_images(images)
 
     def _autocast(self) -> th.autocast:
         enabled = self.autocast == "bfloat16" or (self.autocast == "auto" and _has_bfloat16(self.device))
@@ -251,7 +268,7 @@ class VLAPolicy(ActorCriticPolicy):
             action, value = obs["features"].unbind(dim=1)
             return action, value
         image_tokens = obs["image_tokens"] if "image_tokens" in obs else self._encode_images(obs)
-        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()]
+        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()[:, -self.instruction_bytes :]]
         with self._autocast():
             features = self.backbone(image_tokens, prompts, self.state_normalizer(obs["state"]))
         return features.action.float(), features.value.float()
@@ -333,6 +350,33 @@ class _NoFeaturesExtractor(BaseFeaturesExtractor):
         raise RuntimeError("VLAPolicy has no features extractor: use VLAPolicy.encode")
 
 
+def is_image_key(key: str) -> bool:
+    """
+    :param key: Name of an observation
+    :return: Whether it is a camera's picture
+    """
+    return key == "image" or key.startswith("image_")
+
+
+def _count_frames(observation_space: spaces.Dict, image_keys: Sequence[str]) -> int:
+    """
+    :param observation_space: Observation space of the policy
+    :param image_keys: Names of the cameras
+    :return: How many frames ``VecFrameStack`` has stacked, 1 without it
+    :raises ValueError: if images don't have three channels each, or keys are not all stacked alike
+    """
+    channels = {key: observation_space[key].shape[0] for key in image_keys}  # type: ignore[index]
+    n_frames = {number // COLOUR_CHANNELS for number in channels.values()}
+    n_bytes = observation_space["instruction"].shape[0]  # type: ignore[index]
+    if any(number % COLOUR_CHANNELS for number in channels.values()) or len(n_frames) > 1 or n_bytes % min(n_frames):
+        raise ValueError(
+            f"VLAPolicy needs images of {COLOUR_CHANNELS} channels, or n times as many where VecFrameStack has stacked n of "
+            f"every observation, but the images have {channels} channels and the instruction {n_bytes} bytes: make pictures "
+            "RGB, and stack frames with stable_baselines3.common.vec_env.VecFrameStack"
+        )
+    return n_frames.pop()
+
+
 def _is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
@@ -368,6 +412,8 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, c
             "add them with sb3_vla_envs.CameraObservation and InstructionObservation"
         )
     for key, space in observation_space.spaces.items():
+        if (is_image_key(key) or key == "instruction") and space.dtype != np.uint8:
+            raise ValueError(f"VLAPolicy needs {key!r} as uint8, got {space}: {_NORMALIZE_HINT}")
         if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
             raise ValueError(
                 f"VLAPolicy needs images with channels first, but {key!r} is {space}: SB3's algorithms turn them, elsewhere "

@@ -34,7 +34,8 @@ class VLABackbone(nn.Module, ABC):
     @abstractmethod
     def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
         """
-        :param images: One entry a camera, in the order of the observation space: ``(batch, 3, height, width)``, uint8
+        :param images: One entry a camera, in the order of the observation space: ``(batch, 3, height, width)``, uint8. Of
+            stacked frames one entry each, the oldest first: ``"image[-1]"`` stands before the latest, ``"image"``
         :return: ``(batch, ...)``, what :meth:`forward` takes
         """
 

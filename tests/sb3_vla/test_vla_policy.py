@@ -388,6 +388,26 @@ ACTIONS = spaces.Box(-1, 1, (3, 2), np.float32)
             {},
             r"\['image'\].*'image_wrist'.*CameraObservation",
         ),
+        (
+            spaces.Dict(
+                image=spaces.Box(0, 255, (6, 8, 8), np.uint8), state=STATE, instruction=spaces.Box(0, 255, (15,), np.uint8)
+            ),
+            ACTIONS,
+            {},
+            r"3 channels.*VecFrameStack.*'image': 6.*15 bytes",
+        ),
+        (
+            spaces.Dict(image=spaces.Box(0, 255, (4, 8, 8), np.uint8), state=STATE, instruction=INSTRUCTION),
+            ACTIONS,
+            {},
+            r"3 channels.*'image': 4.*RGB",
+        ),
+        (
+            spaces.Dict(image=spaces.Box(-10, 10, (3, 8, 8), np.float32), state=STATE, instruction=INSTRUCTION),
+            ACTIONS,
+            {},
+            r"'image' as uint8.*float32.*VecNormalize.*norm_obs_keys",
+        ),
         (OBSERVATIONS, spaces.Box(-1, 1, (2,)), {}, r"chunk_size, action_dim.*Box\(-1.0.*\(2,\).*ChunkedActionWrapper"),
         (OBSERVATIONS, spaces.Discrete(4), {}, r"chunk_size, action_dim.*Discrete\(4\).*ChunkedActionWrapper"),
         (OBSERVATIONS, ACTIONS, {"chunk_size": 8}, r"chunk_size is 8.*have 3 actions.*make them equal"),
