@@ -1,10 +1,11 @@
-"""The command line: ``sb3-vla demos | sft | train | eval | record | quickstart``."""
+"""The command line: ``sb3-vla demos | sft | train | eval | record | quickstart | push``."""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .config import load_config
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sb3-vla",
         description="Post-train a vision-language-action policy on MetaWorld: collect demonstrations, fine-tune on them "
-        "(sft), post-train with reinforcement learning (train), evaluate and film it.",
+        "(sft), post-train with reinforcement learning (train), evaluate, film and publish (push) it.",
     )
     default = load_config()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -92,6 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     quick = _add_command(commands, "quickstart", _quickstart, "all of the above on three tasks, SFT against post-trained")
     quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
+
+    push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
+    push.add_argument("run_folder", metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
+    push.add_argument("--local", metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--license", metavar="NAME", help="licence of the model, e.g. mit, for the model card")
+    push.add_argument("--with-demos", action="store_true", help="publish the run's demonstration buffer too")
     return parser
 
 
@@ -100,10 +109,12 @@ def _add_command(
     name: str,
     run: Command,
     help_text: str,
-    config_help: str = "YAML file with settings to change, e.g. the config.yaml of a run",
+    config_help: str | None = "YAML file with settings to change, e.g. the config.yaml of a run",
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(run=run)
+    if config_help is None:  # it has no configuration
+        return parser
     parser.add_argument("--config", metavar="FILE", help=config_help)
     parser.add_argument(
         "--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50 (default: three easy tasks)"
@@ -283,5 +294,32 @@ def _quickstart(arguments: argparse.Namespace) -> Work:
     def work() -> None:
         quickstart(config, folder)
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
+
+    return work
+
+
+def _push(arguments: argparse.Namespace) -> Work:
+    from .hub import check_new_folder, check_repo_id, create_repo, push_to_hub, save_for_hub
+    from .run_for_hub import read_run
+
+    check_repo_id(arguments.repo_id)
+    contents, missing = read_run(arguments.run_folder, arguments.with_demos)
+    if arguments.local is None:
+        create_repo(arguments.repo_id, private=arguments.private)
+    else:
+        check_new_folder(arguments.local)
+    metadata = {"license": arguments.license} if arguments.license else {}
+
+    def work() -> None:
+        with TemporaryDirectory() as temporary_folder:
+            folder = arguments.local or temporary_folder
+            files = save_for_hub(folder=folder, repo_id=arguments.repo_id, metadata=metadata, **contents)
+            if arguments.local is None:
+                where = push_to_hub(folder, arguments.repo_id)
+            else:
+                where = f"{folder}; to upload it: hf upload {arguments.repo_id} {folder}"
+        for line in missing:
+            print(f"Left out, as the run has no {line}")
+        print(f"Wrote {', '.join(files)} to {where}")
 
     return work

@@ -180,6 +180,43 @@ def test_resuming_a_complete_run_changes_nothing(made, capsys):
         assert ours.equal(theirs)
 
 
+def test_push_writes_a_folder_that_can_be_looked_at_first(made, tmp_path, capsys):
+    out = tmp_path / "hub"
+    assert main(["push", str(made / "run"), "--repo-id", "ann/toy", "--local", str(out), "--license", "mit"]) == 0
+    files = {"README.md", "ppo_self_bc-MetaWorldVLA.zip", "config.yaml", "versions.json", "curves.png"}
+    assert {path.name for path in out.iterdir()} == files
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card and "ann/toy" in card and "sb3-vla train --config" in card
+    said = capsys.readouterr().out
+    assert all(name in said for name in files) and f"hf upload ann/toy {out}" in said
+    assert f"no results.json: the card has no results (sb3-vla eval {made}/run/model.zip --out " in said
+    assert "no gifs/" in said
+    # Found by the name of its file, the configuration acts beside the downloaded model
+    assert main(["eval", str(out / "ppo_self_bc-MetaWorldVLA.zip"), "--n-goals", "1"]) == 0
+    assert all(task in capsys.readouterr().out for task in TASKS[:1])
+
+
+def test_push_uploads_to_the_hub(made, tmp_path, monkeypatch, capsys):
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> str:
+            calls.append(("create", repo_id, private))
+            return f"https://huggingface.co/{repo_id}"
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> None:
+            calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("sb3_vla.hub.HfApi", Api)
+    monkeypatch.setattr("sb3_vla.hub.get_token", lambda: "hf_token")
+    assert main(["push", str(made / "run"), "--repo-id", "ann/toy", "--private", "--with-demos"]) == 0
+    files = ["README.md", "config.yaml", "curves.png", "demonstrations.npz", "ppo_self_bc-MetaWorldVLA.zip", "versions.json"]
+    assert calls[0] == ("create", "ann/toy", True) and calls[-1] == ("upload", "ann/toy", files)
+    assert "to https://huggingface.co/ann/toy" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
@@ -402,6 +439,18 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(fail, tmp_path):
     assert "there is no checkpoint" in fail("train", "--resume", str(tmp_path / "early"))
 
 
+def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):
+    monkeypatch.setattr("sb3_vla.hub.get_token", lambda: None)
+    run, repo = str(made / "run"), ["--repo-id", "ann/toy"]
+    assert "no owner: give 'user/toy'" in fail("push", run, "--repo-id", "toy")
+    assert "no run folder" in fail("push", str(tmp_path / "nowhere"), *repo)
+    assert "not a run folder" in fail("push", str(tmp_path), *repo)
+    assert "hf auth login" in fail("push", run, *repo)
+    (tmp_path / "thesis.tex").write_text("all of it")
+    assert "already holds something" in fail("push", run, *repo, "--local", str(tmp_path))
+    assert "no demonstration buffer" in fail("push", str(made / "sft"), *repo, "--with-demos")
+
+
 def test_resumed_run_may_change_its_device(made, fail):
     assert "nonsense" in fail("train", "--resume", str(made / "run"), "--device", "nonsense")
 
@@ -424,7 +473,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(commands.choices)
 
 
-@pytest.mark.parametrize("command", ALL)
+@pytest.mark.parametrize("command", [*ALL, "push"])
 def test_help_describes_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -437,11 +486,11 @@ def test_help_describes_every_option(command, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    assert sorted(_parsers()) == sorted(ALL)
+    assert sorted(_parsers()) == sorted([*ALL, "push"])
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n    {command}" in text for command in ALL)
+    assert all(f"\n    {command}" in text for command in [*ALL, "push"])
 
 
 def test_unknown_option_shows_the_usage(capsys):
