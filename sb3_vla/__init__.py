@@ -5,9 +5,12 @@ from .bc_weight import BCWeight, ConstantWeight, GradientBalance, LossWeights, S
 from .demonstration_buffer import DemonstrationBuffer
 from .evaluation import evaluate, evaluate_on_metaworld
 from .evaluation_result import EvaluationResult
+from .hub import push_to_hub, save_for_hub
 from .ppo_self_bc import PPOSelfBC
 from .sft import fine_tune
+from .sft_callback import SFTCallback
 from .shared_memory_vec_env import SharedMemoryVecEnv
+from .success_eval_callback import SuccessEvalCallback
 from .vec_env import make_vla_vec_env
 from .vla_policy import VLAPolicy
 
@@ -22,9 +25,11 @@ __all__ = [
     "GradientBalance",
     "LossWeights",
     "PPOSelfBC",
+    "SFTCallback",
     "SharedMemoryVecEnv",
     "SmolVLMBackbone",
     "SuccessDriven",
+    "SuccessEvalCallback",
     "TanhWarmup",
     "TrainingStatistics",
     "VLABackbone",
@@ -33,4 +38,6 @@ __all__ = [
     "evaluate_on_metaworld",
     "fine_tune",
     "make_vla_vec_env",
+    "push_to_hub",
+    "save_for_hub",
 ]

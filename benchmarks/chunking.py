@@ -1,0 +1,206 @@
+"""
+Chunked against single actions under SB3's own PPO and SAC: same primitive steps, SB3's default hyperparameters, three seeds.
+
+``make chunking`` (half an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and writes the
+README's table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive steps an
+update, SAC takes one gradient step a decision, both discount by gamma ** h.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_vla_envs import ChunkedActionWrapper
+
+FOLDER = Path(__file__).parent.parent / "results" / "chunking"
+README = Path(__file__).parent.parent / "README.md"
+CHUNK_SIZE = 4
+GAMMA = 0.99
+N_EVALUATIONS = 10
+N_EPISODES = 20
+# Primitive steps
+BUDGETS = {
+    ("SAC", "drawer-close-v3"): 24_000,
+    ("SAC", "reach-v3"): 48_000,
+    ("PPO", "drawer-close-v3"): 160_000,
+    ("PPO", "reach-v3"): 160_000,
+}
+SEEDS = (0, 1, 2)
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    algorithm: str
+    task: str
+    chunk_size: int
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.algorithm.lower()}_{self.task}_chunk{self.chunk_size}_seed{self.seed}.json"
+
+
+def make_env(run: Run, goal_split: str) -> gym.Env:
+    """
+    :param run: The run
+    :param goal_split: ``"train"`` or ``"test"``
+    :return: The task from its state, with MetaWorld's dense reward; episodes of 200 steps that go on after success, as ending
+        them would make success a loss
+    """
+    task = dict(reward="dense", terminate_on_success=False, horizon=200, goal_split=goal_split)
+    env: gym.Env = Monitor(gym.wrappers.FlattenObservation(gym.make(f"MetaWorldState/{run.task}", **task)))
+    return env if run.chunk_size == 1 else ChunkedActionWrapper(env, run.chunk_size, gamma=GAMMA)
+
+
+def make_model(run: Run) -> BaseAlgorithm:
+    """
+    :param run: The run
+    :return: SB3's algorithm with its defaults, but for what chunks change
+    """
+    common: dict[str, Any] = dict(gamma=GAMMA**run.chunk_size, seed=run.seed, device="cpu")
+    if run.algorithm == "PPO":
+        return PPO("MlpPolicy", make_env(run, "train"), n_steps=2048 // run.chunk_size, **common)
+    return SAC("MlpPolicy", make_env(run, "train"), learning_starts=1000 // run.chunk_size, **common)
+
+
+class Evaluations(BaseCallback):
+    """
+    Evaluates on goals that training does not see, ten times in a run.
+
+    :param run: The run
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.chunk_size = run.chunk_size
+        self.every = BUDGETS[run.algorithm, run.task] // run.chunk_size // N_EVALUATIONS
+        self.env = make_env(run, "test")
+        self.curve: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            ends: list[dict[str, Any]] = []
+            evaluate_policy(
+                self.model,
+                self.env,
+                N_EPISODES,
+                warn=False,
+                callback=lambda local, _: ends.append(local["info"]) if local["done"] else None,
+            )
+            solved = [info["steps_to_success"] for info in ends if info["is_success"]]
+            self.curve.append(
+                {
+                    "primitive_steps": self.num_timesteps * self.chunk_size,
+                    "success_rate": len(solved) / N_EPISODES,
+                    "steps_to_success": float(np.mean(solved)) if solved else None,
+                }
+            )
+        return True
+
+
+def train(run: Run) -> None:
+    """
+    :param run: What to run; its result is written to ``run.path``
+    """
+    th.set_num_threads(1)
+    evaluations = Evaluations(run)
+    model = make_model(run)
+    start = time.process_time()
+    model.learn(BUDGETS[run.algorithm, run.task] // run.chunk_size, callback=evaluations)
+    result = {**run._asdict(), "cpu_seconds": round(time.process_time() - start, 1), "curve": evaluations.curve}
+    run.path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(run, evaluations.curve[-1], flush=True)
+
+
+def results() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """
+    :return: What was run, by algorithm, task and chunk size: a result for each seed
+    """
+    grouped = defaultdict(list)
+    for path in sorted(FOLDER.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        grouped[result["algorithm"], result["task"], result["chunk_size"]].append(result)
+    return grouped
+
+
+def table() -> str:
+    """
+    :return: The README's table: of each seed the last evaluation, and the mean success over all of them
+    """
+    lines = [
+        "| algorithm, task | primitive steps | chunk | success at the end, by seed | over training | steps to success | CPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (algorithm, task, chunk_size), runs in sorted(results().items()):
+        last = [run["curve"][-1] for run in runs]
+        at_the_end = ", ".join(f"{point['success_rate']:.2f}" for point in last)
+        overall = np.mean([[point["success_rate"] for point in run["curve"]] for run in runs])
+        steps = [point["steps_to_success"] for point in last if point["steps_to_success"] is not None]
+        mean_steps = f"{np.mean(steps):.0f}" if steps else "-"
+        seconds = np.mean([run["cpu_seconds"] for run in runs])
+        lines.append(
+            f"| {algorithm}, {task} | {BUDGETS[algorithm, task]:,} | {chunk_size} | {at_the_end} | {overall:.2f} | "
+            f"{mean_steps} | {seconds:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def plot(path: Path) -> None:
+    """
+    :param path: Where the learning curves go: mean over seeds, and their range
+    """
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(BUDGETS), figsize=(4 * len(BUDGETS), 3.4), sharey=True)
+    grouped = results()
+    for axis, (algorithm, task) in zip(axes, BUDGETS, strict=True):
+        for chunk_size, label in ((1, "single actions"), (CHUNK_SIZE, f"chunks of {CHUNK_SIZE}")):
+            runs = grouped[algorithm, task, chunk_size]
+            steps = [point["primitive_steps"] / 1000 for point in runs[0]["curve"]]
+            success = np.array([[point["success_rate"] for point in run["curve"]] for run in runs])
+            (line,) = axis.plot(steps, success.mean(axis=0), marker="o", markersize=3, label=label)
+            axis.fill_between(steps, success.min(axis=0), success.max(axis=0), alpha=0.2, color=line.get_color())
+        axis.set(title=f"{algorithm}, {task}", xlabel="primitive steps (thousands)", ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("success rate on test goals")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run what is missing, then write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    args = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    runs = [Run(*which, size, seed) for seed in SEEDS for which in BUDGETS for size in (CHUNK_SIZE, 1)]
+    missing = [run for run in runs if not run.path.exists()]
+    with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
+        for _ in pool.imap_unordered(train, missing):
+            pass
+    plot(FOLDER / "curves.png")
+    before, rest = README.read_text(encoding="utf-8").split("<!-- chunking: begin -->")
+    after = rest.split("<!-- chunking: end -->")[1]
+    README.write_text(
+        f"{before}<!-- chunking: begin -->\n{table()}\n<!-- chunking: end -->{after}",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Every command of ``python -m sb3_vla.zoo``, run small."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import huggingface_hub
+import imageio_ffmpeg
+import numpy as np
+import optuna
+import pytest
+import yaml
+from sb3_contrib import TQC, RecurrentPPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.monitor import load_results
+
+from sb3_vla import PPOSelfBC
+from sb3_vla.zoo.launcher import COMMANDS, main
+
+VLA = "MetaWorldVLA/drawer-close-v3"
+VLA_FOLDER = Path("logs/ppo_self_bc/MetaWorldVLA-drawer-close-v3_1")
+SMALL = [
+    *("-params", "n_envs:2", "n_steps:16", "batch_size:16", "critic_epochs:2", "critic_warmup_steps:32", "bc_batch_size:4"),
+    "callback:[{'sb3_vla.SFTCallback': dict(n_per_task=3, n_epochs=1, verbose=0)}]",
+]
+ENV = ["--env-kwargs", "horizon:120", "cameras:['corner4']"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The working directory of a run of PPOSelfBC on pixels, with checkpoints and evaluations."""
+    folder = tmp_path_factory.mktemp("zoo")
+    before = os.getcwd()
+    os.chdir(folder)
+    options = ["-n", "128", "--seed", "1", "--eval-freq", "64", "--eval-episodes", "2", "--save-freq", "96", "--verbose", "0"]
+    main(["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *SMALL, *ENV])
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_the_run(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+
+
+def test_train_finds_our_configuration_by_itself_and_leaves_what_the_zoo_leaves(trained):
+    config = yaml.unsafe_load((VLA_FOLDER / VLA_FOLDER.name[:-2] / "config.yml").read_text())
+    assert config["policy"] == "VLAPolicy"
+    # What the command line gave, and the algorithm's discount
+    assert config["env_kwargs"] == {"horizon": 120, "cameras": ["corner4"], "gamma": 0.99}
+    assert {path.name for path in VLA_FOLDER.iterdir()} >= {
+        "best_model.zip",
+        "MetaWorldVLA-drawer-close-v3.zip",
+        "replay_buffer.pkl",
+        "rl_model_96_steps.zip",
+        "rl_model_replay_buffer_96_steps.pkl",
+        "evaluations.npz",
+    }
+    evaluations = np.load(VLA_FOLDER / "evaluations.npz")
+    assert list(evaluations["timesteps"]) == [64, 128]
+    assert set(load_results(str(VLA_FOLDER)).columns) >= {"r", "l", "is_success"}
+    model = PPOSelfBC.load(VLA_FOLDER / "MetaWorldVLA-drawer-close-v3.zip")
+    assert model.num_timesteps == 128
+    assert model.policy.frozen == ("vision", "connector")
+    model.load_replay_buffer(VLA_FOLDER / "replay_buffer.pkl")
+    assert model.replay_buffer.summary()["drawer-close-v3"]["episodes"] >= 3
+
+
+@pytest.mark.parametrize("agent", ["MetaWorldVLA-drawer-close-v3.zip", "rl_model_96_steps.zip"])
+def test_resume_continues_with_weights_and_demonstrations(agent, tmp_path, capsys):
+    options = ["-n", "32", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path), "-i", str(VLA_FOLDER / agent)]
+    arguments = ["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *SMALL, "learning_rate:0.0", "critic_epochs:2"]
+    main([*arguments, "critic_learning_rate:0.0", *ENV])
+    resumed_folder = tmp_path / "ppo_self_bc/MetaWorldVLA-drawer-close-v3_1"
+    resumed = PPOSelfBC.load(resumed_folder / "MetaWorldVLA-drawer-close-v3.zip")
+    before = PPOSelfBC.load(VLA_FOLDER / agent)
+    assert resumed._n_updates > before._n_updates  # no warm-up of the value function once more
+    for name, weights in before.policy.state_dict().items():
+        np.testing.assert_array_equal(weights, resumed.policy.state_dict()[name], err_msg=name)
+    # The episodes that the scripted expert gave at the start of the first run, not collected anew
+    resumed.load_replay_buffer(resumed_folder / "replay_buffer.pkl")
+    buffer = "replay_buffer.pkl" if "rl_model" not in agent else "rl_model_replay_buffer_96_steps.pkl"
+    before.load_replay_buffer(VLA_FOLDER / buffer)
+    assert len(resumed.replay_buffer) >= len(before.replay_buffer) > 0
+    assert ("Loading demonstration buffer" in capsys.readouterr().out) == ("rl_model" in agent)
+
+
+def test_enjoy_says_success_and_primitive_steps(capsys):
+    main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "31", "--no-render"])
+    printed = capsys.readouterr().out
+    # 15 chunks of 8 steps reach the horizon of 120
+    ends = re.findall(r"drawer-close-v3: (?:no success in 120 primitive steps|success after \d+ primitive steps)", printed)
+    assert len(ends) >= 2
+    assert re.search(r"Success in \d of \d episodes", printed)
+
+
+def test_enjoy_shows_captioned_pictures_in_a_window(monkeypatch, capsys):
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    shown = []
+    monkeypatch.setattr(pygame.display, "flip", lambda: shown.append(pygame.display.get_surface().get_size()))
+    main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "3"])
+    assert shown and set(shown) == {(240, 308)}
+
+
+def test_enjoy_without_a_screen_says_what_to_do(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(RuntimeError, match=r"no screen.*--no-render"):
+        main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "3"])
+
+
+def video_frames(path):
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+
+
+def test_videos_are_upright_captioned_and_in_real_time(capsys):
+    main(["record_video", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "20", "--seed", "3"])
+    (video,) = (VLA_FOLDER / "videos").glob("final-model*.mp4")
+    meta, frames = video_frames(video)
+    assert meta["size"] == (240, 308)
+    assert meta["fps"] == 10  # chunks of 8 steps of 12.5 ms
+    picture = np.stack(frames)[:, :240]
+    # Upright: the arm hangs from above, so red is in the upper half, and the table's wood in the lower one
+    red = (picture[..., 0] > 90) & (picture[..., 1] < 60) & (picture[..., 2] < 60)
+    assert red[:, :120].sum() > 3 * red[:, 120:].sum()
+    # The strip has text from the first frame on, and how the episode before ended after the first one
+    strip = np.stack(frames)[:, 292:306].max(axis=(1, 2, 3))
+    assert strip[0] < 60 and strip[-1] > 150
+    assert "primitive steps" in capsys.readouterr().out
+
+
+def test_record_training_makes_one_film_of_all_checkpoints():
+    main(["record_training", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "4", "--gif"])
+    videos = VLA_FOLDER / "videos"
+    assert (videos / "training.gif").stat().st_size > 1000
+    _, frames = video_frames(videos / "training.mp4")
+    assert len(frames) >= 3 * 4  # a checkpoint, the final and the best model
+
+
+def test_benchmark_evaluates_what_was_trained(monkeypatch):
+    main(["benchmark", "--log-dir", "logs/", "--no-hub", "-n", "40", "--test-mode", "--num-threads", "1"])
+    table = Path("logs/benchmark/benchmark.md").read_text()
+    assert re.search(r"\|ppo_self_bc\|MetaWorldVLA-drawer-close-v3\|", table)
+
+
+def test_plots_are_saved_where_there_is_no_screen(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    plot = ["plot_train", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-w", "1"]
+    main([*plot, "-y", "success"])
+    assert Path("Training_Success_Rate.png").stat().st_size > 5000
+    main(["all_plots", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-k", "successes"])
+    assert list(Path().glob("Results_*.png"))
+
+
+def test_a_search_tries_chunk_sizes_and_what_it_finds_can_be_trained(tmp_path, capsys):
+    study = ["--storage", str(tmp_path / "study.log"), "--study-name", "chunks"]
+    common = ["--algo", "ppo_self_bc", "--env", "Pendulum-v1", "-f", str(tmp_path), "--verbose", "0", "--eval-episodes", "1"]
+    small = ["-n", "256", "-params", "n_envs:2", "n_steps:64"]
+    search = ["-optimize", "--n-trials", "2", "--n-startup-trials", "2", "--sampler", "random", "--pruner", "none"]
+    main(["train", *common, *small, *search, *study, "--no-optim-plots", "--n-evaluations", "1", "--seed", "0"])
+    trials = optuna.load_study(
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(study[1])), study_name="chunks"
+    ).trials
+    assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * 2
+    assert {"chunk_size", "bc_rule", "bc_strength", "episodes_per_task", "learning_rate"} <= set(trials[0].params)
+    assert "critic_learning_rate" not in trials[0].params  # MlpPolicy has no parts
+    assert list((tmp_path / "ppo_self_bc").glob("report_*.csv"))
+
+    main(["train", *common, *small, *study, "--trial-id", "1", "--eval-freq", "-1"])
+    (model,) = (tmp_path / "ppo_self_bc/Pendulum-v1_2").glob("Pendulum-v1.zip")
+    found = PPOSelfBC.load(model)
+    assert found.action_space.shape == (trials[1].params["chunk_size"], 1)
+    assert found.bc_weight == trials[1].params["bc_rule"]
+
+
+def test_a_search_on_pixels_reaches_the_parts_of_vla_policy(tmp_path):
+    common = ["--algo", "ppo_self_bc", "--env", VLA, "-f", str(tmp_path), "--verbose", "0", "--eval-episodes", "1"]
+    search = ["-optimize", "--n-trials", "1", "--n-evaluations", "1", "--no-optim-plots", "--seed", "0"]
+    main(["train", *common, "-n", "64", *search, *SMALL, *ENV])
+    (report,) = (tmp_path / "ppo_self_bc").glob("report_*.csv")
+    header, row = (line.split(",") for line in report.read_text().splitlines())
+    trial = dict(zip(header, row, strict=True))
+    assert trial["state"] == "COMPLETE"
+    assert {"params_critic_learning_rate", "params_backbone_learning_rate", "params_chunk_size"} <= trial.keys()
+
+
+class LocalHub(huggingface_hub.HfApi):
+    """The Hub as a directory."""
+
+    root = Path("hub_server")
+
+    def create_repo(self, repo_id, **kwargs):
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return f"local/{repo_id}"
+
+    def snapshot_download(self, repo_id, local_dir, **kwargs):
+        shutil.copytree(self.root / repo_id, local_dir, dirs_exist_ok=True)
+
+    def upload_folder(self, *, repo_id, folder_path, **kwargs):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+
+def test_push_to_hub_uploads_model_film_and_a_card_with_commands_that_work(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
+    main(["push_to_hub", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-orga", "someone", "-n", "20"])
+    repo = LocalHub.root / "someone/ppo_self_bc-MetaWorldVLA-drawer-close-v3"
+    assert {path.name for path in repo.iterdir()} >= {"README.md", "replay.mp4", "results.json", "config.yml", "args.yml"}
+    card = (repo / "README.md").read_text()
+    assert "python -m sb3_vla.zoo enjoy --algo ppo_self_bc" in card
+    assert "rl_zoo3." not in card
+    PPOSelfBC.load(repo / "ppo_self_bc-MetaWorldVLA-drawer-close-v3.zip")
+
+
+ALGORITHMS = {"ppo": PPO, "sac": SAC, "tqc": TQC, "ppo_lstm": RecurrentPPO, "ppo_self_bc": PPOSelfBC}
+TINY = {
+    "ppo": ["n_envs:1", "n_steps:8", "batch_size:8", "n_epochs:1"],
+    "ppo_lstm": ["n_envs:1", "n_steps:8", "batch_size:8", "n_epochs:1"],
+    "ppo_self_bc": ["n_envs:1", "n_steps:8", "batch_size:8", "n_epochs:1", "critic_epochs:1", "callback:None"],
+    "sac": ["n_envs:1", "learning_starts:4", "buffer_size:50", "batch_size:4"],
+    "tqc": ["n_envs:1", "learning_starts:4", "buffer_size:50", "batch_size:4"],
+}
+
+
+def configured():
+    for algo in ALGORITHMS:
+        config = yaml.safe_load((Path(__file__).parents[3] / f"zoo_configs/{algo}.yml").read_text())
+        yield from ((algo, env_id) for env_id in config if env_id != "default")
+
+
+@pytest.mark.parametrize(("algo", "env_id"), list(configured()))
+def test_every_configuration_trains(algo, env_id, tmp_path):
+    options = ["-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "--verbose", "0", "-f", str(tmp_path)]
+    main(["train", "--algo", algo, "--env", env_id, *options, "-params", *TINY[algo]])
+    (model,) = tmp_path.glob(f"{algo}/*_1/{env_id.replace('/', '-')}.zip")
+    chunk_size = ALGORITHMS[algo].load(model).action_space.shape[0]
+    assert chunk_size in (2, 4, 8)
+
+
+def test_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "sb3_vla.zoo"]
+    listed = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in listed for name in COMMANDS)
+    options = ["-n", "64", "--eval-freq", "-1", "-params", "n_envs:2", "n_steps:16", "batch_size:32"]
+    arguments = ["train", "--algo", "ppo_self_bc", "--env", "Pendulum-v1", "--vec-env", "subproc", *options, "chunk_size:4"]
+    # Our files are found by their name wherever one stands
+    subprocess.run([*command, *arguments, "--conf-file", "zoo_configs/ppo_self_bc.yml"], cwd=tmp_path, check=True)
+    model = PPOSelfBC.load(tmp_path / "logs/ppo_self_bc/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model.action_space.shape == (4, 1)
+
+
+def test_algorithms_of_the_zoo_keep_their_own_hyperparameters(tmp_path, capsys):
+    main(["train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "40", "--eval-freq", "-1", "-f", str(tmp_path)])
+    assert "rl_zoo3/hyperparams/a2c.yml" in capsys.readouterr().out.replace(os.sep, "/")
+
+
+def test_an_unknown_configuration_is_refused_with_the_names_that_there_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing.yml.*ppo_self_bc.yml"):
+        main(["train", "--algo", "ppo", "--env", "Pendulum-v1", "--conf-file", "nothing.yml", "-f", str(tmp_path)])
+
+
+def test_a_chunk_size_where_there_are_no_chunks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"chunk_size=4.*ChunkedActionWrapper"):
+        main(["train", "--algo", "a2c", "--env", "CartPole-v1", "-params", "chunk_size:4", "-f", str(tmp_path)])
+
+
+def test_the_discount_reaches_the_chunks(tmp_path):
+    options = ["-n", "32", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)]
+    params = ["-params", "n_envs:1", "n_steps:32", "gamma:0.9"]
+    main(["train", "--algo", "ppo_self_bc", "--env", "Pendulum-v1", *options, *params])
+    config = yaml.unsafe_load((tmp_path / "ppo_self_bc/Pendulum-v1_1/Pendulum-v1/config.yml").read_text())
+    assert config["env_wrapper"] == [{"sb3_vla_envs.ChunkedActionWrapper": {"chunk_size": 2, "gamma": 0.9}}]
+
+
+def test_what_the_zoo_has_is_restored_afterwards():
+    import rl_zoo3.exp_manager
+    import rl_zoo3.utils
+
+    assert rl_zoo3.exp_manager.ExperimentManager.__module__ == "rl_zoo3.exp_manager"
+    assert rl_zoo3.utils.create_test_env.__module__ == "rl_zoo3.utils"
+    assert gym.make("Pendulum-v1") is not None

@@ -1,0 +1,1 @@
+"""Hyperparameters for rl-baselines3-zoo: one YAML file an algorithm, keyed by environment id."""
