@@ -10,7 +10,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results ablations benchmark benchmark-quickstart clean
+.PHONY: quickstart test check format setup system results ablations benchmark benchmark-quickstart chunking clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -39,6 +39,9 @@ benchmark: setup  ## How fast it is, against others and against before; writes b
 benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)
 	$(BIN)/python benchmarks/speed/table.py
+
+chunking: setup  ## PPO and SAC with and without chunks, half an hour; what is in results/chunking is not run again
+	$(BIN)/python benchmarks/chunking.py
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -1,9 +1,9 @@
 """
 Chunked against single actions under SB3's own PPO and SAC: same primitive steps, SB3's default hyperparameters, three seeds.
 
-``make chunking`` (half an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and writes the
-README's table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive steps an
-update, SAC takes one gradient step a decision, both discount by gamma ** h.
+``make chunking`` (three quarters of an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and
+writes the README's table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive
+steps an update, SAC takes one gradient step a decision, both discount by gamma ** h.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -27,16 +28,16 @@ from sb3_vla_envs import ChunkedActionWrapper
 
 FOLDER = Path(__file__).parent.parent / "results" / "chunking"
 README = Path(__file__).parent.parent / "README.md"
-CHUNK_SIZE = 4
 GAMMA = 0.99
 N_EVALUATIONS = 10
 N_EPISODES = 20
+CHUNK_SIZES = {"drawer-close-v3": 4, "Pendulum-v1": 2}
 # Primitive steps
 BUDGETS = {
     ("SAC", "drawer-close-v3"): 24_000,
-    ("SAC", "reach-v3"): 48_000,
+    ("SAC", "Pendulum-v1"): 10_000,
     ("PPO", "drawer-close-v3"): 160_000,
-    ("PPO", "reach-v3"): 160_000,
+    ("PPO", "Pendulum-v1"): 160_000,
 }
 SEEDS = (0, 1, 2)
 
@@ -57,13 +58,16 @@ class Run(NamedTuple):
 def make_env(run: Run, goal_split: str) -> gym.Env:
     """
     :param run: The run
-    :param goal_split: ``"train"`` or ``"test"``
-    :return: The task from its state, with MetaWorld's dense reward; episodes of 200 steps that go on after success, as ending
-        them would make success a loss
+    :param goal_split: ``"train"`` or ``"test"``, for MetaWorld
+    :return: Pendulum, or a MetaWorld task from its state with the dense reward; its episodes of 200 steps go on after success,
+        as ending them would make success a loss
     """
-    task = dict(reward="dense", terminate_on_success=False, horizon=200, goal_split=goal_split)
-    env: gym.Env = Monitor(gym.wrappers.FlattenObservation(gym.make(f"MetaWorldState/{run.task}", **task)))
-    return env if run.chunk_size == 1 else ChunkedActionWrapper(env, run.chunk_size, gamma=GAMMA)
+    if run.task == "Pendulum-v1":
+        env: gym.Env = gym.make(run.task)
+    else:
+        settings = dict(reward="dense", terminate_on_success=False, horizon=200, goal_split=goal_split)
+        env = gym.wrappers.FlattenObservation(gym.make(f"MetaWorldState/{run.task}", **settings))
+    return Monitor(env) if run.chunk_size == 1 else ChunkedActionWrapper(Monitor(env), run.chunk_size, gamma=GAMMA)
 
 
 def make_model(run: Run) -> BaseAlgorithm:
@@ -79,7 +83,7 @@ def make_model(run: Run) -> BaseAlgorithm:
 
 class Evaluations(BaseCallback):
     """
-    Evaluates on goals that training does not see, ten times in a run.
+    Evaluates ten times in a run, on goals that training does not see.
 
     :param run: The run
     """
@@ -89,7 +93,7 @@ class Evaluations(BaseCallback):
         self.chunk_size = run.chunk_size
         self.every = BUDGETS[run.algorithm, run.task] // run.chunk_size // N_EVALUATIONS
         self.env = make_env(run, "test")
-        self.curve: list[dict[str, Any]] = []
+        self.curve: list[dict[str, float]] = []
 
     def _on_step(self) -> bool:
         if self.n_calls % self.every == 0:
@@ -98,17 +102,15 @@ class Evaluations(BaseCallback):
                 self.model,
                 self.env,
                 N_EPISODES,
-                warn=False,
                 callback=lambda local, _: ends.append(local["info"]) if local["done"] else None,
             )
-            solved = [info["steps_to_success"] for info in ends if info["is_success"]]
-            self.curve.append(
-                {
-                    "primitive_steps": self.num_timesteps * self.chunk_size,
-                    "success_rate": len(solved) / N_EPISODES,
-                    "steps_to_success": float(np.mean(solved)) if solved else None,
-                }
-            )
+            point = {
+                "primitive_steps": self.num_timesteps * self.chunk_size,
+                "return": float(np.mean([info["episode"]["r"] for info in ends])),
+            }
+            if "is_success" in ends[0]:
+                point["success_rate"] = float(np.mean([info["is_success"] for info in ends]))
+            self.curve.append(point)
         return True
 
 
@@ -137,24 +139,32 @@ def results() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     return grouped
 
 
+def scores(task: str, runs: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """
+    :param task: The task
+    :param runs: Results of its runs
+    :return: Success rate, or the return where there is no success, ``(runs, evaluations)``
+    """
+    score = "return" if task == "Pendulum-v1" else "success_rate"
+    return np.array([[point[score] for point in run["curve"]] for run in runs])
+
+
 def table() -> str:
     """
-    :return: The README's table: of each seed the last evaluation, and the mean success over all of them
+    :return: The README's table: each seed's last evaluation, and the mean over all of them
     """
     lines = [
-        "| algorithm, task | primitive steps | chunk | success at the end, by seed | over training | steps to success | CPU |",
+        "| algorithm, task | score | primitive steps | chunk | at the end, by seed | mean over training | CPU time |",
         "|---|---|---|---|---|---|---|",
     ]
     for (algorithm, task, chunk_size), runs in sorted(results().items()):
-        last = [run["curve"][-1] for run in runs]
-        at_the_end = ", ".join(f"{point['success_rate']:.2f}" for point in last)
-        overall = np.mean([[point["success_rate"] for point in run["curve"]] for run in runs])
-        steps = [point["steps_to_success"] for point in last if point["steps_to_success"] is not None]
-        mean_steps = f"{np.mean(steps):.0f}" if steps else "-"
+        values = scores(task, runs)
+        kind, digits = ("return", 0) if task == "Pendulum-v1" else ("success", 2)
+        at_the_end = ", ".join(f"{value:.{digits}f}" for value in values[:, -1])
         seconds = np.mean([run["cpu_seconds"] for run in runs])
         lines.append(
-            f"| {algorithm}, {task} | {BUDGETS[algorithm, task]:,} | {chunk_size} | {at_the_end} | {overall:.2f} | "
-            f"{mean_steps} | {seconds:.0f} s |"
+            f"| {algorithm}, {task} | {kind} | {BUDGETS[algorithm, task]:,} | {chunk_size} | {at_the_end} | "
+            f"{values.mean():.{digits}f} | {seconds:.0f} s |"
         )
     return "\n".join(lines)
 
@@ -165,19 +175,20 @@ def plot(path: Path) -> None:
     """
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(BUDGETS), figsize=(4 * len(BUDGETS), 3.4), sharey=True)
+    figure, axes = plt.subplots(1, len(BUDGETS), figsize=(4 * len(BUDGETS), 3.4))
     grouped = results()
     for axis, (algorithm, task) in zip(axes, BUDGETS, strict=True):
-        for chunk_size, label in ((1, "single actions"), (CHUNK_SIZE, f"chunks of {CHUNK_SIZE}")):
+        for chunk_size in (1, CHUNK_SIZES[task]):
             runs = grouped[algorithm, task, chunk_size]
             steps = [point["primitive_steps"] / 1000 for point in runs[0]["curve"]]
-            success = np.array([[point["success_rate"] for point in run["curve"]] for run in runs])
-            (line,) = axis.plot(steps, success.mean(axis=0), marker="o", markersize=3, label=label)
-            axis.fill_between(steps, success.min(axis=0), success.max(axis=0), alpha=0.2, color=line.get_color())
-        axis.set(title=f"{algorithm}, {task}", xlabel="primitive steps (thousands)", ylim=(-0.03, 1.03))
+            values = scores(task, runs)
+            label = "single actions" if chunk_size == 1 else f"chunks of {chunk_size}"
+            (line,) = axis.plot(steps, values.mean(axis=0), marker="o", markersize=3, label=label)
+            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
+        axis.set(title=f"{algorithm}, {task}", xlabel="primitive steps (thousands)")
+        axis.set_ylabel("return" if task == "Pendulum-v1" else "success rate on test goals")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("success rate on test goals")
-    axes[0].legend()
+        axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -188,7 +199,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    runs = [Run(*which, size, seed) for seed in SEEDS for which in BUDGETS for size in (CHUNK_SIZE, 1)]
+    runs = [Run(*which, size, seed) for seed in SEEDS for which in BUDGETS for size in (CHUNK_SIZES[which[1]], 1)]
     missing = [run for run in runs if not run.path.exists()]
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(train, missing):

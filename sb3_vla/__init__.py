@@ -3,7 +3,7 @@
 from .backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
 from .bc_weight import BCWeight, ConstantWeight, GradientBalance, LossWeights, SuccessDriven, TanhWarmup, TrainingStatistics
 from .demonstration_buffer import DemonstrationBuffer
-from .evaluation import evaluate, evaluate_on_metaworld
+from .evaluation import EpisodeSchedule, episode_jobs, evaluate, evaluate_on_metaworld
 from .evaluation_result import EvaluationResult
 from .hub import push_to_hub, save_for_hub
 from .ppo_self_bc import PPOSelfBC
@@ -21,6 +21,7 @@ __all__ = [
     "BackboneFeatures",
     "ConstantWeight",
     "DemonstrationBuffer",
+    "EpisodeSchedule",
     "EvaluationResult",
     "GradientBalance",
     "LossWeights",
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingStatistics",
     "VLABackbone",
     "VLAPolicy",
+    "episode_jobs",
     "evaluate",
     "evaluate_on_metaworld",
     "fine_tune",

@@ -187,7 +187,7 @@ def _split_episodes(
     train, held_out = [], []
     for task, episodes in buffer.episodes.items():
         if len(episodes) < 2:
-            raise ValueError(f"task {task!r} has one successful demonstration: one to train on and one to hold out are needed")
+            raise ValueError(f"task {task!r} has one successful demonstration: give two or more, one is held out")
         order = rng.permutation(len(episodes))
         n_held_out = min(max(1, round(held_out_fraction * len(episodes))), len(episodes) - 1)
         held_out += [episodes[i] for i in order[:n_held_out]]

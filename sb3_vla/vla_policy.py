@@ -25,6 +25,11 @@ _NORMALIZE_HINT = (
     "if VecNormalize stands around the environment, name the keys that it may normalise, e.g. "
     "VecNormalize(env, norm_obs_keys=['state'])"
 )
+_HOW_TO_ADD_KEYS = (
+    "add pictures with sb3_vla_envs.CameraObservation, or where there is no MuJoCo with "
+    "gymnasium.wrappers.AddRenderObservation(env, render_only=False, render_key='image'), the prompt with "
+    "sb3_vla_envs.InstructionObservation"
+)
 AUTOCASTS = (None, "auto", "bfloat16")  # not float16, which needs its gradients scaled
 
 
@@ -402,14 +407,13 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, c
     """
     if not isinstance(observation_space, spaces.Dict):
         raise ValueError(
-            f"VLAPolicy needs a Dict observation with the keys {REQUIRED_KEYS}, got {observation_space}: "
-            "wrap the environment in sb3_vla_envs.CameraObservation and InstructionObservation"
+            f"VLAPolicy needs a Dict observation with the keys {REQUIRED_KEYS}, got {observation_space}: {_HOW_TO_ADD_KEYS}"
         )
     missing = [key for key in REQUIRED_KEYS if key not in observation_space.spaces]
     if missing:
         raise ValueError(
             f"VLAPolicy needs the observation keys {missing}, the environment has {sorted(observation_space.spaces)}: "
-            "add them with sb3_vla_envs.CameraObservation and InstructionObservation"
+            f"{_HOW_TO_ADD_KEYS}"
         )
     for key, space in observation_space.spaces.items():
         if (is_image_key(key) or key == "instruction") and space.dtype != np.uint8:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_sb3
 import numpy as np
 import pytest
 import torch as th
@@ -123,7 +124,6 @@ def test_loaded_model_acts_like_the_saved_one(make_model, make_env, tmp_path):
     [("MT10", "MetaWorldVLA/MT10"), (MT10[::-1], "MetaWorldVLA/MT10"), ("push-v3", "MetaWorldVLA/push-v3")],
 )
 def test_huggingface_sb3_finds_the_model_under_its_own_name(tasks, env_id, make_model, hub, tmp_path, monkeypatch):
-    huggingface_sb3 = pytest.importorskip("huggingface_sb3")
     model = make_model()
     save_for_hub(model, tmp_path / "out", "ann/toy", tasks=tasks)
     push_to_hub(tmp_path / "out", "ann/toy")

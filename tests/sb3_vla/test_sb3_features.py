@@ -5,9 +5,11 @@ import csv
 import pickle
 
 import gymnasium as gym
+import moviepy
 import numpy as np
 import pytest
 import torch as th
+import wandb
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -27,6 +29,8 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecVideoRecorder,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.integration.sb3 import WandbCallback
 
 from sb3_vla import PPOSelfBC, SharedMemoryVecEnv, SuccessEvalCallback
 
@@ -148,7 +152,6 @@ class Picture(gym.Wrapper):
 
 
 def test_video_recorder_writes_a_film_that_plays(make_model, make_env, tmp_path):
-    moviepy = pytest.importorskip("moviepy")
     env = VecVideoRecorder(
         DummyVecEnv([lambda: Picture(make_env())]), str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=4
     )
@@ -167,14 +170,12 @@ def test_video_recorder_writes_a_film_that_plays(make_model, make_env, tmp_path)
 
 
 def test_tensorboard_and_csv(make_model, make_env, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
-
     def evaluation():
         return SuccessEvalCallback(Monitor(make_env()), n_eval_episodes=1, eval_freq=8, verbose=0)
 
     # SB3's own folder, named after us
     make_model(tensorboard_log=str(tmp_path / "tb")).learn(32, callback=evaluation())
-    events = accumulator(str(tmp_path / "tb/PPOSelfBC_1")).Reload()
+    events = EventAccumulator(str(tmp_path / "tb/PPOSelfBC_1")).Reload()
     names = {"rollout/success_rate", "train/bc_weight", "train/approx_kl", "time/primitive_steps"}
     names |= {"eval/mean_reward", "eval/success_rate", "eval/success_rate/push"}
     assert names <= set(events.Tags()["scalars"])
@@ -193,8 +194,6 @@ def test_tensorboard_and_csv(make_model, make_env, tmp_path):
 
 
 def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    wandb_callback = pytest.importorskip("wandb.integration.sb3").WandbCallback
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
     run = wandb.init(
@@ -202,7 +201,7 @@ def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
     )
     try:
         model = make_model(tensorboard_log=str(tmp_path / "tb"))
-        callback = wandb_callback(model_save_path=str(tmp_path / "models"), model_save_freq=8, gradient_save_freq=2)
+        callback = WandbCallback(model_save_path=str(tmp_path / "models"), model_save_freq=8, gradient_save_freq=2)
         model.learn(32, callback=callback)
         assert run.config["algo"] == "PPOSelfBC" and run.config["bc_weight"] == "constant"
     finally:
