@@ -31,8 +31,10 @@ from ..vec_env import preload_workers
 
 try:
     import huggingface_hub
+    import requests
     import rl_zoo3.exp_manager
     import rl_zoo3.utils
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_sb3 import EnvironmentName
     from rl_zoo3 import ALGOS
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -118,6 +120,9 @@ def _replacements(command: str, arguments: Sequence[str]) -> Iterator[Any]:
             # rl_zoo3 2.9.2 imports it, but in the one release of sb3-team-hf-integration it has another name and result
             packaging.generate_metadata = lambda *args: packaging._generate_metadata(*args).to_dict()  # type: ignore[attr-defined]
         yield _replaced(huggingface_hub, "HfApi", _with_this_launcher(huggingface_hub.HfApi))
+    if command == "load_from_hub":
+        # What it catches where a model has no VecNormalize statistics; huggingface_hub has left requests since
+        yield _replaced(requests.exceptions, "HTTPError", HfHubHTTPError)
     if is_plot:
         from matplotlib import pyplot as plt
 

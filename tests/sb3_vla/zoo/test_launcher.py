@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import httpx
 import huggingface_hub
 import imageio_ffmpeg
 import numpy as np
 import optuna
 import pytest
 import yaml
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from sb3_contrib import TQC, RecurrentPPO
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.monitor import load_results
@@ -212,15 +214,32 @@ class LocalHub(huggingface_hub.HfApi):
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
 
 
-def test_push_to_hub_uploads_model_film_and_a_card_with_commands_that_work(monkeypatch):
+def download_from_local_hub(repo_id, filename, **kwargs):
+    path = LocalHub.root / repo_id / filename
+    if not path.exists():
+        raise RemoteEntryNotFoundError(
+            f"no {filename}", response=httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+        )
+    return str(path)
+
+
+def test_push_to_hub_uploads_what_the_commands_on_its_card_load_and_play(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
     main(["push_to_hub", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-orga", "someone", "-n", "20"])
     repo = LocalHub.root / "someone/ppo_self_bc-MetaWorldVLA-drawer-close-v3"
     assert {path.name for path in repo.iterdir()} >= {"README.md", "replay.mp4", "results.json", "config.yml", "args.yml"}
     card = (repo / "README.md").read_text()
-    assert "python -m sb3_vla.zoo enjoy --algo ppo_self_bc" in card
     assert "rl_zoo3." not in card
-    PPOSelfBC.load(repo / "ppo_self_bc-MetaWorldVLA-drawer-close-v3.zip")
+    commands = re.findall(r"python -m sb3_vla.zoo (.+)", card)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_from_local_hub)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
+    shutil.copytree(LocalHub.root, tmp_path / LocalHub.root)
+    monkeypatch.chdir(tmp_path)
+    for command in commands[:2]:
+        arguments = command.split()
+        main([*arguments, *(["-n", "16", "--no-render"] if arguments[0] == "enjoy" else [])])
+    assert "drawer-close-v3: " in capsys.readouterr().out
 
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC, "tqc": TQC, "ppo_lstm": RecurrentPPO, "ppo_self_bc": PPOSelfBC}
