@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import RenderCollection
 
 from .camera import DEFAULT_CAMERAS, CameraLike
@@ -51,11 +52,7 @@ def make_vla_env(
     """
     if render_mode not in (None, "rgb_array", "rgb_array_list"):
         raise ValueError(f"Unknown render_mode {render_mode!r}, allowed are None, 'rgb_array' and 'rgb_array_list'")
-    env: gym.Env = MetaWorldEnv(tasks, render_mode=render_mode and "rgb_array", **metaworld_kwargs)
-    if render_mode == "rgb_array_list":
-        env = RenderCollection(env)
-    return wrap_for_policy(
-        env,
+    policy_kwargs = dict(
         chunk_size=chunk_size,
         n_action_steps=n_action_steps,
         gamma=gamma,
@@ -63,6 +60,13 @@ def make_vla_env(
         quality=quality,
         max_instruction_bytes=max_instruction_bytes,
     )
+    env: gym.Env = MetaWorldEnv(tasks, render_mode=render_mode and "rgb_array", **metaworld_kwargs)
+    # How it was made, as gymnasium.make notes it, too
+    kwargs = {"tasks": tasks, **policy_kwargs, **metaworld_kwargs, "render_mode": render_mode}
+    env.spec = EnvSpec("MetaWorldVLA/tasks", entry_point="sb3_vla_envs.make:make_vla_env", kwargs=kwargs)
+    if render_mode == "rgb_array_list":
+        env = RenderCollection(env)
+    return wrap_for_policy(env, **policy_kwargs)  # type: ignore[arg-type]
 
 
 # gymnasium.make looks here for how an environment renders, to add a window to one that has pictures only

@@ -31,5 +31,10 @@ class Normalizer(nn.Module):
         self.mean.copy_(x.mean(dim=0))
         self.std.copy_(th.where(std < 1e-6, 1.0, std.clamp(min=minimum_std)))
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether :meth:`fit` was called, of this or of the model that the weights are from."""
+        return bool((self.mean != 0).any())
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         return (x.float() - self.mean) / self.std

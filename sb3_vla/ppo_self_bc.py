@@ -52,7 +52,8 @@ class PPOSelfBC(PPO):
     SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) with three additions. Timesteps are chunks, each
     discounted by ``gamma ** k`` for the k primitive steps it executed. A demonstration buffer keeps the agent's own best
     successful episodes. A behaviour-cloning (BC) loss imitates them, with a weight that adapts online. With
-    ``bc_weight=0`` and no chunks this is PPO, bit for bit; any SB3 policy, space and callback works.
+    ``bc_weight=0`` and no chunks this is PPO, bit for bit; any SB3 policy, space and callback works. ``VecNormalize`` leaves
+    the images and prompts of a vision-language-action environment alone, with a warning.
 
     :param policy: The policy model to use (VLAPolicy, MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -260,8 +261,8 @@ class PPOSelfBC(PPO):
             normalize = unwrap_vec_normalize(env)
             assert normalize is not None
             warnings.warn(
-                f"VecNormalize was to normalise {raw}, but VLAPolicy reads images and prompts as they are, and so they stay: "
-                f"create it with norm_obs_keys={normalize.norm_obs_keys}, for the evaluation environment too",
+                f"VecNormalize was to normalise {raw}, but images and prompts of a vision-language-action environment stay as "
+                f"they are: create it with norm_obs_keys={normalize.norm_obs_keys}, for the evaluation environment too",
                 stacklevel=2,
             )
         return PPO._wrap_env(env, verbose, monitor_wrapper)
@@ -288,7 +289,8 @@ class PPOSelfBC(PPO):
         if unwrap_vec_normalize(stack) is not None:
             raise ValueError(
                 "VecFrameStack stands around VecNormalize, but behaviour cloning imitates stacked observations from before "
-                "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), or pass bc_weight=0"
+                "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), in rl-baselines3-zoo by "
+                "vec_env_wrapper in place of frame_stack; or pass bc_weight=0"
             )
 
     def _check_chunks(self, env: VecEnv | None) -> None:

@@ -14,11 +14,12 @@ from .vla_policy import VLAPolicy
 class SFTCallback(BaseCallback):
     """
     Before post-training begins, fine-tunes VLAPolicy on demonstrations and puts them into the demonstration buffer: the whole
-    path in one ``learn()``, e.g. from a configuration of the zoo. A model that has been trained before is left alone.
+    path in one ``learn()``, e.g. from a configuration of the zoo. A policy that has been fine-tuned or trained before is left
+    alone.
 
-    The demonstrations are those of a file, or of MetaWorld's scripted experts in the training environment
-    (``MetaWorldVLA/...``, with its arguments). Parts of the backbone that are frozen in post-training take part in the
-    fine-tuning.
+    The demonstrations are those of a file, or of MetaWorld's scripted experts, collected with the arguments of the training
+    environment (``MetaWorldVLA/...``, :func:`~sb3_vla.make_vla_vec_env`), but without further wrappers around that. Parts of
+    the backbone that are frozen in post-training take part in the fine-tuning.
 
     :param n_per_task: Scripted-expert demonstrations of each task
     :param demonstrations: File of demonstrations (``sb3-vla demos``, :func:`sb3_vla_envs.save_demonstrations`) instead
@@ -27,7 +28,7 @@ class SFTCallback(BaseCallback):
     :param n_epochs: Passes over the demonstrations
     :param batch_size: Pairs in a batch
     :param learning_rate: Peak learning rate
-    :param seed: Seed of goals, noise, split and order
+    :param seed: Seed of goals, noise, split and order, by default the model's
     :param verbose: 1 shows progress bars
     """
 
@@ -40,7 +41,7 @@ class SFTCallback(BaseCallback):
         n_epochs: int = 30,
         batch_size: int = 64,
         learning_rate: float = 1e-3,
-        seed: int = 0,
+        seed: int | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__(verbose)
@@ -54,15 +55,17 @@ class SFTCallback(BaseCallback):
         self.seed = seed
 
     def _on_training_start(self) -> None:
-        if not (isinstance(self.model, PPOSelfBC) and isinstance(self.model.policy, VLAPolicy)):
+        model = self.model
+        if not (isinstance(model, PPOSelfBC) and isinstance(model.policy, VLAPolicy)):
             raise ValueError(
-                f"SFTCallback fine-tunes the VLAPolicy of a PPOSelfBC, got {type(self.model).__name__} with "
-                f"{type(self.model.policy).__name__}"
+                f"SFTCallback fine-tunes the VLAPolicy of a PPOSelfBC, got {type(model).__name__} with "
+                f"{type(model.policy).__name__}"
             )
-        if self.model._n_updates > 0:
+        policy = model.policy
+        if model._n_updates > 0 or policy.state_normalizer.is_fitted:
             return
-        demonstrations = self._demonstrations()
-        policy = self.model.policy
+        seed = self.seed if self.seed is not None else model.seed or 0
+        demonstrations = self._demonstrations(seed)
         # A twin of which all is trained
         twin = VLAPolicy(**{**policy._get_constructor_parameters(), "frozen": ()}).to(policy.device)
         twin.load_state_dict(policy.state_dict())
@@ -72,15 +75,16 @@ class SFTCallback(BaseCallback):
             n_epochs=self.n_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            seed=self.seed,
+            seed=seed,
             progress=self.verbose > 0,
         )
         policy.load_state_dict(twin.state_dict())
-        if self.model.replay_buffer is not None:
-            self.model.replay_buffer.extend(demonstrations)
+        if model.replay_buffer is not None:
+            model.replay_buffer.extend(demonstrations)
 
-    def _demonstrations(self) -> list[Demonstration]:
+    def _demonstrations(self, seed: int) -> list[Demonstration]:
         """
+        :param seed: Seed of goals and noise
         :return: What to imitate
         :raises ValueError: if there is no file, and the environment has no scripted experts
         """
@@ -94,11 +98,13 @@ class SFTCallback(BaseCallback):
                 "demonstrations=FILE, as sb3_vla_envs.save_demonstrations writes it"
             )
         env_kwargs.pop("render_mode", None)
+        # Each of several environments may have a part of the tasks only
+        env_kwargs["tasks"] = env_kwargs.get("task_ids") or env_kwargs["tasks"]
         return collect_demonstrations(
             n_per_task=self.n_per_task,
             action_noise=self.action_noise,
             n_workers=self.n_workers,
-            seed=self.seed,
+            seed=seed,
             progress=self.verbose > 0,
             **env_kwargs,
         )

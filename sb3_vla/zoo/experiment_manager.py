@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import optuna
 from gymnasium.envs.registration import load_env_creator
+from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, get_wrapper_class
+from rl_zoo3.utils import ALGOS, get_class_by_name, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_vla_envs import ChunkedActionWrapper
+
 from ..ppo_self_bc import PPOSelfBC
 from ..shared_memory_vec_env import SharedMemoryVecEnv
+from ..success_eval_callback import SuccessEvalCallback
 from ..vla_policy import VLAPolicy
 from .configs import find_config
 from .hyperparams import CHUNK_SIZES
 
 Hyperparams = dict[str, Any]
 
-_CHUNK_WRAPPER = "ChunkedActionWrapper"
 # Learning rates that may be schedules, beside those that the zoo knows
 _LEARNING_RATES = ("backbone_learning_rate", "critic_learning_rate")
 
@@ -37,7 +41,9 @@ class ChunkExperimentManager(ExperimentManager):
       the environment, as does PPOSelfBC's ``gamma``;
     - checkpoints and the final model of PPOSelfBC come with its demonstration buffer, and ``-i`` loads it again;
     - ``--vec-env subproc`` is :class:`~sb3_vla.SharedMemoryVecEnv`;
-    - the ``env_kwargs`` of a configuration hold for the evaluation, and later for ``enjoy`` and films, too.
+    - ``--env-kwargs`` go over the ``env_kwargs`` of the configuration one by one, ``--eval-env-kwargs`` over both, and
+      ``enjoy`` and films find what came of it;
+    - a search ranks trials by success and steps, whatever the chunk size.
 
     :param args: The zoo's command line
     :param algo: Name of the algorithm
@@ -51,6 +57,11 @@ class ChunkExperimentManager(ExperimentManager):
         self.config = find_config(algo, env_id, kwargs.get("config")) or self.config
         if self.vec_env_class is SubprocVecEnv:
             self.vec_env_class = SharedMemoryVecEnv
+        if self.optimize_hyperparameters and self.n_jobs > 1 and env_id.startswith("MetaWorldVLA/"):
+            raise ValueError(
+                f"--n-jobs {self.n_jobs} runs trials in threads, but a process can draw MetaWorld in one only: start several "
+                "processes with the same --storage and --study-name instead"
+            )
         self._is_self_bc = issubclass(ALGOS[algo], PPOSelfBC)
         # What a trial of the search starts from
         self._chunk_size: int | None = None
@@ -63,7 +74,10 @@ class ChunkExperimentManager(ExperimentManager):
         :return: Hyperparameters, and those that are saved
         :raises ValueError: if there is a ``chunk_size``, but the environment has no chunks
         """
+        # The zoo would let those of the command line replace all of the configuration's
+        given, self.env_kwargs = self.env_kwargs, {}
         hyperparams, saved = super().read_hyperparameters()
+        hyperparams["env_kwargs"] = {**(hyperparams.get("env_kwargs") or {}), **given}
         changed = self._with_chunks(hyperparams, hyperparams.pop("chunk_size", None), hyperparams.get("gamma"))
         saved.pop("chunk_size", None)
         saved.update({key: copy.deepcopy(changed[key]) for key in ("env_kwargs", "env_wrapper") if key in changed})
@@ -71,49 +85,27 @@ class ChunkExperimentManager(ExperimentManager):
 
     def _with_chunks(self, hyperparams: Hyperparams, chunk_size: int | None, gamma: float | None) -> Hyperparams:
         """
-        :param hyperparams: Hyperparameters as in a configuration file
+        :param hyperparams: Hyperparameters as in a configuration file, with ``env_kwargs``
         :param chunk_size: New chunk size, ``None`` for that of the configuration
         :param gamma: New discount factor; only counts for PPOSelfBC, which discounts each primitive step
         :return: The same with chunk size and discount in the arguments of what makes the chunks
         :raises ValueError: if nothing makes chunks, but there is a chunk size
         """
         hyperparams = copy.deepcopy(hyperparams)
-        settings = self._chunk_settings(hyperparams)
+        settings, defaults = _chunk_settings(hyperparams, self.env_name.gym_id)
         if settings is None:
             if chunk_size is not None:
                 raise ValueError(
-                    f"chunk_size={chunk_size} is given, but {self.env_name.gym_id} takes single actions: add "
-                    "env_wrapper: sb3_vla_envs.ChunkedActionWrapper to its hyperparameters"
+                    f"chunk_size={chunk_size} is given, but {self.env_name.gym_id} takes single actions: add the line "
+                    "`- sb3_vla_envs.ChunkedActionWrapper: {chunk_size: 4}` to the env_wrapper of its hyperparameters"
                 )
             return hyperparams
         if chunk_size is not None:
             settings["chunk_size"] = chunk_size
-        if self._is_self_bc and gamma is not None:
+        if self._is_self_bc and gamma is not None and "gamma" in defaults:
             settings["gamma"] = gamma
-        self._chunk_size = settings.get("chunk_size", self._default_chunk_size())
+        self._chunk_size = settings.get("chunk_size", defaults["chunk_size"])
         return hyperparams
-
-    def _chunk_settings(self, hyperparams: Hyperparams) -> Hyperparams | None:
-        """
-        :param hyperparams: Hyperparameters as in a configuration file
-        :return: The arguments among them that say how long chunks are, to be changed in place; ``None`` if there are none
-        """
-        wrappers = hyperparams.get("env_wrapper") or []
-        for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
-            if isinstance(wrapper, dict):
-                name, settings = next(iter(wrapper.items()))
-                if name.endswith(_CHUNK_WRAPPER):
-                    return settings
-        if self._default_chunk_size() is not None:
-            return hyperparams.setdefault("env_kwargs", {})
-        return None
-
-    def _default_chunk_size(self) -> int | None:
-        """The chunk size of an environment that makes chunks by itself, as MetaWorldVLA does."""
-        entry_point = gym.spec(self.env_name.gym_id).entry_point
-        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        parameter = inspect.signature(creator).parameters.get("chunk_size") if creator else None
-        return None if parameter is None else parameter.default
 
     @staticmethod
     def _preprocess_schedules(hyperparams: Hyperparams) -> Hyperparams:
@@ -127,21 +119,21 @@ class ChunkExperimentManager(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: Hyperparams) -> tuple[Hyperparams, Any, list[BaseCallback], Any]:
         self._wrappers = {key: copy.deepcopy(hyperparams[key]) for key in ("env_wrapper",) if key in hyperparams}
         processed = super()._preprocess_hyperparams(hyperparams)
-        if self._eval_env_kwargs_args is None:
-            # The zoo forgets those of the configuration file
-            self.eval_env_kwargs = self.env_kwargs
+        # The zoo forgets those of the configuration file
+        self.eval_env_kwargs = {**self.env_kwargs, **(self._eval_env_kwargs_args or {})}
         return processed
 
     def create_callbacks(self) -> None:
         """Create the zoo's callbacks; checkpoints include PPOSelfBC's demonstration buffer."""
+        n_specified = len(self.callbacks)
         super().create_callbacks()
-        for callback in self.callbacks:
+        for callback in self.callbacks[n_specified:]:
             if self._is_self_bc and isinstance(callback, CheckpointCallback):
                 callback.save_replay_buffer = True
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
-        Save the trained model; PPOSelfBC's with its demonstration buffer, which is small.
+        Save the trained model; PPOSelfBC's with its demonstration buffer.
 
         :param model: The model
         """
@@ -156,28 +148,27 @@ class ChunkExperimentManager(ExperimentManager):
         super()._save_config(saved_hyperparams)
 
     def _load_pretrained_agent(self, hyperparams: Hyperparams, env: VecEnv) -> BaseAlgorithm:
-        model = super()._load_pretrained_agent(hyperparams, env)
-        if isinstance(model, PPOSelfBC):
-            self._load_buffer_of_checkpoint(model)
-            if model._n_updates > 0:
-                # Its value function knows its policy already
-                model.critic_warmup_steps = 0
-        return model
-
-    def _load_buffer_of_checkpoint(self, model: PPOSelfBC) -> None:
-        """
-        Load the demonstration buffer that was saved with a checkpoint, which is not the one at the end of the run.
-
-        :param model: What was loaded from the checkpoint
-        """
-        agent = Path(self.trained_agent)
-        checkpoint = re.fullmatch(r"(.+)_(\d+_steps)\.zip", agent.name)
-        if checkpoint is None or model.replay_buffer is None:
-            return
-        buffer = agent.with_name(f"{checkpoint[1]}_replay_buffer_{checkpoint[2]}.pkl")
-        if buffer.exists():
+        if not self._is_self_bc:
+            return super()._load_pretrained_agent(hyperparams, env)
+        print("Loading pretrained agent")
+        changed = {key: value for key, value in hyperparams.items() if key not in ("policy", "policy_kwargs")}
+        model = PPOSelfBC.load(
+            self.trained_agent,
+            env=env,
+            device=self.device,
+            seed=self.seed,
+            tensorboard_log=self.tensorboard_log,
+            verbose=self.verbose,
+            **changed,
+        )
+        if model._n_updates > 0 and "critic_warmup_steps" not in (self.custom_hyperparams or {}):
+            # Its value function knows its policy already
+            model.critic_warmup_steps = 0
+        buffer = _demonstrations_beside(Path(self.trained_agent))
+        if buffer.exists() and model.replay_buffer is not None:
             print(f"Loading demonstration buffer {buffer}")
             model.load_replay_buffer(buffer)
+        return model
 
     def objective(self, trial: optuna.Trial) -> float:
         """
@@ -185,7 +176,7 @@ class ChunkExperimentManager(ExperimentManager):
         many primitive steps.
 
         :param trial: The trial
-        :return: Mean reward of the last evaluation
+        :return: Score of the last evaluation, see :class:`TrialSuccessCallback`
         """
         # A copy, as trials may run in threads
         experiment = copy.copy(self)
@@ -210,3 +201,53 @@ class ChunkExperimentManager(ExperimentManager):
             hyperparams = self._with_chunks({**self._wrappers, "env_kwargs": getattr(self, name)}, chunk_size, None)
             setattr(self, name, hyperparams["env_kwargs"])
         self.env_wrapper = get_wrapper_class(hyperparams)
+
+
+class TrialSuccessCallback(TrialEvalCallback, SuccessEvalCallback):
+    """
+    Evaluates a trial. Where episodes report success, its score is the mean of ``gamma ** steps_to_success``, 0 for a failure:
+    the return of a sparse reward, discounted in primitive steps, which is comparable across chunk sizes. Elsewhere it is the
+    mean reward.
+    """
+
+    def _log_evaluation(self, rewards: list[float], lengths: list[int]) -> None:
+        super()._log_evaluation(rewards, lengths)
+        if self._is_success_buffer:
+            gamma = self.model.gamma  # type: ignore[attr-defined]
+            steps = [episode.steps_to_success if episode.success else np.inf for episode in self._episodes]
+            self.last_mean_reward = float(np.mean(np.power(gamma, steps)))
+
+
+def _chunk_settings(hyperparams: Hyperparams, env_id: str) -> tuple[Hyperparams | None, Hyperparams]:
+    """
+    :param hyperparams: Hyperparameters as in a configuration file, with ``env_kwargs``
+    :param env_id: Environment
+    :return: The arguments among them that say how long chunks are, to be changed in place (``None`` if nothing makes chunks),
+        and what they are by default
+    """
+    wrappers = hyperparams.get("env_wrapper") or []
+    wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+    for i, wrapper in enumerate(wrappers):
+        name, settings = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, None)
+        wrapper_class = get_class_by_name(name) if isinstance(name, str) else name
+        if inspect.isclass(wrapper_class) and issubclass(wrapper_class, ChunkedActionWrapper):
+            wrappers[i] = {name: dict(settings or {})}
+            hyperparams["env_wrapper"] = wrappers
+            return wrappers[i][name], {"chunk_size": None, "gamma": 1.0}
+    spec = gym.spec(env_id)
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    parameters = inspect.signature(creator).parameters if creator is not None else {}
+    if "chunk_size" not in parameters:
+        return None, {}
+    defaults = {name: parameter.default for name, parameter in parameters.items() if parameter.default is not parameter.empty}
+    return hyperparams["env_kwargs"], {"chunk_size": None, **defaults, **spec.kwargs}
+
+
+def _demonstrations_beside(agent: Path) -> Path:
+    """
+    :param agent: A model's zip file
+    :return: Where its demonstration buffer would be: a checkpoint has its own
+    """
+    checkpoint = re.fullmatch(r"(.+)_(\d+_steps)\.zip", agent.name)
+    name = f"{checkpoint[1]}_replay_buffer_{checkpoint[2]}.pkl" if checkpoint else "replay_buffer.pkl"
+    return agent.with_name(name)

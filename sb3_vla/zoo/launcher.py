@@ -41,7 +41,7 @@ try:
 except ImportError as error:
     raise ImportError('the zoo needs more packages: pip install "sb3-vla[zoo]"') from error
 
-from .experiment_manager import ChunkExperimentManager
+from .experiment_manager import ChunkExperimentManager, TrialSuccessCallback
 from .hyperparams import NAME, convert_ppo_self_bc_params, sample_ppo_self_bc_params
 from .watching import watched
 
@@ -53,7 +53,6 @@ COMMANDS = {
     "benchmark": "rl_zoo3.benchmark",
     "plot_train": "rl_zoo3.plots.plot_train",
     "all_plots": "rl_zoo3.plots.all_plots",
-    "plot_from_file": "rl_zoo3.plots.plot_from_file",
     "push_to_hub": "rl_zoo3.push_to_hub",
     "load_from_hub": "rl_zoo3.load_from_hub",
 }
@@ -104,6 +103,7 @@ def _replacements(command: str, arguments: Sequence[str]) -> Iterator[Any]:
     yield _replaced(rl_zoo3.exp_manager, "ExperimentManager", ChunkExperimentManager)
     # "Best" is by success, and then by steps
     yield _replaced(rl_zoo3.exp_manager, "EvalCallback", SuccessEvalCallback)
+    yield _replaced(rl_zoo3.exp_manager, "TrialEvalCallback", TrialSuccessCallback)
     if command in ("enjoy", "record_video", "push_to_hub"):
         report = command != "push_to_hub" and _verbosity(arguments) > 0
         create_test_env = watched(rl_zoo3.utils.create_test_env, in_a_window=command == "enjoy", report=report)
@@ -172,7 +172,7 @@ def _call_here(call: Callable[..., int]) -> Callable[..., int]:
         name = script.removeprefix("rl_zoo3.").removesuffix(".py")
         try:
             main([name, *(env_ids.get(argument, argument) for argument in arguments)])
-        except Exception:
+        except (Exception, SystemExit):
             traceback.print_exc()
             return 1
         return 0
@@ -203,7 +203,7 @@ def _ffmpeg_on_path() -> Iterator[None]:
 def _with_this_launcher(api: type[huggingface_hub.HfApi]) -> type[huggingface_hub.HfApi]:
     """
     :param api: The Hub's client
-    :return: The same, which uploads the zoo's model card with commands that work
+    :return: The same, which uploads the zoo's model card with this launcher's commands
     """
 
     class Hub(api):  # type: ignore[valid-type, misc]
@@ -211,7 +211,10 @@ def _with_this_launcher(api: type[huggingface_hub.HfApi]) -> type[huggingface_hu
             card = Path(folder_path) / "README.md"
             text = card.read_text(encoding="utf-8")
             text = text.replace("pip install rl_zoo3", 'pip install "sb3-vla[zoo]"')
-            card.write_text(text.replace("python -m rl_zoo3.", "python -m sb3_vla.zoo "), encoding="utf-8")
+            text = text.replace("python -m rl_zoo3.", "python -m sb3_vla.zoo ")
+            # huggingface_sb3 refuses to load pickles otherwise
+            trusting = "TRUST_REMOTE_CODE=True python -m sb3_vla.zoo load_from_hub"
+            card.write_text(text.replace("python -m sb3_vla.zoo load_from_hub", trusting), encoding="utf-8")
             return super().upload_folder(folder_path=folder_path, **kwargs)
 
     return Hub
@@ -229,9 +232,10 @@ def _show_or_save(show: Callable[..., None]) -> Callable[..., None]:
         if plt.get_backend().lower() != "agg":
             show(*args, **kwargs)
             return
-        for label in plt.get_figlabels():
-            path = Path(f"{label}.png".replace(" ", "_").replace("/", "-"))
-            plt.figure(label).savefig(path, dpi=150)
+        for number in plt.get_fignums():
+            figure = plt.figure(number)
+            path = Path(f"{figure.get_label() or f'figure_{number}'}.png".replace(" ", "_").replace("/", "-"))
+            figure.savefig(path, dpi=150)
             print(f"There is no screen: saved the figure to {path}")
 
     return show_or_save

@@ -4,8 +4,8 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_vla import PPOSelfBC, SFTCallback
-from sb3_vla_envs import save_demonstrations
+from sb3_vla import PPOSelfBC, SFTCallback, fine_tune, make_vla_vec_env
+from sb3_vla_envs import load_demonstrations, make_vla_env, save_demonstrations
 
 
 @pytest.fixture
@@ -39,22 +39,53 @@ def test_frozen_parts_are_computed_anew_after_fine_tuning(make_model, demonstrat
     assert abs(model.logger.name_to_value["train/approx_kl"]) < 1e-6
 
 
-def test_a_model_that_was_trained_before_is_left_alone(make_model, demonstrations):
-    model = make_model(learning_rate=0.0)
-    model.learn(16)
+@pytest.mark.parametrize("how", ["trained", "fine-tuned", "stopped in the critic's warm-up"])
+def test_a_model_that_was_trained_before_is_left_alone(how, make_model, make_vec_env, demonstrations, tmp_path):
+    warmup = 32 if "warm-up" in how else 0
+    model = make_model(learning_rate=0.0, critic_learning_rate=0.0, critic_warmup_steps=warmup)
+    if how == "fine-tuned":
+        fine_tune(model.policy, load_demonstrations(demonstrations), n_epochs=1, batch_size=4, progress=False)
+    else:
+        callback = SFTCallback(demonstrations=demonstrations, n_epochs=1, batch_size=4, verbose=0) if warmup else None
+        model.learn(16, callback=callback)
+    model.save(tmp_path / "model.zip")
+    model = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
     before = weights(model)
     model.learn(16, callback=SFTCallback(demonstrations=demonstrations, n_epochs=1, batch_size=4, verbose=0))
     assert all(th.equal(value, before[name]) for name, value in weights(model).items())
 
 
-def test_metaworlds_experts_demonstrate_in_the_training_environment():
-    def make_env():
-        return gym.make("MetaWorldVLA/drawer-close-v3", chunk_size=16, horizon=150, cameras=["corner4"])
+def by_gymnasium(**kwargs):
+    return DummyVecEnv([lambda: gym.make("MetaWorldVLA/drawer-close-v3", **kwargs)])
 
-    model = PPOSelfBC("VLAPolicy", DummyVecEnv([make_env]), n_steps=2, batch_size=2, n_epochs=1)
+
+def by_function(**kwargs):
+    return DummyVecEnv([lambda: make_vla_env("drawer-close-v3", **kwargs)])
+
+
+def in_processes(**kwargs):
+    return make_vla_vec_env(["drawer-close-v3", "window-open-v3"], n_envs=2, **kwargs)
+
+
+@pytest.mark.parametrize("make_env", [by_gymnasium, by_function, in_processes])
+def test_metaworlds_experts_demonstrate_in_the_training_environment(make_env):
+    env = make_env(chunk_size=16, horizon=150, cameras=["corner4"])
+    model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1)
     model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
-    (demos,) = model.replay_buffer.episodes.values()
-    assert len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4)
+    env.close()
+    held = model.replay_buffer.episodes
+    # Those of all tasks, even where an environment has one
+    assert set(held) == {"drawer-close-v3", *(["window-open-v3"] if make_env is in_processes else [])}
+    assert all(len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4) for demos in held.values())
+
+
+def test_demonstrations_follow_the_models_seed():
+    def demonstrated(seed):
+        model = PPOSelfBC("VLAPolicy", by_function(chunk_size=16, cameras=["corner4"]), n_steps=2, batch_size=2, seed=seed)
+        model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
+        return model.replay_buffer.episodes["drawer-close-v3"][0].observations["privileged"].tolist()
+
+    assert demonstrated(0) == demonstrated(0) != demonstrated(1)
 
 
 def test_without_experts_a_file_is_asked_for(make_model):

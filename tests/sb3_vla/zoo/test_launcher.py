@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium as gym
 import httpx
 import huggingface_hub
 import imageio_ffmpeg
+import matplotlib
 import numpy as np
 import optuna
 import pytest
+import rl_zoo3.exp_manager
+import rl_zoo3.utils
 import yaml
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from matplotlib import pyplot as plt
 from sb3_contrib import TQC, RecurrentPPO
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.monitor import load_results
@@ -31,6 +34,11 @@ SMALL = [
 ]
 ENV = ["--env-kwargs", "horizon:120", "cameras:['corner4']"]
 
+TRAIN = [
+    *("train", "--algo", "ppo_self_bc", "--env", VLA, "-n", "128", "--seed", "1", "--eval-freq", "64", "--eval-episodes", "2"),
+    *("--save-freq", "96", "--verbose", "0", *SMALL, *ENV),
+]
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -38,9 +46,10 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
     before = os.getcwd()
     os.chdir(folder)
-    options = ["-n", "128", "--seed", "1", "--eval-freq", "64", "--eval-episodes", "2", "--save-freq", "96", "--verbose", "0"]
-    main(["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *SMALL, *ENV])
-    os.chdir(before)
+    try:
+        main(TRAIN)
+    finally:
+        os.chdir(before)
     return folder
 
 
@@ -52,8 +61,8 @@ def in_the_run(trained, monkeypatch):
 def test_train_finds_our_configuration_by_itself_and_leaves_what_the_zoo_leaves(trained):
     config = yaml.unsafe_load((VLA_FOLDER / VLA_FOLDER.name[:-2] / "config.yml").read_text())
     assert config["policy"] == "VLAPolicy"
-    # What the command line gave, and the algorithm's discount
-    assert config["env_kwargs"] == {"horizon": 120, "cameras": ["corner4"], "gamma": 0.99}
+    # The command line's over the configuration's
+    assert config["env_kwargs"] == {"chunk_size": 8, "gamma": 0.99, "horizon": 120, "cameras": ["corner4"]}
     assert {path.name for path in VLA_FOLDER.iterdir()} >= {
         "best_model.zip",
         "MetaWorldVLA-drawer-close-v3.zip",
@@ -75,7 +84,8 @@ def test_train_finds_our_configuration_by_itself_and_leaves_what_the_zoo_leaves(
 @pytest.mark.parametrize("agent", ["MetaWorldVLA-drawer-close-v3.zip", "rl_model_96_steps.zip"])
 def test_resume_continues_with_weights_and_demonstrations(agent, tmp_path, capsys):
     options = ["-n", "32", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path), "-i", str(VLA_FOLDER / agent)]
-    arguments = ["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *SMALL, "learning_rate:0.0", "critic_epochs:2"]
+    small = [option for option in SMALL if not option.startswith("critic_warmup_steps")]
+    arguments = ["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *small, "learning_rate:0.0"]
     main([*arguments, "critic_learning_rate:0.0", *ENV])
     resumed_folder = tmp_path / "ppo_self_bc/MetaWorldVLA-drawer-close-v3_1"
     resumed = PPOSelfBC.load(resumed_folder / "MetaWorldVLA-drawer-close-v3.zip")
@@ -88,7 +98,43 @@ def test_resume_continues_with_weights_and_demonstrations(agent, tmp_path, capsy
     buffer = "replay_buffer.pkl" if "rl_model" not in agent else "rl_model_replay_buffer_96_steps.pkl"
     before.load_replay_buffer(VLA_FOLDER / buffer)
     assert len(resumed.replay_buffer) >= len(before.replay_buffer) > 0
-    assert ("Loading demonstration buffer" in capsys.readouterr().out) == ("rl_model" in agent)
+    assert f"Loading demonstration buffer {VLA_FOLDER / buffer}" in capsys.readouterr().out
+
+
+def test_resume_without_behaviour_cloning(tmp_path):
+    agent = str(VLA_FOLDER / "MetaWorldVLA-drawer-close-v3.zip")
+    options = ["-n", "32", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path), "-i", agent]
+    main(["train", "--algo", "ppo_self_bc", "--env", VLA, *options, *SMALL, "bc_weight:0", *ENV])
+    assert not list(tmp_path.glob("*/*/replay_buffer.pkl"))
+
+
+def test_resume_of_other_algorithms_is_the_zoos(tmp_path):
+    common = ["train", "--algo", "sac", "--env", "Pendulum-v1", "--eval-freq", "-1", "-f", str(tmp_path), "-n", "24"]
+    small = ["-params", "learning_starts:8", "batch_size:4", "buffer_size:100", "normalize:True"]
+    main([*common, "--save-replay-buffer", *small])
+    main([*common, "-i", str(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip"), "--save-replay-buffer", *small])
+    resumed = SAC.load(tmp_path / "sac/Pendulum-v1_2/Pendulum-v1.zip")
+    resumed.load_replay_buffer(tmp_path / "sac/Pendulum-v1_2/replay_buffer.pkl")
+    assert resumed.replay_buffer.size() == 48
+
+
+def test_evaluation_follows_the_configuration_and_its_own_arguments(tmp_path):
+    options = ["-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "--verbose", "0", "-f", str(tmp_path)]
+    arguments = ["--eval-env-kwargs", "horizon:40", "goal_split:'test'", "-params", *TINY["sac"]]
+    main(["train", "--algo", "sac", "--env", VLA, *options, *arguments])
+    evaluations = np.load(tmp_path / "sac/MetaWorldVLA-drawer-close-v3_1/evaluations.npz")
+    assert (evaluations["steps"] == 40).all() and (evaluations["ep_lengths"] == 10).all()
+
+
+def test_environment_arguments_reach_a_configuration_of_the_users_own(tmp_path):
+    mine = {VLA: {"policy": "MultiInputPolicy", "n_timesteps": 8, "n_steps": 8, "batch_size": 8, "n_epochs": 1}}
+    (tmp_path / "mine.yml").write_text(yaml.dump(mine))
+    options = ["--conf-file", str(tmp_path / "mine.yml"), "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)]
+    main(["train", "--algo", "ppo", "--env", VLA, *options, "--env-kwargs", "horizon:40", "chunk_size:3"])
+    (folder,) = tmp_path.glob("ppo/*_1")
+    assert PPO.load(folder / "MetaWorldVLA-drawer-close-v3.zip").action_space.shape == (3, 4)
+    config = yaml.unsafe_load((folder / folder.name[:-2] / "config.yml").read_text())
+    assert config["env_kwargs"] == {"horizon": 40, "chunk_size": 3}
 
 
 def test_enjoy_says_success_and_primitive_steps(capsys):
@@ -156,8 +202,6 @@ def test_benchmark_evaluates_what_was_trained(monkeypatch):
 
 
 def test_plots_are_saved_where_there_is_no_screen(monkeypatch):
-    import matplotlib
-
     matplotlib.use("agg")
     plot = ["plot_train", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-w", "1"]
     main([*plot, "-y", "success"])
@@ -230,13 +274,13 @@ def test_push_to_hub_uploads_what_the_commands_on_its_card_load_and_play(monkeyp
     assert {path.name for path in repo.iterdir()} >= {"README.md", "replay.mp4", "results.json", "config.yml", "args.yml"}
     card = (repo / "README.md").read_text()
     assert "rl_zoo3." not in card
-    commands = re.findall(r"python -m sb3_vla.zoo (.+)", card)
+    commands = re.findall(r"^(TRUST_REMOTE_CODE=True )?python -m sb3_vla.zoo (.+)", card, re.MULTILINE)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_from_local_hub)
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
     shutil.copytree(LocalHub.root, tmp_path / LocalHub.root)
     monkeypatch.chdir(tmp_path)
-    for command in commands[:2]:
+    for trusting, command in commands[:2]:
+        monkeypatch.setenv("TRUST_REMOTE_CODE", str(bool(trusting)))
         arguments = command.split()
         main([*arguments, *(["-n", "16", "--no-render"] if arguments[0] == "enjoy" else [])])
     assert "drawer-close-v3: " in capsys.readouterr().out
@@ -252,19 +296,38 @@ TINY = {
 }
 
 
+def read_config(algo):
+    return yaml.safe_load((Path(__file__).parents[3] / f"zoo_configs/{algo}.yml").read_text())
+
+
 def configured():
-    for algo in ALGORITHMS:
-        config = yaml.safe_load((Path(__file__).parents[3] / f"zoo_configs/{algo}.yml").read_text())
-        yield from ((algo, env_id) for env_id in config if env_id != "default")
+    return [(algo, env_id) for algo in ALGORITHMS for env_id in read_config(algo) if env_id != "default"]
 
 
-@pytest.mark.parametrize(("algo", "env_id"), list(configured()))
+def chunks_of(config):
+    """Arguments of what makes the chunks."""
+    wrappers = {
+        name: kwargs for entry in config.get("env_wrapper", []) if isinstance(entry, dict) for name, kwargs in entry.items()
+    }
+    return wrappers.get("sb3_vla_envs.ChunkedActionWrapper") or config["env_kwargs"]
+
+
+@pytest.mark.parametrize(("algo", "env_id"), configured())
+def test_every_configuration_adds_up(algo, env_id):
+    config = read_config(algo)[env_id]
+    chunks = chunks_of(config)
+    gamma = chunks["gamma"] if algo == "ppo_self_bc" else chunks["gamma"] ** chunks["chunk_size"]
+    assert config["gamma"] == pytest.approx(gamma, abs=1e-4)
+    if "n_steps" in config:
+        assert config["n_envs"] * config["n_steps"] % config.get("batch_size", 64) == 0
+
+
+@pytest.mark.parametrize(("algo", "env_id"), configured())
 def test_every_configuration_trains(algo, env_id, tmp_path):
     options = ["-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "--verbose", "0", "-f", str(tmp_path)]
     main(["train", "--algo", algo, "--env", env_id, *options, "-params", *TINY[algo]])
     (model,) = tmp_path.glob(f"{algo}/*_1/{env_id.replace('/', '-')}.zip")
-    chunk_size = ALGORITHMS[algo].load(model).action_space.shape[0]
-    assert chunk_size in (2, 4, 8)
+    assert ALGORITHMS[algo].load(model).action_space.shape[0] == chunks_of(read_config(algo)[env_id])["chunk_size"]
 
 
 def test_as_a_command(tmp_path):
@@ -302,10 +365,26 @@ def test_the_discount_reaches_the_chunks(tmp_path):
     assert config["env_wrapper"] == [{"sb3_vla_envs.ChunkedActionWrapper": {"chunk_size": 2, "gamma": 0.9}}]
 
 
-def test_what_the_zoo_has_is_restored_afterwards():
-    import rl_zoo3.exp_manager
-    import rl_zoo3.utils
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MetaWorldState/reach-v3", "MetaWorldVLA/MT50"])
+def test_defaults_are_for_single_tasks_from_pixels(env_id, tmp_path):
+    with pytest.raises(ValueError, match=rf"no hyperparameters of ppo_self_bc for {env_id}.*--conf-file"):
+        main(["train", "--algo", "ppo_self_bc", "--env", env_id, "-f", str(tmp_path)])
 
-    assert rl_zoo3.exp_manager.ExperimentManager.__module__ == "rl_zoo3.exp_manager"
-    assert rl_zoo3.utils.create_test_env.__module__ == "rl_zoo3.utils"
-    assert gym.make("Pendulum-v1") is not None
+
+def test_a_search_in_threads_is_refused_where_it_would_draw(tmp_path):
+    with pytest.raises(ValueError, match=r"--n-jobs 2.*--storage"):
+        main(["train", "--algo", "ppo_self_bc", "--env", VLA, "-optimize", "--n-jobs", "2", "-f", str(tmp_path)])
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_the_zoo_has_is_restored_afterwards(failing, tmp_path):
+    owners = [rl_zoo3, rl_zoo3.utils, rl_zoo3.exp_manager, subprocess, huggingface_hub, plt, sys]
+    before = [dict(vars(owner)) for owner in owners]
+    if failing:
+        with pytest.raises(FileNotFoundError):
+            main(["train", "--env", "CartPole-v1", "--conf-file", "nothing.yml", "-f", str(tmp_path)])
+    else:
+        main(["benchmark", "--log-dir", "logs/", "--no-hub", "-n", "20", "--test-mode", "--num-threads", "1"])
+    for owner, attributes in zip(owners, before, strict=True):
+        changed = [name for name, value in attributes.items() if vars(owner)[name] is not value]
+        assert changed == [], owner
