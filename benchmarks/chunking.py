@@ -2,7 +2,7 @@
 Chunked against single actions under SB3's own PPO and SAC: same primitive steps, SB3's default hyperparameters (but for what
 chunks change, SAC's first 1000 primitive steps at random, and LEARNING_RATE and GAMMA below), three seeds.
 
-``make chunking`` (three quarters of an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and
+``make chunking`` (half an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and
 writes the README's table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive
 steps an update, SAC takes one gradient step a decision, both discount by gamma ** h.
 """

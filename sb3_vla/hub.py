@@ -193,7 +193,7 @@ def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: E
 def _model_filename(tasks: Sequence[str]) -> str:
     """
     :param tasks: MetaWorld tasks, if any
-    :return: ``<algorithm>-<environment id>.zip``, as ``huggingface_sb3.ModelName`` and rl-baselines3-zoo have it
+    :return: ``<algorithm>-<environment id>.zip`` where they are those of one, as ``huggingface_sb3.ModelName`` has it
     """
     if not tasks:
         return "ppo_self_bc.zip"
