@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import optuna
 from gymnasium.envs.registration import load_env_creator
+from huggingface_sb3 import EnvironmentName
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_class_by_name, get_wrapper_class
@@ -54,7 +55,8 @@ class ChunkExperimentManager(ExperimentManager):
 
     def __init__(self, args: Any, algo: str, env_id: str, *more_args: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, *more_args, **kwargs)
-        self.config = find_config(algo, env_id, kwargs.get("config")) or self.config
+        config, self._entry = find_config(algo, env_id, kwargs.get("config"))
+        self.config = config or self.config
         if self.vec_env_class is SubprocVecEnv:
             self.vec_env_class = SharedMemoryVecEnv
         if self.optimize_hyperparameters and self.n_jobs > 1 and env_id.startswith("MetaWorldVLA/"):
@@ -76,12 +78,37 @@ class ChunkExperimentManager(ExperimentManager):
         """
         # The zoo would let those of the command line replace all of the configuration's
         given, self.env_kwargs = self.env_kwargs, {}
-        hyperparams, saved = super().read_hyperparameters()
+        env_name = self.env_name
+        if self._entry != env_name.gym_id:
+            print(f"Using the hyperparameters of {self._entry}")
+        self.env_name = EnvironmentName(self._entry)
+        try:
+            hyperparams, saved = super().read_hyperparameters()
+        finally:
+            self.env_name = env_name
         hyperparams["env_kwargs"] = {**(hyperparams.get("env_kwargs") or {}), **given}
-        changed = self._with_chunks(hyperparams, hyperparams.pop("chunk_size", None), hyperparams.get("gamma"))
+        chunk_size = hyperparams.pop("chunk_size", None)
+        changed = self._with_chunks(hyperparams, chunk_size, hyperparams.get("gamma"))
         saved.pop("chunk_size", None)
-        saved.update({key: copy.deepcopy(changed[key]) for key in ("env_kwargs", "env_wrapper") if key in changed})
+        if chunk_size is not None:
+            self._discount_chunks(changed, chunk_size)
+        saved.update({key: copy.deepcopy(changed[key]) for key in ("env_kwargs", "env_wrapper", "gamma") if key in changed})
         return changed, saved
+
+    def _discount_chunks(self, hyperparams: Hyperparams, chunk_size: int) -> None:
+        """
+        Let an algorithm that discounts once a chunk follow a new chunk size, unless the user gave its discount, too.
+
+        :param hyperparams: Hyperparameters with the new chunk size, changed in place
+        :param chunk_size: The chunk size
+        """
+        settings, defaults = _chunk_settings(hyperparams, self.env_name.gym_id)
+        assert settings is not None
+        gamma = settings.get("gamma", defaults.get("gamma"))
+        if self._is_self_bc or gamma is None or "gamma" in (self.custom_hyperparams or {}):
+            return
+        hyperparams["gamma"] = gamma**chunk_size
+        print(f"chunk_size={chunk_size}: a chunk is discounted by gamma={hyperparams['gamma']:.4f}")
 
     def _with_chunks(self, hyperparams: Hyperparams, chunk_size: int | None, gamma: float | None) -> Hyperparams:
         """

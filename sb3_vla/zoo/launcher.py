@@ -237,5 +237,7 @@ def _show_or_save(show: Callable[..., None]) -> Callable[..., None]:
             path = Path(f"{figure.get_label() or f'figure_{number}'}.png".replace(" ", "_").replace("/", "-"))
             figure.savefig(path, dpi=150)
             print(f"There is no screen: saved the figure to {path}")
+            if not any(axes.lines for axes in figure.axes):
+                print("It is empty: plot_train smooths over 100 episodes, and shows nothing of fewer; try -w 10")
 
     return show_or_save

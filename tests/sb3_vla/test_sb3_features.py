@@ -3,6 +3,8 @@
 import copy
 import csv
 import pickle
+import sys
+import time
 
 import gymnasium as gym
 import moviepy
@@ -194,11 +196,13 @@ def test_tensorboard_and_csv(make_model, make_env, tmp_path):
 
 
 def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "exit", sys.exit)  # wandb hooks into it
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
     run = wandb.init(
         project="sb3-vla", mode="offline", dir=tmp_path, sync_tensorboard=True, settings=wandb.Settings(console="off")
     )
+    time.sleep(1.1)  # it passes over event files that are older than the run, in whole seconds
     try:
         model = make_model(tensorboard_log=str(tmp_path / "tb"))
         callback = WandbCallback(model_save_path=str(tmp_path / "models"), model_save_freq=8, gradient_save_freq=2)

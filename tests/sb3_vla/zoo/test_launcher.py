@@ -201,11 +201,13 @@ def test_benchmark_evaluates_what_was_trained(monkeypatch):
     assert re.search(r"\|ppo_self_bc\|MetaWorldVLA-drawer-close-v3\|", table)
 
 
-def test_plots_are_saved_where_there_is_no_screen(monkeypatch):
+def test_plots_are_saved_where_there_is_no_screen(capsys):
     matplotlib.use("agg")
     plot = ["plot_train", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-w", "1"]
     main([*plot, "-y", "success"])
     assert Path("Training_Success_Rate.png").stat().st_size > 5000
+    main(["plot_train", *plot[1:-2], "-w", "1000"])
+    assert "It is empty" in capsys.readouterr().out
     main(["all_plots", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-k", "successes"])
     assert list(Path().glob("Results_*.png"))
 
@@ -301,7 +303,7 @@ def read_config(algo):
 
 
 def configured():
-    return [(algo, env_id) for algo in ALGORITHMS for env_id in read_config(algo) if env_id != "default"]
+    return [(algo, env_id) for algo in ALGORITHMS for env_id in read_config(algo)]
 
 
 def chunks_of(config):
@@ -365,10 +367,28 @@ def test_the_discount_reaches_the_chunks(tmp_path):
     assert config["env_wrapper"] == [{"sb3_vla_envs.ChunkedActionWrapper": {"chunk_size": 2, "gamma": 0.9}}]
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "MetaWorldState/reach-v3", "MetaWorldVLA/MT50"])
-def test_defaults_are_for_single_tasks_from_pixels(env_id, tmp_path):
-    with pytest.raises(ValueError, match=rf"no hyperparameters of ppo_self_bc for {env_id}.*--conf-file"):
-        main(["train", "--algo", "ppo_self_bc", "--env", env_id, "-f", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("algo", "env_id"), [("ppo_self_bc", "CartPole-v1"), ("ppo_self_bc", "MetaWorldVLA/MT50"), ("sac", "MetaWorldState/MT10")]
+)
+def test_without_hyperparameters_it_is_said_what_there_are(algo, env_id, tmp_path):
+    with pytest.raises(ValueError, match=rf"no hyperparameters of {algo} for {env_id}.*drawer-close-v3.*--conf-file"):
+        main(["train", "--algo", algo, "--env", env_id, "-f", str(tmp_path)])
+
+
+def test_any_task_shares_the_hyperparameters_of_the_example_task(tmp_path, capsys):
+    options = ["-n", "8", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path), "-params", *TINY["sac"]]
+    main(["train", "--algo", "sac", "--env", "MetaWorldState/reach-v3", *options])
+    assert "Using the hyperparameters of MetaWorldState/drawer-close-v3" in capsys.readouterr().out
+    assert SAC.load(tmp_path / "sac/MetaWorldState-reach-v3_1/MetaWorldState-reach-v3.zip").action_space.shape == (4, 4)
+
+
+@pytest.mark.parametrize(("given", "gamma"), [([], 0.99**3), (["gamma:0.5"], 0.5)])
+def test_algorithms_that_discount_once_a_chunk_follow_its_size(given, gamma, tmp_path):
+    options = ["-n", "8", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)]
+    main(["train", "--algo", "sac", "--env", "Pendulum-v1", *options, "-params", *TINY["sac"], "chunk_size:3", *given])
+    assert SAC.load(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip").gamma == pytest.approx(gamma)
+    config = yaml.unsafe_load((tmp_path / "sac/Pendulum-v1_1/Pendulum-v1/config.yml").read_text())
+    assert config["gamma"] == pytest.approx(gamma)
 
 
 def test_a_search_in_threads_is_refused_where_it_would_draw(tmp_path):
