@@ -15,11 +15,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunk_rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer, ChunkRolloutBufferSamples
 from .demonstration_buffer import DemonstrationBuffer, DemonstrationSamples
+from .environment_checks import check_chunks, check_frame_stack
 from .episode_recorder import EpisodeRecorder
 from .losses import approximate_kl, bc_mse_loss, clipped_surrogate_loss, executed_mask, masked_mean, value_loss
 from .micro_batch import batch_share, split_batch
@@ -198,7 +199,8 @@ class PPOSelfBC(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_chunks(self.env)
+        self._chunked = False
+        self._check_environment()
         self._bc_rule = make_bc_weight(self.bc_weight, self.bc_weight_kwargs)
         has_mean = isinstance(self.action_space, spaces.Box)
         if self.bc_loss == "mse" and not has_mean:
@@ -217,7 +219,7 @@ class PPOSelfBC(PPO):
             self.replay_buffer = DemonstrationBuffer(
                 self.observation_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
             )
-            self._check_frame_stack(self.env)
+            self._check_environment()
         if isinstance(self.policy, VLAPolicy):
             # What is saved must rebuild with no network and no checkpoint at hand
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
@@ -269,8 +271,7 @@ class PPOSelfBC(PPO):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
-        self._check_chunks(self.env)
-        self._check_frame_stack(self.env)
+        self._check_environment()
 
     @property
     def observation_normalizer(self) -> VecNormalize | None:
@@ -278,44 +279,15 @@ class PPOSelfBC(PPO):
         normalize = self._vec_normalize_env
         return normalize if normalize is not None and normalize.norm_obs else None
 
-    def _check_frame_stack(self, env: VecEnv | None) -> None:
+    def _check_environment(self) -> None:
         """
-        :param env: The environment, or ``None``
-        :raises ValueError: if demonstrations, kept as they were before normalisation, would not be stacked
+        :raises ValueError: if the environment, where there is one, does not fit
         """
-        stack = None if env is None else unwrap_vec_wrapper(env, VecFrameStack)
-        if stack is None or self.replay_buffer is None or self.observation_normalizer is None:
+        if self.env is None:
             return
-        if unwrap_vec_normalize(stack) is not None:
-            raise ValueError(
-                "VecFrameStack stands around VecNormalize, but behaviour cloning imitates stacked observations from before "
-                "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), in rl-baselines3-zoo by "
-                "vec_env_wrapper in place of frame_stack; or pass bc_weight=0"
-            )
-
-    def _check_chunks(self, env: VecEnv | None) -> None:
-        """
-        :param env: The environment, or ``None``
-        :raises ValueError: if it discounts rewards inside a chunk by another gamma than the algorithm's, or has no chunks,
-            which VLAPolicy needs
-        """
-        self._chunked = env is not None and env.has_attr("chunk_size")
-        if env is None:
-            return
-        if not self._chunked:
-            if issubclass(self.policy_class, VLAPolicy):
-                raise ValueError(
-                    "VLAPolicy needs an environment that takes chunks and says so by the attributes chunk_size and "
-                    "chunk_gamma and by info['chunk_length']: wrap it in "
-                    "sb3_vla_envs.ChunkedActionWrapper(env, chunk_size, gamma=...)"
-                )
-            return
-        for gamma in set(env.get_attr("chunk_gamma")):
-            if gamma != self.gamma:
-                raise ValueError(
-                    f"the environment discounts inside a chunk by gamma={gamma}, PPOSelfBC by gamma={self.gamma}: give both "
-                    f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={self.gamma})"
-                )
+        self._chunked = check_chunks(self.env, self.gamma, required=issubclass(self.policy_class, VLAPolicy))
+        if self.replay_buffer is not None and self.observation_normalizer is not None:
+            check_frame_stack(self.env)
 
     def _setup_learn(
         self,
