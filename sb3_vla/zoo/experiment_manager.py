@@ -86,6 +86,11 @@ class ChunkExperimentManager(ExperimentManager):
             hyperparams, saved = super().read_hyperparameters()
         finally:
             self.env_name = env_name
+        if self.trial_id == 0 and self.storage and self.study_name:
+            # Which the zoo takes for none
+            found = {**self.load_trial(self.storage, self.study_name, 0), **(self.custom_hyperparams or {})}
+            hyperparams.update(found)
+            saved.update(found)
         hyperparams["env_kwargs"] = {**(hyperparams.get("env_kwargs") or {}), **given}
         chunk_size = hyperparams.pop("chunk_size", None)
         changed = self._with_chunks(hyperparams, chunk_size, hyperparams.get("gamma"))

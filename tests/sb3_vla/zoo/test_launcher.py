@@ -226,11 +226,13 @@ def test_a_search_tries_chunk_sizes_and_what_it_finds_can_be_trained(tmp_path, c
     assert "critic_learning_rate" not in trials[0].params  # MlpPolicy has no parts
     assert list((tmp_path / "ppo_self_bc").glob("report_*.csv"))
 
-    main(["train", *common, *small, *study, "--trial-id", "1", "--eval-freq", "-1"])
-    (model,) = (tmp_path / "ppo_self_bc/Pendulum-v1_2").glob("Pendulum-v1.zip")
-    found = PPOSelfBC.load(model)
-    assert found.action_space.shape == (trials[1].params["chunk_size"], 1)
-    assert found.bc_weight == trials[1].params["bc_rule"]
+    for number in (0, 1):
+        main(["train", *common, *small, *study, "--trial-id", str(number), "--eval-freq", "-1"])
+        # The search has made the first folder
+        found = PPOSelfBC.load(tmp_path / f"ppo_self_bc/Pendulum-v1_{number + 2}/Pendulum-v1.zip")
+        assert found.action_space.shape == (trials[number].params["chunk_size"], 1)
+        assert found.bc_weight == trials[number].params["bc_rule"]
+        assert found.n_steps == 64  # what the command line says counts
 
 
 def test_a_search_on_pixels_reaches_the_parts_of_vla_policy(tmp_path):
