@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from .episode_progress import EpisodeProgress
+
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
@@ -55,9 +57,7 @@ class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
             )
         self._has_instruction = env.has_wrapper_attr("instruction")
         self._before: tuple[str, Color] = ("", TEXT)
-        self._steps = 0
-        self._success: bool | None = None
-        self._steps_to_success: int | None = None
+        self._progress = EpisodeProgress()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
@@ -67,10 +67,10 @@ class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
         :param options: Of the wrapped environment
         :return: Observation and info
         """
-        if self._steps:
+        if self._progress.steps:
             status, color = self._status(final=True)
             self._before = f"before: {status}", color
-        self._steps, self._success, self._steps_to_success = 0, None, None
+        self._progress = EpisodeProgress()
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -81,11 +81,7 @@ class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
         :return: Observation, reward, terminated, truncated, info
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._steps += int(info.get("chunk_length", 1))
-        if "is_success" in info:
-            self._success = bool(info["is_success"])
-            if self._success and self._steps_to_success is None:
-                self._steps_to_success = int(info.get("steps_to_success", self._steps))
+        self._progress.add(info)
         return obs, reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
@@ -107,13 +103,24 @@ class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
         :param final: Whether the episode has ended
         :return: What to say of it, and in which colour
         """
-        if self._steps_to_success is not None:
-            return f"success after {self._steps_to_success} steps", SUCCESS
-        if not final:
-            return f"step {self._steps}", TEXT
-        if self._success is None:
-            return f"{self._steps} steps", TEXT
-        return f"no success in {self._steps} steps", FAILURE
+        progress = self._progress
+        if final and progress.success is None:
+            return f"{progress.steps} steps", TEXT
+        return episode_status(progress.steps, progress.steps_to_success, final)
+
+
+def episode_status(step: int, steps_to_success: int | None, final: bool) -> tuple[str, Color]:
+    """
+    :param step: Primitive steps taken
+    :param steps_to_success: Primitive steps until success, ``None`` if there is none in the whole episode
+    :param final: Whether the episode has ended
+    :return: What to say of it, and in which colour
+    """
+    if steps_to_success is not None and step >= steps_to_success:
+        return f"success after {steps_to_success} steps", SUCCESS
+    if final:
+        return f"no success in {step} steps", FAILURE
+    return f"step {step}", TEXT
 
 
 def draw_caption(

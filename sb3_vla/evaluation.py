@@ -17,10 +17,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_vla_envs import make_vla_env, resolve_tasks
+from sb3_vla_envs.episode_progress import EpisodeProgress
 
 from .evaluation_result import EpisodeRecord, EvaluationResult
 from .shared_memory_vec_env import SharedMemoryVecEnv
 from .vec_env import make_vec_env_from_fns
+
+# Arguments of ``make_vla_env`` that do not matter to a model in use: the discount, the critic's inputs, the order of episodes
+TRAINING_ONLY = ("gamma", "privileged", "task_ids", "goal_order", "task_order")
 
 
 @dataclass(frozen=True)
@@ -304,7 +308,6 @@ class _EpisodeLog:
     def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
         self.records: list[EpisodeRecord] = []
         self._jobs = jobs
-        self._steps_to_success: int | None = None
         self._start()
 
     @property
@@ -321,9 +324,7 @@ class _EpisodeLog:
         if self.complete:
             return False
         self._episode_return += reward
-        self._n_steps += int(info.get("chunk_length", 1))
-        if self._steps_to_success is None and info.get("is_success", False):
-            self._steps_to_success = int(info.get("steps_to_success", self._n_steps))
+        self._progress.add(info)
         if not done:
             return False
         job = self._jobs[len(self.records)]
@@ -332,16 +333,15 @@ class _EpisodeLog:
                 f"The environment was reset with {job.options}, but played the task '{info['task']}'. Its reset must "
                 "follow options['task'] and options['goal_index']; see whether a wrapper drops them."
             )
-        solved = self._steps_to_success is not None
-        record = EpisodeRecord(job.task, job.goal_index, solved, self._steps_to_success, self._n_steps, self._episode_return)
+        steps, to_success = self._progress.steps, self._progress.steps_to_success
+        record = EpisodeRecord(job.task, job.goal_index, to_success is not None, to_success, steps, self._episode_return)
         self.records.append(record)
         self._start()
         return True
 
     def _start(self) -> None:
         self._episode_return = 0.0
-        self._n_steps = 0
-        self._steps_to_success = None
+        self._progress = EpisodeProgress()
 
 
 def _make_scheduled_env(tasks: Sequence[str], n_goals: int, env_kwargs: Mapping[str, Any]) -> EpisodeSchedule:

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from sb3_vla_envs import resolve_tasks
 
+from .evaluation import TRAINING_ONLY
 from .evaluation_result import EvaluationResult
 from .model_card import CardContent, make_model_card
 from .model_usage import benchmark_name
@@ -23,7 +24,7 @@ from .run_folder import RunFolder, software_versions
 # Settings of an evaluation that are no arguments of the environment, and arguments of it that don't matter to a model in use
 _NOT_OF_THE_ENV = {
     *("tasks", "seed", "n_envs", "deterministic", "n_goals", "goal_split", "goal_seed"),
-    *("gamma", "privileged", "task_ids", "goal_order", "task_order", "render_mode"),
+    *(*TRAINING_ONLY, "render_mode"),
 }
 
 

@@ -21,7 +21,7 @@ from sb3_vla_envs import (
 
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
 from .demonstration_buffer import DemonstrationBuffer
-from .evaluation import check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
+from .evaluation import TRAINING_ONLY, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
 from .evaluation_result import EvaluationResult, results_table
 from .plotting import plot_comparison, plot_learning_curves
 from .ppo_self_bc import PPOSelfBC
@@ -41,9 +41,6 @@ _COUNTS = (
     *(("sft", name) for name in ("n_epochs", "batch_size")),
     *(("eval", name) for name in ("n_goals", "n_envs")),
 )
-# Arguments of the training environment that do not matter to a model in use: its discount, the critic's inputs, how many
-# goals it was trained on and how they were drawn
-_TRAINING_ONLY = ("gamma", "privileged", "task_ids", "n_goals", "goal_order", "task_order")
 
 
 def check_training(
@@ -324,8 +321,8 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
 
 
 def acting_env(config: Config) -> dict[str, Any]:
-    """Arguments of the environment that matter to a model in use."""
-    return {key: value for key, value in config["env"].items() if key not in _TRAINING_ONLY}
+    """Arguments of the environment that matter to a model in use; an evaluation has a number of goals of its own."""
+    return {key: value for key, value in config["env"].items() if key not in (*TRAINING_ONLY, "n_goals")}
 
 
 def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:

@@ -199,8 +199,7 @@ class PPOSelfBC(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._chunked = False
-        self._check_environment()
+        self._check_chunks()
         self._bc_rule = make_bc_weight(self.bc_weight, self.bc_weight_kwargs)
         has_mean = isinstance(self.action_space, spaces.Box)
         if self.bc_loss == "mse" and not has_mean:
@@ -219,7 +218,7 @@ class PPOSelfBC(PPO):
             self.replay_buffer = DemonstrationBuffer(
                 self.observation_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
             )
-            self._check_environment()
+            self._check_frame_stack()
         if isinstance(self.policy, VLAPolicy):
             # What is saved must rebuild with no network and no checkpoint at hand
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.portable_kwargs()}
@@ -271,7 +270,8 @@ class PPOSelfBC(PPO):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
-        self._check_environment()
+        self._check_chunks()
+        self._check_frame_stack()
 
     @property
     def observation_normalizer(self) -> VecNormalize | None:
@@ -279,14 +279,14 @@ class PPOSelfBC(PPO):
         normalize = self._vec_normalize_env
         return normalize if normalize is not None and normalize.norm_obs else None
 
-    def _check_environment(self) -> None:
-        """
-        :raises ValueError: if the environment, where there is one, does not fit
-        """
-        if self.env is None:
-            return
-        self._chunked = check_chunks(self.env, self.gamma, required=issubclass(self.policy_class, VLAPolicy))
-        if self.replay_buffer is not None and self.observation_normalizer is not None:
+    def _check_chunks(self) -> None:
+        """:raises ValueError: if the environment, where there is one, does not fit; see :func:`check_chunks`"""
+        needs_chunks = issubclass(self.policy_class, VLAPolicy)
+        self._chunked = self.env is not None and check_chunks(self.env, self.gamma, needs_chunks)
+
+    def _check_frame_stack(self) -> None:
+        """:raises ValueError: if frames are stacked in the wrong place; see :func:`check_frame_stack`"""
+        if self.env is not None and self.replay_buffer is not None and self.observation_normalizer is not None:
             check_frame_stack(self.env)
 
     def _setup_learn(

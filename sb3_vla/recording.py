@@ -12,7 +12,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from sb3_vla_envs import decode_instruction, make_vla_env, resolve_tasks
-from sb3_vla_envs.episode_caption import BACKGROUND, FAILURE, LINE_HEIGHT, MARGIN, SUCCESS, TEXT, Color, draw_caption, pillow
+from sb3_vla_envs.episode_caption import (
+    BACKGROUND,
+    FAILURE,
+    LINE_HEIGHT,
+    MARGIN,
+    SUCCESS,
+    draw_caption,
+    episode_status,
+    pillow,
+)
 
 from .evaluation import check_model_fits, episode_seed, metaworld_env_kwargs
 
@@ -263,22 +272,13 @@ def _captioned(recording: Recording, index: int, label: str, max_size: int) -> "
     image_module, _, _ = pillow()
     picture = image_module.fromarray(recording.frames[index])
     picture.thumbnail((max_size, max_size))
-    status, color = _status(recording, index)
+    final = index == len(recording.frames) - 1
+    status, color = episode_status(recording.steps[index], recording.steps_to_success, final)
     strip = draw_caption(picture.width, recording.instruction, [(f"{label}: {status}" if label else status, color)])
     canvas: Image.Image = image_module.new("RGB", (picture.width, strip.height + picture.height))
     canvas.paste(strip, (0, 0))
     canvas.paste(picture, (0, strip.height))
     return canvas
-
-
-def _status(recording: Recording, index: int) -> tuple[str, Color]:
-    step = recording.steps[index]
-    solved_at = recording.steps_to_success
-    if solved_at is not None and step >= solved_at:
-        return f"success after {solved_at} steps", SUCCESS
-    if index == len(recording.frames) - 1:
-        return f"no success in {step} steps", FAILURE
-    return f"step {step}", TEXT
 
 
 def _side_by_side(pictures: Sequence["Image.Image"]) -> "Image.Image":

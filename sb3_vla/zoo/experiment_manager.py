@@ -1,33 +1,27 @@
 """The zoo's experiment, for algorithms and environments with action chunks."""
 
 import copy
-import inspect
 import re
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import optuna
-from gymnasium.envs.registration import load_env_creator
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, get_class_by_name, get_wrapper_class
+from rl_zoo3.utils import ALGOS, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
-
-from sb3_vla_envs import ChunkedActionWrapper
 
 from ..ppo_self_bc import PPOSelfBC
 from ..shared_memory_vec_env import SharedMemoryVecEnv
 from ..success_eval_callback import SuccessEvalCallback
 from ..vla_policy import VLAPolicy
 from .configs import find_config
+from .environment import Hyperparams, chunk_settings
 from .hyperparams import CHUNK_SIZES
-
-Hyperparams = dict[str, Any]
 
 # Learning rates that may be schedules, beside those that the zoo knows
 _LEARNING_RATES = ("backbone_learning_rate", "critic_learning_rate")
@@ -107,7 +101,7 @@ class ChunkExperimentManager(ExperimentManager):
         :param hyperparams: Hyperparameters with the new chunk size, changed in place
         :param chunk_size: The chunk size
         """
-        settings, defaults = _chunk_settings(hyperparams, self.env_name.gym_id)
+        settings, defaults = chunk_settings(hyperparams, self.env_name.gym_id)
         assert settings is not None
         gamma = settings.get("gamma", defaults.get("gamma"))
         if self._is_self_bc or gamma is None or "gamma" in (self.custom_hyperparams or {}):
@@ -124,7 +118,7 @@ class ChunkExperimentManager(ExperimentManager):
         :raises ValueError: if nothing makes chunks, but there is a chunk size
         """
         hyperparams = copy.deepcopy(hyperparams)
-        settings, defaults = _chunk_settings(hyperparams, self.env_name.gym_id)
+        settings, defaults = chunk_settings(hyperparams, self.env_name.gym_id)
         if settings is None:
             if chunk_size is not None:
                 raise ValueError(
@@ -248,31 +242,6 @@ class TrialSuccessCallback(TrialEvalCallback, SuccessEvalCallback):
             gamma = self.model.gamma  # type: ignore[attr-defined]
             steps = [episode.steps_to_success if episode.success else np.inf for episode in self._episodes]
             self.last_mean_reward = float(np.mean(np.power(gamma, steps)))
-
-
-def _chunk_settings(hyperparams: Hyperparams, env_id: str) -> tuple[Hyperparams | None, Hyperparams]:
-    """
-    :param hyperparams: Hyperparameters as in a configuration file, with ``env_kwargs``
-    :param env_id: Environment
-    :return: The arguments among them that say how long chunks are, to be changed in place (``None`` if nothing makes chunks),
-        and what they are by default
-    """
-    wrappers = hyperparams.get("env_wrapper") or []
-    wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-    for i, wrapper in enumerate(wrappers):
-        name, settings = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, None)
-        wrapper_class = get_class_by_name(name) if isinstance(name, str) else name
-        if inspect.isclass(wrapper_class) and issubclass(wrapper_class, ChunkedActionWrapper):
-            wrappers[i] = {name: dict(settings or {})}
-            hyperparams["env_wrapper"] = wrappers
-            return wrappers[i][name], {"chunk_size": None, "gamma": 1.0}
-    spec = gym.spec(env_id)
-    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    parameters = inspect.signature(creator).parameters if creator is not None else {}
-    if "chunk_size" not in parameters:
-        return None, {}
-    defaults = {name: parameter.default for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-    return hyperparams["env_kwargs"], {"chunk_size": None, **defaults, **spec.kwargs}
 
 
 def _demonstrations_beside(agent: Path) -> Path:

@@ -5,14 +5,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.wrappers import HumanRendering
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_vla_envs import EpisodeCaption
+from sb3_vla_envs.episode_progress import EpisodeProgress
+
+from .environment import env_creator, wrapper_entries
 
 CreateTestEnv = Callable[..., VecEnv]
 
@@ -35,15 +36,14 @@ def watched(create_test_env: CreateTestEnv, in_a_window: bool, report: bool) -> 
     ) -> VecEnv:
         hyperparams, env_kwargs = dict(hyperparams or {}), dict(env_kwargs or {})
         show = should_render and in_a_window
-        if show and "rgb_array" in _render_modes(env_id):
+        if show and "rgb_array" in getattr(env_creator(env_id), "metadata", {}).get("render_modes", []):
             _require_screen()
             # The zoo asks for "human", which has no captions and which many environments don't know
             env_kwargs["render_mode"] = "rgb_array"
         if env_kwargs.get("render_mode") == "rgb_array":
             # Inside the other wrappers, so that a chunk's single steps show where a wrapper makes the chunks
-            wrappers = hyperparams.get("env_wrapper") or []
-            wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-            hyperparams["env_wrapper"] = [EpisodeCaption, *([HumanRendering] if show else []), *wrappers]
+            shown = [EpisodeCaption, *([HumanRendering] if show else [])]
+            hyperparams["env_wrapper"] = [*shown, *wrapper_entries(hyperparams)]
         env = create_test_env(
             env_id, *args, should_render=should_render, hyperparams=hyperparams, env_kwargs=env_kwargs, **kwargs
         )
@@ -61,52 +61,43 @@ class EpisodeReport(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
-        self._steps = np.zeros(self.num_envs, dtype=int)
-        self._lengths: list[int] = []
-        self._steps_to_success: list[int | None] = []
+        self._running = [EpisodeProgress() for _ in range(self.num_envs)]
+        self._ended: list[EpisodeProgress] = []
 
     def reset(self) -> VecEnvObs:
         """:return: Observations"""
-        self._steps[:] = 0
+        self._running = [EpisodeProgress() for _ in range(self.num_envs)]
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
         """:return: Observations, rewards, dones, infos"""
         observations, rewards, dones, infos = self.venv.step_wait()
         for i, (done, info) in enumerate(zip(dones, infos, strict=True)):
-            self._steps[i] += info.get("chunk_length", 1)
+            episode = self._running[i]
+            episode.add(info)
             if done:
-                self._end_episode(int(self._steps[i]), info)
-                self._steps[i] = 0
+                self._running[i] = EpisodeProgress()
+                self._ended.append(episode)
+                print(f"{info['task']}: {_how_it_ended(episode)}" if "task" in info else _how_it_ended(episode))
         return observations, rewards, dones, infos
-
-    def _end_episode(self, steps: int, info: dict[str, Any]) -> None:
-        self._lengths.append(steps)
-        name = f"{info['task']}: " if "task" in info else ""
-        if "is_success" not in info:
-            print(f"{name}{steps} primitive steps")
-            return
-        to_success = int(info.get("steps_to_success", steps)) if info["is_success"] else None
-        self._steps_to_success.append(to_success)
-        end = f"no success in {steps}" if to_success is None else f"success after {to_success}"
-        print(f"{name}{end} primitive steps")
 
     def close(self) -> None:
         """Print the summary and release the environments."""
-        successes = [steps for steps in self._steps_to_success if steps is not None]
-        if self._steps_to_success:
+        reported = [episode for episode in self._ended if episode.success is not None]
+        successes = [episode.steps_to_success for episode in reported if episode.steps_to_success is not None]
+        if reported:
             mean = f", after {np.mean(successes):.1f} primitive steps on average" if successes else ""
-            print(f"Success in {len(successes)} of {len(self._steps_to_success)} episodes{mean}")
-        elif self._lengths:
-            print(f"{np.mean(self._lengths):.1f} primitive steps an episode")
-        self._lengths, self._steps_to_success = [], []
+            print(f"Success in {len(successes)} of {len(reported)} episodes{mean}")
+        elif self._ended:
+            print(f"{np.mean([episode.steps for episode in self._ended]):.1f} primitive steps an episode")
+        self._ended = []
         super().close()
 
 
-def _render_modes(env_id: str) -> list[str]:
-    entry_point = gym.spec(env_id).entry_point
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    return list(getattr(creator, "metadata", {}).get("render_modes", []))
+def _how_it_ended(episode: EpisodeProgress) -> str:
+    if episode.steps_to_success is not None:
+        return f"success after {episode.steps_to_success} primitive steps"
+    return f"{'' if episode.success is None else 'no success in '}{episode.steps} primitive steps"
 
 
 def _require_screen() -> None:

@@ -5,7 +5,8 @@ import pytest
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_vla.zoo.experiment_manager import TrialSuccessCallback, _chunk_settings
+from sb3_vla.zoo.environment import chunk_settings
+from sb3_vla.zoo.experiment_manager import TrialSuccessCallback
 from sb3_vla_envs import ChunkedActionWrapper
 
 WRAPPER = "sb3_vla_envs.ChunkedActionWrapper"
@@ -27,7 +28,7 @@ class Mine(ChunkedActionWrapper):
 )
 def test_wrapper_in_any_form(env_wrapper, name):
     hyperparams = {"env_kwargs": {}, "env_wrapper": env_wrapper}
-    settings, defaults = _chunk_settings(hyperparams, "Pendulum-v1")
+    settings, defaults = chunk_settings(hyperparams, "Pendulum-v1")
     settings["chunk_size"] = 3
     assert hyperparams["env_wrapper"][-1][name]["chunk_size"] == 3
     assert defaults["gamma"] == 1.0
@@ -35,14 +36,14 @@ def test_wrapper_in_any_form(env_wrapper, name):
 
 def test_environments_that_make_chunks_themselves():
     hyperparams = {"env_kwargs": {"horizon": 40}}
-    settings, defaults = _chunk_settings(hyperparams, "MetaWorldVLA/reach-v3")
+    settings, defaults = chunk_settings(hyperparams, "MetaWorldVLA/reach-v3")
     assert settings is hyperparams["env_kwargs"]
     assert (defaults["chunk_size"], defaults["gamma"]) == (8, 0.99)
 
 
 @pytest.mark.parametrize("env_wrapper", [None, "gymnasium.wrappers.FlattenObservation"])
 def test_environments_without_chunks(env_wrapper):
-    assert _chunk_settings({"env_kwargs": {}, "env_wrapper": env_wrapper}, "MetaWorldState/reach-v3")[0] is None
+    assert chunk_settings({"env_kwargs": {}, "env_wrapper": env_wrapper}, "MetaWorldState/reach-v3")[0] is None
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 4])

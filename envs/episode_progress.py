@@ -1,0 +1,34 @@
+"""How far an episode has come, in primitive steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class EpisodeProgress:
+    """
+    Follows an episode by the info of its steps: a chunk counts as the steps that it executed (``chunk_length``, 1 where it is
+    absent), and once ``is_success`` is true the episode has succeeded, after ``steps_to_success`` steps if the info says so,
+    else after those taken until then.
+
+    :param steps: Primitive steps taken
+    :param success: Whether it has succeeded, ``None`` where that is not reported
+    :param steps_to_success: Primitive steps until success, ``None`` without
+    """
+
+    steps: int = 0
+    success: bool | None = None
+    steps_to_success: int | None = None
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        """
+        :param info: Of the next step, or chunk
+        """
+        self.steps += int(info.get("chunk_length", 1))
+        if "is_success" in info:
+            self.success = bool(self.success or info["is_success"])
+        if self.success and self.steps_to_success is None:
+            self.steps_to_success = int(info.get("steps_to_success", self.steps))
