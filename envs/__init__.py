@@ -2,26 +2,26 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .gl_backend import configure_gl_backend, select_gl_backend
+from .mujoco.gl_backend import configure_gl_backend, select_gl_backend
 
 configure_gl_backend()  # before anything imports MuJoCo, which reads the choice only then
 
-from .camera import DEFAULT_CAMERAS, Camera  # noqa: E402
-from .camera_observation import CameraObservation  # noqa: E402
-from .chunked_action import ChunkedActionWrapper  # noqa: E402
+from .collection import collect_demonstrations  # noqa: E402
 from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
-from .episode_caption import EpisodeCaption  # noqa: E402
-from .expert import collect_demonstrations  # noqa: E402
-from .goals import sample_goals  # noqa: E402
-from .instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
-from .instructions import INSTRUCTIONS  # noqa: E402
-from .make import make_env_fns, make_vla_env  # noqa: E402
-from .metaworld_env import MetaWorldEnv  # noqa: E402
-from .registration import register_environments  # noqa: E402
-from .tasks import MT10, MT50, resolve_tasks  # noqa: E402
+from .metaworld.env import MetaWorldEnv  # noqa: E402
+from .metaworld.goals import sample_goals  # noqa: E402
+from .metaworld.instructions import INSTRUCTIONS  # noqa: E402
+from .metaworld.make import make_env_fns, make_vla_env  # noqa: E402
+from .metaworld.registration import register_environments  # noqa: E402
+from .metaworld.tasks import MT10, MT50, resolve_tasks  # noqa: E402
+from .mujoco.camera import DEFAULT_CAMERAS, Camera  # noqa: E402
+from .mujoco.camera_observation import CameraObservation  # noqa: E402
+from .wrappers.chunked_action import ChunkedActionWrapper  # noqa: E402
+from .wrappers.episode_caption import EpisodeCaption  # noqa: E402
+from .wrappers.instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
 
 if TYPE_CHECKING:
-    from .rendering import SceneRenderer
+    from .mujoco.rendering import SceneRenderer
 
 register_environments()
 
@@ -29,7 +29,7 @@ register_environments()
 def __getattr__(name: str) -> Any:
     # On first use only: it imports MuJoCo, which this package alone shall not.
     if name == "SceneRenderer":
-        from .rendering import SceneRenderer
+        from .mujoco.rendering import SceneRenderer
 
         return SceneRenderer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

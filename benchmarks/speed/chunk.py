@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+import mujoco
 from sb3_vla import SharedMemoryVecEnv
-from sb3_vla.config import load_config
-from sb3_vla.vec_env import preload_workers
+from sb3_vla.runs.config import load_config
+from sb3_vla.vec_env.make import preload_workers
 from sb3_vla_envs import make_vla_env
 
 TASKS = load_config()["tasks"]

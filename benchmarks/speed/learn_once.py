@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_vla
 from sb3_vla import PPOSelfBC, fine_tune, make_vla_vec_env
-from sb3_vla.config import load_config
+from sb3_vla.runs.config import load_config
 from sb3_vla_envs import collect_demonstrations
 
 N_PER_TASK, N_EPOCHS, N_UPDATES = 12, 3, 5

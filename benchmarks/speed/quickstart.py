@@ -12,7 +12,7 @@ from typing import Any
 from measure import ratio, row, save
 from versions import BEFORE, Version, checked_out
 
-_COMMAND = "import sys; from sb3_vla.cli import main; sys.exit(main())"
+_COMMAND = "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from torch.nn.functional import mse_loss
 
 from sb3_vla import PPOSelfBC, VLAPolicy, fine_tune, make_vla_vec_env
-from sb3_vla.config import load_config
+from sb3_vla.runs.config import load_config
 from sb3_vla_envs import collect_demonstrations
 
 N_ROUNDS = 7

@@ -15,10 +15,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from ..ppo_self_bc import PPOSelfBC
-from ..shared_memory_vec_env import SharedMemoryVecEnv
-from ..success_eval_callback import SuccessEvalCallback
-from ..vla_policy import VLAPolicy
+from ..callbacks.success_eval_callback import SuccessEvalCallback
+from ..policies.vla_policy import VLAPolicy
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .configs import find_config
 from .environment import Hyperparams, chunk_settings
 from .hyperparams import CHUNK_SIZES

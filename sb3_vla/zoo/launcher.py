@@ -25,9 +25,9 @@ import gymnasium as gym
 
 import sb3_vla_envs  # noqa: F401  # registers the environments
 
-from ..ppo_self_bc import PPOSelfBC
-from ..success_eval_callback import SuccessEvalCallback
-from ..vec_env import preload_workers
+from ..callbacks.success_eval_callback import SuccessEvalCallback
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..vec_env.make import preload_workers
 
 try:
     import huggingface_hub

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_vla_envs import EpisodeCaption
-from sb3_vla_envs.episode_progress import EpisodeProgress
+from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
 from .environment import env_creator, wrapper_entries
 

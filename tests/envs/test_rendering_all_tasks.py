@@ -2,12 +2,12 @@
 
 from collections import Counter
 
-import mujoco
 import numpy as np
 import pytest
 
+import mujoco
 from sb3_vla_envs import Camera, MetaWorldEnv, SceneRenderer, resolve_tasks
-from sb3_vla_envs.gl_context import shared_gl_context
+from sb3_vla_envs.mujoco.gl_context import shared_gl_context
 
 CAMERAS = [Camera("corner4", 96, 96, fovy=42.0), Camera("gripperPOV", 96, 96)]
 

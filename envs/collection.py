@@ -1,0 +1,235 @@
+"""Demonstrations from MetaWorld's scripted experts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from .demonstrations import Demonstration
+from .metaworld.env import MetaWorldEnv
+from .metaworld.make import wrap_for_policy
+from .metaworld.tasks import resolve_tasks
+
+# A task is given up once it has had this many attempts and fewer than one in ten succeeded.
+_MIN_ATTEMPTS = 20
+_MIN_SUCCESS_RATE = 0.1
+
+_WRAPPER_ARGUMENTS = ("chunk_size", "n_action_steps", "gamma", "cameras", "quality", "max_instruction_bytes")
+
+
+class Attempt(NamedTuple):
+    """One episode to try: which task, and the how-manieth attempt at it."""
+
+    task: str
+    number: int
+
+
+Attempts = Callable[[Iterable[Attempt]], Iterator[Demonstration]]
+
+
+def collect_demonstrations(
+    tasks: str | Sequence[str],
+    n_per_task: int,
+    *,
+    action_noise: float = 0.1,
+    seed: int = 0,
+    n_workers: int = 1,
+    progress: bool = True,
+    **kwargs: Any,
+) -> list[Demonstration]:
+    """
+    Let MetaWorld's scripted experts act, and keep the episodes that succeed.
+
+    Gaussian noise disturbs the executed actions, while the actions to imitate are the expert's own, clipped to [-1, 1]: so
+    the policy learns how to recover from its own small errors (DART, Laskey et al. 2017). The observations are exactly
+    those of :func:`make_vla_env` with the same arguments.
+
+    The result depends on the arguments, but not on ``n_workers``. With more than one worker, a script must guard its main
+    part by ``if __name__ == "__main__":``, since workers import it.
+
+    :param tasks: Task, benchmark, comma-separated names or a sequence of them
+    :param n_per_task: How many successful episodes of each task
+    :param action_noise: Standard deviation of the noise on each executed action
+    :param seed: Seeds goals and noise
+    :param n_workers: Number of processes; 1 works in this one
+    :param progress: Whether to show a progress bar
+    :param kwargs: Further arguments of :func:`make_vla_env`
+    :return: ``n_per_task`` demonstrations of each task, task by task
+    :raises ValueError: If an argument is out of range
+    :raises RuntimeError: If an expert hardly ever succeeds, or a worker process dies
+    """
+    names = resolve_tasks(tasks)
+    if n_per_task < 1 or n_workers < 1:
+        raise ValueError(f"n_per_task and n_workers must be at least 1, got {n_per_task} and {n_workers}")
+    if action_noise < 0:
+        raise ValueError(f"action_noise must not be negative, got {action_noise}")
+    build = (names, float(action_noise), seed, kwargs)
+    with _attempts(build, n_workers) as attempt, _progress_bar(len(names) * n_per_task, progress) as bar:
+        kept = _keep_successes(names, n_per_task, attempt, bar.update)
+    return [demo for name in names for demo in kept[name]]
+
+
+def _keep_successes(
+    names: Sequence[str], n_per_task: int, attempt: Attempts, report: Callable[[int], object]
+) -> dict[str, list[Demonstration]]:
+    """
+    Try in rounds, each of which makes as many attempts at a task as it still lacks successes.
+
+    Thus the attempts kept are the first that succeed, whatever process made them and however many there are.
+    """
+    kept: dict[str, list[Demonstration]] = {name: [] for name in names}
+    n_tried = dict.fromkeys(names, 0)
+    while todo := [Attempt(name, n_tried[name] + i) for name in names for i in range(n_per_task - len(kept[name]))]:
+        for demo in attempt(todo):
+            n_tried[demo.task] += 1
+            if demo.success:
+                kept[demo.task].append(demo)
+                report(1)
+            _check_success_rate(demo.task, len(kept[demo.task]), n_tried[demo.task])
+    return kept
+
+
+def _check_success_rate(task: str, n_successes: int, n_tried: int) -> None:
+    if n_tried >= _MIN_ATTEMPTS and n_successes < _MIN_SUCCESS_RATE * n_tried:
+        raise RuntimeError(
+            f"The scripted expert of {task} succeeded in only {n_successes} of {n_tried} attempts: lower action_noise, raise "
+            "horizon, or leave this task out"
+        )
+
+
+class ExpertActions(gym.Wrapper):
+    """
+    Ignores the actions it is given and takes the expert's with noise, inside the chunks: whatever is wrapped around it
+    sees exactly what a policy acting like that would see.
+
+    :param env: A :class:`MetaWorldEnv`, wrapped or not
+    :param noise: Standard deviation of the noise
+    """
+
+    def __init__(self, env: gym.Env, noise: float) -> None:
+        super().__init__(env)
+        self.noise = noise
+        self.rng = np.random.default_rng()
+        self.taken: list[NDArray[np.float32]] = []
+
+    def step(self, action: Any) -> Any:
+        """
+        Take the expert's step.
+
+        :param action: Ignored
+        :return: What the environment returns
+        """
+        clean = cast(MetaWorldEnv, self.env.unwrapped).expert_action()
+        self.taken.append(clean)
+        noisy = clean + self.rng.normal(0.0, self.noise, clean.shape)
+        return self.env.step(np.clip(noisy, -1.0, 1.0).astype(np.float32))
+
+
+class ExpertRunner:
+    """
+    Makes attempts, in one process.
+
+    :param tasks: The tasks it may be asked for
+    :param action_noise: Standard deviation of the noise on each executed action
+    :param seed: Seeds goals and noise
+    :param kwargs: Arguments of :func:`make_vla_env`
+    """
+
+    def __init__(self, tasks: Sequence[str], action_noise: float, seed: int, kwargs: dict[str, Any]) -> None:
+        wrapping = {name: value for name, value in kwargs.items() if name in _WRAPPER_ARGUMENTS}
+        simulation = {name: value for name, value in kwargs.items() if name not in _WRAPPER_ARGUMENTS}
+        self.seed = seed
+        self.expert = ExpertActions(MetaWorldEnv(tasks, **simulation), action_noise)
+        self.env = wrap_for_policy(self.expert, **wrapping)
+
+    def __call__(self, attempt: Attempt) -> Demonstration:
+        """
+        Play one episode.
+
+        :param attempt: Which one
+        :return: The episode, successful or not
+        """
+        # Everything random in the episode follows from these numbers, not from what this process did before.
+        entropy = np.random.SeedSequence([self.seed, zlib.crc32(attempt.task.encode()), attempt.number])
+        self.expert.rng = np.random.default_rng(entropy)
+        observation, info = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
+        observations, actions, lengths = [], [], []
+        nothing = np.zeros(self.env.action_space.shape or (), dtype=np.float32)
+        done = False
+        while not done:
+            observations.append(observation)
+            self.expert.taken.clear()
+            observation, _, terminated, truncated, info = self.env.step(nothing)
+            chunk = nothing.copy()
+            chunk[: len(self.expert.taken)] = self.expert.taken
+            actions.append(chunk)
+            lengths.append(info["chunk_length"])
+            done = terminated or truncated
+        return Demonstration(
+            task=attempt.task,
+            observations={key: np.stack([seen[key] for seen in observations]) for key in observations[0]},
+            actions=np.stack(actions),
+            chunk_lengths=np.array(lengths, dtype=np.int64),
+            success=info["is_success"],
+        )
+
+
+@contextmanager
+def _attempts(build: tuple[Any, ...], n_workers: int) -> Iterator[Attempts]:
+    """Something that makes attempts and gives the episodes in the order asked for, here or in several processes."""
+    if n_workers == 1:
+        runner = ExpertRunner(*build)
+        try:
+            yield lambda todo: map(runner, todo)
+        finally:
+            runner.env.close()
+        return
+    # Not forked from this process: an OpenGL context does not survive that. From a fork server, where the platform has one,
+    # which spares workers the import of what the application lets it preload (multiprocessing.set_forkserver_preload).
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=build)
+    try:
+        yield lambda todo: pool.map(_attempt_in_worker, todo)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker process that collects demonstrations died. Its own message is above, if it had time for one; perhaps "
+            "it ran out of memory (use fewer n_workers), or the script lacks `if __name__ == '__main__':`."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """What a worker process keeps between attempts."""
+
+    build: tuple[Any, ...]
+    runner: ExpertRunner | None = None
+
+
+def _start_worker(*build: Any) -> None:
+    _Worker.build = build
+
+
+def _attempt_in_worker(attempt: Attempt) -> Demonstration:
+    # Built here, not when the process starts: an error (an unknown camera, say) then reaches the caller as it is.
+    if _Worker.runner is None:
+        _Worker.runner = ExpertRunner(*_Worker.build)
+    return _Worker.runner(attempt)
+
+
+@contextmanager
+def _progress_bar(total: int, progress: bool) -> Iterator[Any]:
+    from tqdm import tqdm  # of the [metaworld] extra
+
+    with tqdm(total=total, desc="expert demonstrations", unit="episode", disable=not progress) as bar:
+        yield bar

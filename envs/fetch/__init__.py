@@ -1,0 +1,1 @@
+"""Gymnasium-Robotics' Fetch tasks."""

@@ -1,0 +1,1 @@
+"""Fast pictures of MuJoCo scenes."""

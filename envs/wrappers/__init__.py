@@ -1,0 +1,1 @@
+"""Wrappers for any environment: action chunks, instructions, captions."""

@@ -1,0 +1,185 @@
+"""A run's folder: where a command puts what it made, with the configuration and the versions that made it."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
+
+
+def software_versions() -> dict[str, str | int | None]:
+    """
+    What this process runs on: the interpreter, the machine and every package that can change a result.
+
+    :return: ``python``, ``platform``, ``cpu_count``, the version of each package (``None`` where it isn't installed), and
+        ``git_commit`` (``None`` outside a checkout of this project; it ends in ``-dirty`` if tracked files were changed)
+    """
+    versions: dict[str, str | int | None] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+    versions.update({package: _package_version(package) for package in _PACKAGES})
+    versions["git_commit"] = _git_commit(Path(__file__).resolve().parents[1])
+    return versions
+
+
+class RunFolder:
+    """
+    The files of one run. Make one with :meth:`create`, come back to it with :meth:`open`.
+
+    :param path: the folder; nothing is read or written here
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, command: str, config: Mapping[str, Any]) -> "RunFolder":
+        """
+        Start a run in a new or empty folder, and write ``config.yaml`` and ``versions.json`` into it.
+
+        :param path: the folder; its parents are made too
+        :param command: the command that makes the run, as one would type it
+        :param config: everything that determines the run; plain numbers, strings, lists and dicts
+        :return: the folder
+        :raises FileExistsError: if something is in the folder already: a run is never overwritten
+        :raises TypeError: if the configuration holds something that YAML can't
+        """
+        folder = cls(path)
+        try:
+            text = yaml.safe_dump({"command": command, "config": dict(config)}, sort_keys=False, allow_unicode=True)
+        except yaml.representer.RepresenterError as error:
+            raise TypeError(
+                f"The configuration of the run '{path}' can't be written as YAML: {error}. "
+                "Give plain numbers, strings, lists and dicts."
+            ) from error
+        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+            raise FileExistsError(
+                f"'{path}' already holds something, and a run is never overwritten. "
+                "Give another folder, remove this one, or continue a training in it with `sb3-vla train --resume`."
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.versions_file.write_text(json.dumps(software_versions(), indent=2) + "\n", encoding="utf-8")
+        folder.config_file.write_text(text, encoding="utf-8")
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """
+        Come back to the run in a folder, to resume or to look at it.
+
+        :param path: a folder that :meth:`create` made
+        :return: the folder
+        :raises FileNotFoundError: if there is no such folder
+        :raises ValueError: if the folder holds no run
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise FileNotFoundError(f"There is no run folder '{path}'. Check the path, or start a new run without --resume.")
+        if not folder.config_file.is_file() or not folder.versions_file.is_file():
+            raise ValueError(
+                f"'{path}' is not a run folder: it lacks {folder.config_file.name} or {folder.versions_file.name}. "
+                "Give the folder that a run wrote (the one with config.yaml in it)."
+            )
+        return folder
+
+    def read_config(self) -> dict[str, Any]:
+        """
+        :return: the configuration given to :meth:`create`
+        :raises ValueError: if ``config.yaml`` isn't what :meth:`create` wrote
+        """
+        content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ValueError(f"'{self.config_file}' holds no run configuration: expected the keys 'command' and 'config'.")
+        return content["config"]
+
+    @property
+    def config_file(self) -> Path:
+        """The command and the exact configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions_file(self) -> Path:
+        """What the run was started on (:func:`software_versions`)."""
+        return self.path / "versions.json"
+
+    @property
+    def demos(self) -> Path:
+        """The expert demonstrations."""
+        return self.path / "demos.npz"
+
+    @property
+    def sft_model(self) -> Path:
+        """The model after supervised fine-tuning."""
+        return self.path / "sft_model.zip"
+
+    @property
+    def model(self) -> Path:
+        """The post-trained model."""
+        return self.path / "model.zip"
+
+    @property
+    def results(self) -> Path:
+        """The evaluations."""
+        return self.path / "results.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of what ``--resume`` continues from."""
+        return self.path / "checkpoint"
+
+    @property
+    def curves(self) -> Path:
+        """The learning curves."""
+        return self.path / "curves.png"
+
+    @property
+    def gifs(self) -> Path:
+        """The folder of recorded episodes."""
+        return self.path / "gifs"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def progress(self) -> Path:
+        """What SB3's logger recorded, one row a log dump."""
+        return self.path / "progress.csv"
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(package: Path) -> str | None:
+    """
+    :param package: the folder of this package
+    :return: the commit of the checkout that the package lies in, if it does: an installed copy may well lie inside
+        somebody else's repository (``project/.venv/lib/...``), whose commit would say nothing about us
+    """
+    root = _git(package, "rev-parse", "--show-toplevel")
+    if root is None or Path(root).resolve() != package.parent:
+        return None
+    # --exclude=*: the hash itself, never a tag's name
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine
+        return None
+    return process.stdout.strip() if process.returncode == 0 else None

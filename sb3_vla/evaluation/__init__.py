@@ -1,0 +1,1 @@
+"""Evaluation and films of a policy."""

@@ -1,0 +1,223 @@
+"""What an evaluation found: episodes, summaries with confidence intervals, a table, a JSON file."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any
+
+from ..common.run_folder import software_versions
+
+_FILE_FORMAT = "sb3-vla evaluation"
+_FILE_VERSION = 1
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """
+    Wilson's score interval of a success probability (Wilson 1927, "Probable inference, the law of succession, and
+    statistical inference"). Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and n successes.
+
+    :param successes: number of successes, 0..n
+    :param n: number of trials, at least 1
+    :param confidence: coverage, in (0, 1)
+    :return: lower and upper end
+    :raises ValueError: if an argument is out of its range
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"Got {successes} successes in {n} trials: give at least one trial and 0 to n successes.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}, but must lie between 0 and 1, for example 0.95.")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / n
+    scale = 1.0 / (1.0 + z**2 / n)
+    centre = scale * (rate + z**2 / (2 * n))
+    half_width = scale * z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """
+    One episode that was run.
+
+    :param task: name of the task, "" without tasks
+    :param goal_index: number of the goal
+    :param success: whether the task was solved
+    :param steps_to_success: primitive steps until it was, ``None`` if it wasn't
+    :param n_steps: primitive steps of the whole episode
+    :param episode_return: sum of the rewards that the vectorised environment gave
+    """
+
+    task: str
+    goal_index: int
+    success: bool
+    steps_to_success: int | None
+    n_steps: int
+    episode_return: float
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """
+    What some episodes say.
+
+    :param success: success rate, 0..1
+    :param success_low: lower end of its 95 % Wilson interval
+    :param success_high: upper end
+    :param steps_to_success: mean primitive steps of the successful episodes, ``None`` if there are none
+    :param n_episodes: number of episodes
+    """
+
+    success: float
+    success_low: float
+    success_high: float
+    steps_to_success: float | None
+    n_episodes: int
+
+
+@dataclass
+class EvaluationResult:
+    """
+    All episodes of an evaluation and what they were run with.
+
+    :param episodes: at least one, in the order of their jobs
+    :param settings: what determines the numbers: ``deterministic``, ``seed``, ``goal_split``, ``horizon``, ``chunk_size``...
+    :param versions: of the software (:func:`~sb3_vla.common.run_folder.software_versions`)
+    """
+
+    episodes: list[EpisodeRecord]
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | int | None] = field(default_factory=software_versions)
+
+    @property
+    def tasks(self) -> dict[str, EvaluationSummary]:
+        """Summary of each task, in the order in which the tasks were given."""
+        names = dict.fromkeys(episode.task for episode in self.episodes)
+        return {name: _summarize([episode for episode in self.episodes if episode.task == name]) for name in names}
+
+    @property
+    def overall(self) -> EvaluationSummary:
+        """
+        All tasks count alike: the means over tasks of success and (where a task has a success) of steps to success. The
+        interval is that of all episodes pooled.
+        """
+        tasks = list(self.tasks.values())
+        pooled = _summarize(self.episodes)
+        steps = [task.steps_to_success for task in tasks if task.steps_to_success is not None]
+        return EvaluationSummary(
+            success=fmean(task.success for task in tasks),
+            success_low=pooled.success_low,
+            success_high=pooled.success_high,
+            steps_to_success=fmean(steps) if steps else None,
+            n_episodes=pooled.n_episodes,
+        )
+
+    def table(self) -> str:
+        """
+        :return: the summaries as text, a line a task and one for the mean
+        """
+        return results_table({"": self})
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        :return: everything as plain types; ``summary`` is there for the reader, :meth:`from_dict` computes it anew
+        """
+        return {
+            "format": _FILE_FORMAT,
+            "version": _FILE_VERSION,
+            "settings": self.settings,
+            "versions": self.versions,
+            "summary": {
+                "overall": asdict(self.overall),
+                "tasks": {name: asdict(summary) for name, summary in self.tasks.items()},
+            },
+            "episodes": [asdict(episode) for episode in self.episodes],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "EvaluationResult":
+        """
+        :param content: what :meth:`to_dict` returned
+        :return: the result
+        :raises ValueError: if it is something else, or of another version
+        """
+        if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
+            raise ValueError(f"This is no evaluation result: its 'format' should be '{_FILE_FORMAT}'.")
+        if content.get("version") != _FILE_VERSION:
+            raise ValueError(
+                f"This evaluation result is of version {content.get('version')}, but this sb3-vla reads {_FILE_VERSION}. "
+                "Evaluate the model again."
+            )
+        try:
+            episodes = [EpisodeRecord(**episode) for episode in content["episodes"]]
+            return cls(episodes, content["settings"], content["versions"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"This evaluation result is damaged ({error}). Evaluate the model again.") from error
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write a JSON file, whole or not at all: an interrupted write leaves what was there before.
+
+        :param path: the file; its folder must exist
+        """
+        path = Path(path)
+        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial_file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            os.replace(partial_file, path)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvaluationResult":
+        """
+        :param path: a file that :meth:`save` wrote
+        :return: the result
+        :raises FileNotFoundError: if there is none
+        :raises ValueError: if it is no evaluation result
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"Cannot read '{path}': {error}") from error
+
+
+def results_table(results: Mapping[str, EvaluationResult]) -> str:
+    """
+    Evaluations side by side, for example ``{"SFT": before, "post-trained": after}``.
+
+    :param results: evaluations by name
+    :return: text, a line a task and one for the mean: success rate with its 95 % interval, mean steps to success, episodes
+    :raises ValueError: if there are no evaluations
+    """
+    if not results:
+        raise ValueError("There are no results to make a table of: give at least one.")
+    tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
+    names = [cell for name in results for cell in (name, "", "")]
+    rows = [["", *names]] if any(names) else []
+    rows.append(["task", *(("success (95 % CI)", "steps", "episodes") * len(results))])
+    for task in tasks:
+        rows.append([task or "(no task)", *(cell for result in results.values() for cell in _cells(result.tasks.get(task)))])
+    rows.append(["mean", *(cell for result in results.values() for cell in _cells(result.overall))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(len(lines) - 1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def _summarize(episodes: Sequence[EpisodeRecord]) -> EvaluationSummary:
+    n_successes = sum(episode.success for episode in episodes)
+    low, high = wilson_interval(n_successes, len(episodes))
+    steps = [episode.steps_to_success for episode in episodes if episode.steps_to_success is not None]
+    return EvaluationSummary(n_successes / len(episodes), low, high, fmean(steps) if steps else None, len(episodes))
+
+
+def _cells(summary: EvaluationSummary | None) -> tuple[str, str, str]:
+    if summary is None:
+        return "-", "-", "-"
+    success = f"{summary.success:.2f} ({summary.success_low:.2f}-{summary.success_high:.2f})"
+    steps = "-" if summary.steps_to_success is None else f"{summary.steps_to_success:.1f}"
+    return success, steps, str(summary.n_episodes)

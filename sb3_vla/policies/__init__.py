@@ -1,0 +1,1 @@
+"""SB3 policies that host a vision-language-action model."""

@@ -1,0 +1,78 @@
+"""The contract between :class:`~sb3_vla.policies.vla_policy.VLAPolicy` and the model that it hosts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+
+class BackboneFeatures(NamedTuple):
+    """What a backbone reads out for the two heads, each of shape ``(batch, features_dim)``."""
+
+    action: th.Tensor
+    value: th.Tensor
+
+
+class VLABackbone(nn.Module, ABC):
+    """
+    Turns what the robot sees, is told and feels into one feature vector for the action head and one for the value head.
+
+    A subclass implements :meth:`encode_images`, :meth:`forward` and :meth:`constructor_kwargs`, and may name its
+    :attr:`parts`, so that they can be frozen one by one, and those of them that :meth:`encode_images` runs: where these are
+    frozen, an image is encoded once, when it is observed, and not once an epoch. Its constructor must need neither network
+    nor weights file: SB3 builds the policy first and loads the saved weights into it afterwards.
+
+    :param features_dim: Length of each of the two feature vectors
+    """
+
+    def __init__(self, features_dim: int) -> None:
+        super().__init__()
+        self.features_dim = features_dim
+
+    @abstractmethod
+    def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param images: One entry a camera, in the order of the observation space: ``(batch, 3, height, width)``, uint8. Of
+            stacked frames one entry each, the oldest first: ``"image[-1]"`` stands before the latest, ``"image"``
+        :return: ``(batch, ...)``, what :meth:`forward` takes
+        """
+
+    @abstractmethod
+    def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        """
+        :param image_tokens: What :meth:`encode_images` returned
+        :param prompts: ``batch`` instructions
+        :param state: ``(batch, state_dim)`` float32, normalised
+        :return: Features for the action head and for the value head
+        """
+
+    @abstractmethod
+    def constructor_kwargs(self) -> dict[str, Any]:
+        """
+        :return: Plain keyword arguments (beside ``state_dim``) that rebuild the same architecture, tokenizer included,
+            on a machine with no network
+        """
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that can be frozen, by name; ``"all"`` is always one of them."""
+        return {"all": self}
+
+    @property
+    def image_encoder(self) -> Sequence[nn.Module]:
+        """The modules that :meth:`encode_images` runs, by default possibly any."""
+        return (self,)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """
+        Exclude parts from training.
+
+        :param parts: Names out of :attr:`parts`
+        :raises ValueError: if there is no part of that name
+        """
+        for name in parts:
+            if name not in self.parts:
+                raise ValueError(f"{type(self).__name__} has no part {name!r} to freeze; its parts are {sorted(self.parts)}")
+            self.parts[name].requires_grad_(False)

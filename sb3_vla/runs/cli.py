@@ -1,0 +1,325 @@
+"""The command line: ``sb3-vla demos | sft | train | eval | record | quickstart | push``."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .config import load_config
+
+# A command checks what it was given and returns the work to do
+Work = Callable[[], None]
+Command = Callable[[argparse.Namespace], Work]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command. Mistakes in what the user gave end in one line on standard error; an error in the work itself, which has
+    passed all checks, shows where it arose.
+
+    :param argv: Arguments, by default those of the process
+    :return: Exit status: 0, 2 after a mistake, 130 after an interruption
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = build_parser().parse_args(argv)
+    arguments.command_line = shlex.join(["sb3-vla", *argv])
+    try:
+        try:
+            work = arguments.run(arguments)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        work()
+    except KeyboardInterrupt:
+        print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    :return: The parser of all commands
+    """
+    parser = argparse.ArgumentParser(
+        prog="sb3-vla",
+        description="Post-train a vision-language-action policy on MetaWorld: collect demonstrations, fine-tune on them "
+        "(sft), post-train with reinforcement learning (train), evaluate, film and publish (push) it.",
+    )
+    default = load_config()
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demos = _add_command(commands, "demos", _demos, "collect demonstrations of MetaWorld's scripted experts")
+    demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
+    demos.add_argument(
+        "--n-per-task",
+        type=int,
+        metavar="N",
+        help=f"successful episodes of each task (default {default['demos']['n_per_task']})",
+    )
+
+    sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
+    sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
+    sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
+    sft.add_argument(
+        "--epochs", type=int, metavar="N", help=f"passes over the demonstrations (default {default['sft']['n_epochs']})"
+    )
+
+    train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
+    train.add_argument(
+        "--out", metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
+    )
+    train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
+    train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
+    train.add_argument(
+        "--timesteps", type=int, metavar="N", help=f"chunks to train for (default {default['train']['total_timesteps']})"
+    )
+    train.add_argument("--resume", metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint")
+
+    of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
+    evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
+    evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
+    evaluate.add_argument(
+        "--n-goals", type=int, metavar="N", help=f"goals of each task, one episode each (default {default['eval']['n_goals']})"
+    )
+
+    record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
+    record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
+    record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
+
+    quick = _add_command(commands, "quickstart", _quickstart, "all of the above on three tasks, SFT against post-trained")
+    quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
+
+    push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
+    push.add_argument("run_folder", metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
+    push.add_argument("--local", metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--license", metavar="NAME", help="licence of the model, e.g. mit, for the model card")
+    push.add_argument("--with-demos", action="store_true", help="publish the run's demonstration buffer too")
+    return parser
+
+
+def _add_command(
+    commands: Any,
+    name: str,
+    run: Command,
+    help_text: str,
+    config_help: str | None = "YAML file with settings to change, e.g. the config.yaml of a run",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(run=run)
+    if config_help is None:  # it has no configuration
+        return parser
+    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50 (default: three easy tasks)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
+    return parser
+
+
+def _config(arguments: argparse.Namespace, **sections: dict[str, Any]) -> dict[str, Any]:
+    from sb3_vla_envs import resolve_tasks
+
+    config = load_config(arguments.config, tasks=arguments.tasks, seed=arguments.seed, device=arguments.device, **sections)
+    # Here, before any work
+    config["tasks"] = list(resolve_tasks(config["tasks"]))
+    return config
+
+
+def _create_run(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
+    from sb3_vla_envs import select_gl_backend
+
+    from ..common.run_folder import RunFolder
+
+    folder = RunFolder.create(arguments.out, arguments.command_line, config)
+    print(f"Rendering with MuJoCo's {select_gl_backend()} backend; writing to {folder.path}")
+    return folder
+
+
+def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """
+    :param arguments: Of ``eval`` or ``record``
+    :param sections: Settings given as arguments
+    :return: Configuration, and the model, which fits it
+    """
+    from .pipeline import check_acting, load_model
+
+    own_config = Path(arguments.model).with_name("config.yaml")
+    if arguments.config is None and own_config.is_file():
+        arguments.config = own_config
+    config = _config(arguments, **sections)
+    model = load_model(arguments.model, config["device"])
+    check_acting(config, model)
+    return config, model
+
+
+def _refuse_existing(path: str | None) -> None:
+    """
+    :param path: File to write, or ``None``
+    :raises FileExistsError: if there is one
+    """
+    if path and Path(path).exists():
+        raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+
+
+def _demos(arguments: argparse.Namespace) -> Work:
+    from .pipeline import check_acting, collect
+
+    config = _config(arguments, demos={"n_per_task": arguments.n_per_task})
+    check_acting(config)
+    _refuse_existing(arguments.out)
+
+    def work() -> None:
+        demonstrations = collect(config, arguments.out)
+        print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
+
+    return work
+
+
+def _sft(arguments: argparse.Namespace) -> Work:
+    from sb3_vla_envs import load_demonstrations
+
+    from .pipeline import check_training, run_sft
+
+    config = _config(arguments, sft={"n_epochs": arguments.epochs})
+    demonstrations = load_demonstrations(arguments.demos)
+    check_training(config, demonstrations=demonstrations)
+    folder = _create_run(arguments, config)
+
+    def work() -> None:
+        run_sft(config, demonstrations, folder.sft_model)
+        print(f"Wrote {folder.sft_model}")
+
+    return work
+
+
+def _train(arguments: argparse.Namespace) -> Work:
+    if (arguments.out is None) == (arguments.resume is None):
+        raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
+    return _train_anew(arguments) if arguments.resume is None else _resume(arguments)
+
+
+def _train_anew(arguments: argparse.Namespace) -> Work:
+    from sb3_vla_envs import load_demonstrations
+
+    from .pipeline import check_training, post_train
+
+    config = _config(arguments, train={"total_timesteps": arguments.timesteps})
+    demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
+    check_training(config, arguments.init, demonstrations)
+    folder = _create_run(arguments, config)
+
+    def work() -> None:
+        post_train(config, folder, arguments.init, demonstrations)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
+
+
+def _resume(arguments: argparse.Namespace) -> Work:
+    from stable_baselines3.common.utils import get_device
+
+    from .checkpoint import find_checkpoint
+    from .pipeline import resume_training
+    from ..common.run_folder import RunFolder
+
+    own = ("config", "tasks", "seed", "init", "demos", "timesteps")
+    given = [name for name in own if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
+    folder = RunFolder.open(arguments.resume)
+    config = folder.read_config()
+    if arguments.device is not None:
+        config["device"] = arguments.device
+    get_device(config["device"])
+    find_checkpoint(folder.checkpoint)
+
+    def work() -> None:
+        resume_training(config, folder)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
+
+
+def _eval(arguments: argparse.Namespace) -> Work:
+    from .pipeline import evaluate_model
+
+    _refuse_existing(arguments.out)
+    config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
+
+    def work() -> None:
+        if arguments.out:
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        result = evaluate_model(config, model)
+        if arguments.out:
+            result.save(arguments.out)
+        print(result.table())
+
+    return work
+
+
+def _record(arguments: argparse.Namespace) -> Work:
+    from .pipeline import acting_env
+    from ..evaluation.films import gif_paths, record_tasks
+
+    if arguments.goal < 0:
+        raise ValueError(f"goal_index must be at least 0, got {arguments.goal}")
+    config, model = _load_to_act(arguments)
+    prefix = Path(arguments.model).stem
+    gif_paths(config["tasks"], arguments.out, prefix)
+
+    def work() -> None:
+        paths = record_tasks(
+            model, config["tasks"], arguments.out, prefix, arguments.goal, seed=config["seed"], **acting_env(config)
+        )
+        print("Wrote " + ", ".join(str(path) for path in paths))
+
+    return work
+
+
+def _quickstart(arguments: argparse.Namespace) -> Work:
+    from .pipeline import check_training, quickstart
+
+    config = _config(arguments)
+    check_training(config)
+    folder = _create_run(arguments, config)
+
+    def work() -> None:
+        quickstart(config, folder)
+        print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
+
+    return work
+
+
+def _push(arguments: argparse.Namespace) -> Work:
+    from ..hub.hub import check_new_folder, check_repo_id, create_repo, push_to_hub, save_for_hub
+    from .publish import read_run
+
+    check_repo_id(arguments.repo_id)
+    contents, missing = read_run(arguments.run_folder, arguments.with_demos)
+    if arguments.local is None:
+        create_repo(arguments.repo_id, private=arguments.private)
+    else:
+        check_new_folder(arguments.local)
+    metadata = {"license": arguments.license} if arguments.license else {}
+
+    def work() -> None:
+        with TemporaryDirectory() as temporary_folder:
+            folder = arguments.local or temporary_folder
+            files = save_for_hub(folder=folder, repo_id=arguments.repo_id, metadata=metadata, **contents)
+            if arguments.local is None:
+                where = push_to_hub(folder, arguments.repo_id)
+            else:
+                where = f"{folder}; to upload it: hf upload {arguments.repo_id} {folder}"
+        for line in missing:
+            print(f"Left out, as the run has no {line}")
+        print(f"Wrote {', '.join(files)} to {where}")
+
+    return work

@@ -1,0 +1,343 @@
+"""The steps of a run, each from a configuration: demonstrations, SFT, post-training, evaluation, recordings."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm.auto import tqdm
+
+from sb3_vla_envs import (
+    Demonstration,
+    collect_demonstrations,
+    make_vla_env,
+    resolve_tasks,
+    save_demonstrations,
+    select_gl_backend,
+)
+
+from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
+from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..evaluation.evaluation import TRAINING_ONLY, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
+from ..evaluation.evaluation_result import EvaluationResult, results_table
+from .plotting import plot_comparison, plot_learning_curves
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..evaluation.films import record_metaworld_episode, save_comparison_gif, save_gif
+from ..common.run_folder import RunFolder
+from ..imitation.sft import fine_tune
+from ..vec_env.make import make_vla_vec_env, preload_workers
+
+Config = dict[str, Any]
+
+# Settings of a run that are no arguments of PPOSelfBC
+_RUN_SETTINGS = ("total_timesteps", "n_envs", "checkpoint_every")
+# What must be positive, so that it shows before the work that comes before it
+_COUNTS = (
+    *(("train", name) for name in _RUN_SETTINGS),
+    *(("demos", name) for name in ("n_per_task", "n_workers")),
+    *(("sft", name) for name in ("n_epochs", "batch_size")),
+    *(("eval", name) for name in ("n_goals", "n_envs")),
+)
+
+
+def check_training(
+    config: Config, initial_model: str | Path | None = None, demonstrations: Sequence[Demonstration] = ()
+) -> None:
+    """
+    Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
+    mistakes show before any work is lost and anything is written, and not in a worker process.
+
+    :param config: Configuration
+    :param initial_model: Model to start from, or ``None``
+    :param demonstrations: What to imitate
+    :raises ValueError: if the configuration does not work, or the initial model or the demonstrations do not fit it
+    :raises FileNotFoundError: if there is no such model
+    :raises RuntimeError: if no OpenGL library is installed
+    """
+    select_gl_backend()
+    try:
+        settings = dict(config["train"])
+        for section, name in _COUNTS:
+            if config[section][name] < 1:
+                raise ValueError(f"{section}.{name} must be at least 1, got {config[section][name]}")
+        n_envs = [settings.pop(name) for name in _RUN_SETTINGS][1]
+        # All tasks in one environment, and as many chunks an update as from n_envs of them
+        settings["n_steps"] *= n_envs
+        venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the run itself will warn
+                model = _new_model(config, settings, venv, initial_model)
+            DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
+        finally:
+            venv.close()
+    except (TypeError, AssertionError) as error:
+        # A setting of a wrong type, and SB3's checks
+        raise ValueError(f"the configuration does not work: {error}") from error
+
+
+def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
+    """
+    Build the environment once, in this process, and hold a model against it, like :func:`check_training`.
+
+    :param config: Configuration
+    :param model: Model to evaluate or record, or ``None``
+    :raises ValueError: if the configuration does not work, or the model does not fit it
+    :raises RuntimeError: if no OpenGL library is installed
+    """
+    select_gl_backend()
+    env_kwargs = config["env"] if model is None else metaworld_env_kwargs(model, **acting_env(config))
+    try:
+        env = make_vla_env(config["tasks"], **env_kwargs)
+    except TypeError as error:
+        raise ValueError(f"the configuration does not work: {error}") from error
+    try:
+        if model is not None:
+            check_model_fits(model, env)
+    finally:
+        env.close()
+
+
+def collect(config: Config, path: str | Path) -> list[Demonstration]:
+    """
+    Collect scripted-expert demonstrations and save them.
+
+    :param config: Configuration, see ``sb3_vla/defaults.yml``
+    :param path: Where to write
+    :return: The demonstrations
+    :raises FileExistsError: if the file exists
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    preload_workers()
+    demonstrations = collect_demonstrations(config["tasks"], seed=config["seed"], **config["demos"], **config["env"])
+    save_demonstrations(path, demonstrations)
+    return demonstrations
+
+
+def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str | Path) -> PPOSelfBC:
+    """
+    Fine-tune a new policy on demonstrations and save it as a PPOSelfBC model, ready to be evaluated or post-trained.
+
+    :param config: Configuration
+    :param demonstrations: What to imitate
+    :param path: Where to write the model (zip)
+    :return: The model
+    """
+    venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+    try:
+        model = PPOSelfBC(
+            "VLAPolicy",
+            venv,
+            gamma=config["env"]["gamma"],
+            policy_kwargs=config["policy"],
+            seed=config["seed"],
+            device=config["device"],
+        )
+        fine_tune(model.policy, demonstrations, seed=config["seed"], **config["sft"])  # type: ignore[arg-type]
+        model.save(path)
+    finally:
+        venv.close()
+    return model
+
+
+def post_train(
+    config: Config,
+    folder: RunFolder,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    progress: bool = True,
+) -> PPOSelfBC:
+    """
+    Post-train with PPOSelfBC. Writes the model, checkpoints, ``progress.csv``, TensorBoard events and learning curves.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param initial_model: Model whose policy to start from; ``None`` starts from a new one
+    :param demonstrations: What the demonstration buffer holds at the start
+    :param progress: Whether to show a progress bar
+    :return: The model
+    :raises ValueError: if the initial model or the demonstrations do not fit the environment
+    """
+    settings = {name: value for name, value in config["train"].items() if name not in _RUN_SETTINGS}
+    venv = _training_env(config)
+    try:
+        model = _new_model(config, settings, venv, initial_model)
+        if model.replay_buffer is not None:
+            model.replay_buffer.extend(demonstrations)
+        return _learn(config, folder, model, progress)
+    finally:
+        venv.close()
+
+
+def resume_training(config: Config, folder: RunFolder, progress: bool = True) -> PPOSelfBC:
+    """
+    Continue a run of :func:`post_train` from its last checkpoint.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param progress: Whether to show a progress bar
+    :return: The model
+    :raises FileNotFoundError: if there is no checkpoint
+    """
+    venv = _training_env(config)
+    try:
+        model = load_checkpoint(folder.checkpoint, venv, config["device"])
+        # Not the episodes of the run's beginning once more
+        venv.seed(config["seed"] + model.num_timesteps)
+        return _learn(config, folder, model, progress)
+    finally:
+        venv.close()
+
+
+def _training_env(config: Config) -> VecEnv:
+    return make_vla_vec_env(config["tasks"], n_envs=config["train"]["n_envs"], seed=config["seed"], **config["env"])
+
+
+def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: The run's folder
+    :param model: New, or from a checkpoint
+    :param progress: Whether to show a progress bar
+    :return: The model, trained to the end and saved
+    """
+    model.set_logger(_make_logger(folder, model.num_timesteps))
+    model.learn(
+        config["train"]["total_timesteps"] - model.num_timesteps,
+        callback=RunCheckpoint(folder.checkpoint, config["train"]["checkpoint_every"]),
+        reset_num_timesteps=model.num_timesteps == 0,
+        progress_bar=progress,
+    )
+    model.logger.close()
+    model.save(folder.model)
+    plot_learning_curves(folder.progress, folder.curves)
+    return model
+
+
+def _new_model(config: Config, settings: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param settings: Arguments of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
+    :param venv: Training environment
+    :param initial_model: Model whose weights to take over, or ``None``
+    :return: The model to train
+    """
+    common = {"gamma": config["env"]["gamma"], "seed": config["seed"], "device": config["device"], **settings}
+    if initial_model is None:
+        return PPOSelfBC("VLAPolicy", venv, **{**common, "policy_kwargs": config["policy"]})
+    initial = load_model(initial_model, config["device"])
+    check_model_fits(initial, venv)
+    common["policy_kwargs"] = {**initial.policy_kwargs, **settings.get("policy_kwargs", {})}
+    model = PPOSelfBC("VLAPolicy", venv, **common)
+    model.policy.load_state_dict(initial.policy.state_dict())
+    return model
+
+
+def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
+    """
+    :param path: A model's zip file
+    :param device: Where it goes
+    :return: The model
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if it is no PPOSelfBC model
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")
+    try:
+        return PPOSelfBC.load(path, device=device)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
+
+
+def evaluate_model(config: Config, model: PPOSelfBC) -> EvaluationResult:
+    """
+    Evaluate on goals that training never saw.
+
+    :param config: Configuration
+    :param model: The model
+    :return: The result
+    """
+    return evaluate_on_metaworld(model, config["tasks"], seed=config["seed"], **config["eval"], **acting_env(config))
+
+
+def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
+    """
+    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param say: Where messages go
+    :return: The evaluations of ``"SFT"`` and ``"post-trained"``
+    """
+    say("1/5  Collecting demonstrations of MetaWorld's scripted experts")
+    demonstrations = collect(config, folder.demos)
+    say("2/5  Supervised fine-tuning (SFT)")
+    sft_model = run_sft(config, demonstrations, folder.sft_model)
+    say("3/5  Evaluating the SFT policy on goals that training does not see")
+    before = evaluate_model(config, sft_model)
+    say("4/5  Post-training with PPOSelfBC")
+    model = post_train(config, folder, folder.sft_model, demonstrations)
+    say("5/5  Evaluating the post-trained policy on the same goals")
+    after = evaluate_model(config, model)
+    results = {"SFT": before, "post-trained": after}
+    save_results(folder, results)
+    plot_learning_curves(folder.progress, folder.curves, baseline=before)
+    plot_comparison(before, after, folder.path / "comparison.png")
+    record_comparison(config, sft_model, model, folder.gifs)
+    say("\n" + results_table(results))
+    return results
+
+
+def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
+    """
+    :param folder: The run's folder, whose ``results.json`` is written
+    :param results: Evaluations by name
+    """
+    content = {name: result.to_dict() for name, result in results.items()}
+    folder.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
+    """
+    Film one test goal of each task with either model: a GIF each, and one of both side by side.
+
+    :param config: Configuration
+    :param before: Model on the left
+    :param after: Model on the right
+    :param folder: Where the GIFs go
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in tqdm(resolve_tasks(config["tasks"]), desc="film", unit="task"):
+        films = []
+        for name, model in (("sft", before), ("post_trained", after)):
+            films.append(record_metaworld_episode(model, task, seed=config["seed"], **acting_env(config)))
+            save_gif(films[-1], folder / f"{name}_{task}.gif")
+        save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
+
+
+def acting_env(config: Config) -> dict[str, Any]:
+    """Arguments of the environment that matter to a model in use; an evaluation has a number of goals of its own."""
+    return {key: value for key, value in config["env"].items() if key not in (*TRAINING_ONLY, "n_goals")}
+
+
+def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
+    """
+    :param folder: The run's folder
+    :param last_timestep: Timestep at which the run begins or resumes
+    :return: Logger to ``progress.csv``, ``log.txt`` and TensorBoard
+    """
+    folder.tensorboard.mkdir(exist_ok=True)
+    return Logger(
+        str(folder.path),
+        [
+            ResumableCSV(str(folder.progress), last_timestep),
+            # Opened here, as SB3 would empty what a resumed run has
+            HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8")),
+            TensorBoardOutputFormat(str(folder.tensorboard)),
+        ],
+    )

@@ -1,0 +1,84 @@
+"""What of a run folder goes to the Hugging Face Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.evaluation_result import EvaluationResult
+from ..hub.hub import check_results
+from .pipeline import acting_env, load_model
+from ..common.run_folder import RunFolder
+
+
+def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """
+    Find what :func:`~sb3_vla.save_for_hub` takes in a run folder of ``sb3-vla quickstart``, ``train`` or ``sft``. Its
+    ``results.json`` is what ``quickstart`` or ``sb3-vla eval RUN/model.zip --out RUN/results.json`` wrote there, and its films
+    are what ``quickstart`` or ``sb3-vla record RUN/model.zip --out RUN/gifs`` did.
+
+    :param path: The run folder
+    :param demonstrations: Whether to publish the demonstration buffer of the last checkpoint
+    :return: Arguments of :func:`~sb3_vla.save_for_hub`, and a line on each thing that is not there
+    :raises FileNotFoundError: if there is no run, no model, or no demonstration buffer where it is asked for
+    :raises ValueError: if a file is not what its name says
+    """
+    run = RunFolder.open(path)
+    is_post_trained = run.model.is_file()
+    model_path = run.model if is_post_trained else run.sft_model
+    if not model_path.is_file():
+        raise FileNotFoundError(f"'{path}' holds no model.zip or sft_model.zip: let the training come to its end first")
+    config = run.read_config()
+    result, baseline = _read_results(run.results, is_post_trained)
+    buffer = run.checkpoint / "replay_buffer.npz"
+    if demonstrations and not buffer.is_file():
+        raise FileNotFoundError(f"there is no demonstration buffer '{buffer}' to publish")
+    videos = _find_videos(run.gifs, is_post_trained)
+    missing = []
+    if result is None:
+        hint = f"sb3-vla eval {model_path} --out {run.results}"
+        missing.append(f"results.json: the card has no results ({hint})")
+    if not videos:
+        missing.append(f"gifs/: the card has no films (sb3-vla record {model_path} --out {run.gifs})")
+    if not run.curves.is_file():
+        missing.append("curves.png: the card has no learning curves")
+    model = load_model(model_path, "cpu")
+    check_results(model, result, baseline)
+    arguments = {
+        "model": model,
+        "tasks": config.get("tasks"),
+        "env_kwargs": acting_env(config),
+        "result": result,
+        "baseline": baseline,
+        "videos": videos,
+        "run": run.path,
+        "demonstrations": buffer if demonstrations else None,
+    }
+    return arguments, missing
+
+
+def _read_results(path: Path, is_post_trained: bool) -> tuple[EvaluationResult | None, EvaluationResult | None]:
+    """
+    :param path: ``results.json`` of a run, which ``sb3-vla eval`` or ``sb3-vla quickstart`` wrote
+    :param is_post_trained: Whether the model is
+    :return: Evaluations of the model and, of a quickstart's, of the SFT model that its training began with
+    """
+    if not path.is_file():
+        return None, None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "post-trained" not in content:
+            return EvaluationResult.from_dict(content), None
+        before = EvaluationResult.from_dict(content["SFT"])
+        return (EvaluationResult.from_dict(content["post-trained"]), before) if is_post_trained else (before, None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Cannot read '{path}': {error}") from error
+
+
+def _find_videos(folder: Path, is_post_trained: bool) -> list[Path]:
+    """
+    :param folder: Where ``sb3-vla quickstart`` or ``record`` wrote films
+    :param is_post_trained: Whether the model is
+    :return: The films of the model, where there are any beside those of the model before post-training
+    """
+    patterns = ("comparison_*.gif", "post_trained_*.gif", "model_*.gif") if is_post_trained else ("sft_*.gif",)
+    return next((films for pattern in patterns if (films := sorted(folder.glob(pattern)))), [])

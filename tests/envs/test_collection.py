@@ -1,0 +1,129 @@
+import os
+
+import numpy as np
+import pytest
+
+from sb3_vla_envs import Camera, collect_demonstrations, make_vla_env
+from sb3_vla_envs import collection as expert
+
+TASKS = ("drawer-close-v3", "window-open-v3")
+SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return collect_demonstrations(TASKS, 2, seed=1, **SMALL)
+
+
+def equal(first, second):
+    return all(
+        a.task == b.task
+        and np.array_equal(a.actions, b.actions)
+        and np.array_equal(a.chunk_lengths, b.chunk_lengths)
+        and all(np.array_equal(a.observations[key], b.observations[key]) for key in a.observations)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_n_successes_of_each_task_in_the_shape_of_the_environment(demos):
+    env = make_vla_env(TASKS, n_goals=5, cameras=SMALL["cameras"], chunk_size=6)
+    assert [demo.task for demo in demos] == ["drawer-close-v3"] * 2 + ["window-open-v3"] * 2
+    for demo in demos:
+        assert demo.success
+        assert demo.actions.shape == (len(demo), 6, 4) and demo.actions.dtype == np.float32
+        assert demo.chunk_lengths.dtype == np.int64
+        assert set(demo.observations) == set(env.observation_space.spaces)
+        for key, space in env.observation_space.items():
+            assert demo.observations[key].shape == (len(demo), *space.shape)
+            assert demo.observations[key].dtype == space.dtype
+        assert np.all(demo.chunk_lengths[:-1] == 6) and 1 <= demo.chunk_lengths[-1] <= 6
+        assert not demo.actions[-1, demo.chunk_lengths[-1] :].any()
+
+
+def test_without_noise_the_actions_replay_the_episode():
+    (demo,) = collect_demonstrations("drawer-close-v3", 1, action_noise=0.0, **{**SMALL, "n_goals": 1})
+    env = make_vla_env("drawer-close-v3", n_goals=1, cameras=SMALL["cameras"], chunk_size=6)
+    observation, _ = env.reset()
+    for i in range(len(demo)):
+        for key, seen in observation.items():
+            np.testing.assert_array_equal(demo.observations[key][i], seen)
+        observation, _, terminated, _, info = env.step(demo.actions[i])
+        assert info["chunk_length"] == demo.chunk_lengths[i]
+    assert terminated and info["steps_to_success"] == demo.n_steps
+
+
+def test_noise_disturbs_the_episode_but_targets_are_the_experts_own_actions(demos):
+    env = make_vla_env(TASKS, n_goals=5, cameras=SMALL["cameras"], chunk_size=6)
+    (goal_index,) = [
+        index
+        for index in range(5)
+        if np.array_equal(
+            env.reset(options={"task": TASKS[0], "goal_index": index})[0]["privileged"], demos[0].observations["privileged"][0]
+        )
+    ]
+    env.reset(options={"task": TASKS[0], "goal_index": goal_index})
+    # The first target is what the expert does in the initial state, which noise has not touched yet.
+    np.testing.assert_array_equal(env.unwrapped.expert_action(), demos[0].actions[0, 0])
+    for _ in range(6):
+        after, *_ = env.unwrapped.step(env.unwrapped.expert_action())
+    assert np.abs(after["state"] - demos[0].observations["state"][1])[:3].max() > 1e-3
+    assert np.abs(demos[0].actions).max() <= 1.0
+
+
+def test_workers_change_nothing(demos):
+    assert equal(collect_demonstrations(TASKS, 2, seed=1, n_workers=2, **SMALL), demos)
+
+
+def test_tasks_do_not_depend_on_their_company_but_on_the_seed(demos):
+    alone = collect_demonstrations("window-open-v3", 2, seed=1, task_ids=TASKS, **SMALL)
+    assert equal(alone, demos[2:])
+    assert not equal(collect_demonstrations("window-open-v3", 2, seed=2, task_ids=TASKS, **SMALL), demos[2:])
+
+
+def test_hopeless_task_is_given_up_and_named():
+    with pytest.raises(RuntimeError, match=r"expert of push-v3 succeeded in only 0 of 20 attempts"):
+        collect_demonstrations("push-v3", 30, horizon=1, **SMALL)
+
+
+def test_failures_are_replaced_by_further_attempts():
+    outcomes = iter([False, True, False, False, True, True])
+
+    def attempt(todo):
+        for task, _ in todo:
+            asked.append(task)
+            yield expert.Demonstration(task, {}, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64), next(outcomes))
+
+    asked: list[str] = []
+    kept = expert._keep_successes(["push-v3"], 3, attempt, lambda n: None)
+    assert len(kept["push-v3"]) == 3 and len(asked) == 6
+
+
+def test_errors_of_workers_reach_the_caller():
+    with pytest.raises(ValueError, match="Unknown camera 'corner9'"):
+        collect_demonstrations("push-v3", 1, n_workers=2, cameras=["corner9"], progress=False)
+
+
+class Fatal:
+    """Kills the process that unpickles it, as running out of memory would."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_death_of_a_worker_is_reported():
+    with pytest.raises(RuntimeError, match="worker process that collects demonstrations died"):
+        collect_demonstrations("push-v3", 1, n_workers=2, n_goals=Fatal(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_per_task": 0}, "must be at least 1, got 0 and 1"),
+        ({"n_workers": 0}, "must be at least 1, got 1 and 0"),
+        ({"action_noise": -0.1}, "action_noise must not be negative, got -0.1"),
+        ({"tasks": "puhs-v3"}, "Unknown task 'puhs-v3'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        collect_demonstrations(**{"tasks": "push-v3", "n_per_task": 1, **arguments})

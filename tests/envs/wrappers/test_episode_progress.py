@@ -1,0 +1,24 @@
+import pytest
+
+from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
+
+OPEN, DONE = {"is_success": False}, {"is_success": True}
+
+
+@pytest.mark.parametrize(
+    ("infos", "expected"),
+    [
+        ([{}, {}], (2, None, None)),
+        ([OPEN, {"chunk_length": 4, **OPEN}], (5, False, None)),
+        ([OPEN, DONE], (2, True, 2)),
+        # The environment knows better in which step of a chunk it was
+        ([{"chunk_length": 8, "steps_to_success": 3, **DONE}], (8, True, 3)),
+        # A success stays one, and the first counts
+        ([DONE, OPEN, DONE], (3, True, 1)),
+    ],
+)
+def test_steps_and_success(infos, expected):
+    progress = EpisodeProgress()
+    for info in infos:
+        progress.add(info)
+    assert (progress.steps, progress.success, progress.steps_to_success) == expected

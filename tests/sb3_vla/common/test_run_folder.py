@@ -1,0 +1,110 @@
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sb3_vla.common import run_folder
+from sb3_vla.common.run_folder import RunFolder, software_versions
+
+CONFIG = {"tasks": ["window-open-v3"], "seed": 0, "learning_rate": 3.0e-5, "sft": {"epochs": 4}}
+
+
+def test_create_writes_the_exact_configuration_and_the_versions(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "runs" / "first", "sb3-vla train --seed 0", CONFIG)
+    assert yaml.safe_load((tmp_path / "runs/first/config.yaml").read_text()) == {
+        "command": "sb3-vla train --seed 0",
+        "config": CONFIG,
+    }
+    versions = json.loads((tmp_path / "runs/first/versions.json").read_text())
+    assert versions["numpy"] == np.__version__
+    assert versions["cpu_count"] >= 1
+    assert folder.read_config() == CONFIG
+
+
+def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
+    assert RunFolder.create(tmp_path, "train", CONFIG).config_file.is_file()
+
+
+def test_create_never_overwrites_another_run(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "train", CONFIG)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        RunFolder.create(tmp_path, "train", {"seed": 1})
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_create_refuses_a_folder_of_something_else_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    for path in (tmp_path, tmp_path / "holiday.jpg"):
+        with pytest.raises(FileExistsError, match="another folder"):
+            RunFolder.create(path, "train", CONFIG)
+
+
+def test_configuration_that_yaml_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="plain numbers"):
+        RunFolder.create(tmp_path / "run", "train", {"learning_rate": np.float32(1e-4)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_open_returns_to_the_run(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "train", CONFIG)
+    assert RunFolder.open(str(tmp_path)).read_config() == CONFIG
+
+
+def test_open_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        RunFolder.open(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"lacks config\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_foreign_configuration_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "train", CONFIG)
+    folder.config_file.write_text("- just\n- a list\n")
+    with pytest.raises(ValueError, match="no run configuration"):
+        folder.read_config()
+
+
+def test_paths_are_the_documented_names(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    paths = (
+        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoint,
+        folder.curves, folder.gifs, folder.tensorboard, folder.progress,
+    )  # fmt: skip
+    assert [str(path.relative_to(tmp_path)) for path in paths] == [
+        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoint",
+        "curves.png", "gifs", "tensorboard", "progress.csv",
+    ]  # fmt: skip
+
+
+def test_versions_say_none_for_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_PACKAGES", ("numpy", "surely-not-installed"))
+    versions = software_versions()
+    assert versions["numpy"] == np.__version__
+    assert versions["surely-not-installed"] is None
+
+
+def test_git_commit_is_that_of_our_checkout_only(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "sb3_vla"
+    installed = tmp_path / ".venv" / "sb3_vla"
+    for folder in (package, installed):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    git("init", "--quiet")
+    git("add", "sb3_vla")
+    git("commit", "--quiet", "-m", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+
+    assert run_folder._git_commit(package) == commit
+    assert run_folder._git_commit(installed) is None
+    (package / "__init__.py").write_text("changed = True\n")
+    assert run_folder._git_commit(package) == f"{commit}-dirty"

@@ -1,0 +1,235 @@
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_vla import fine_tune
+from sb3_vla.imitation import sft
+from sb3_vla.imitation.sft import random_shift
+from sb3_vla.ppo_self_bc.losses import bc_mse_loss, executed_mask
+
+
+@pytest.fixture
+def policy(make_model):
+    return make_model().policy
+
+
+def mean_error(policy, demonstrations) -> float:
+    """Mean squared error over executed steps, one at a time."""
+    errors = []
+    for demonstration in demonstrations:
+        for t in range(len(demonstration)):
+            observation = {key: value[t] for key, value in demonstration.observations.items()}
+            tensor, _ = policy.obs_to_tensor(observation)
+            with th.no_grad():
+                mean = policy.get_distribution(tensor).mode()[0].numpy()
+            executed = demonstration.chunk_lengths[t]
+            errors += [((mean - demonstration.actions[t])[step] ** 2).mean() for step in range(executed)]
+    return float(np.mean(errors))
+
+
+def test_learns_the_demonstrations(policy, make_demonstrations):
+    demonstrations = make_demonstrations(6)
+    before = mean_error(policy, demonstrations)
+    result = fine_tune(policy, demonstrations, n_epochs=25, batch_size=8, learning_rate=1e-2, max_shift=1, progress=False)
+    assert len(result.train_losses) == len(result.held_out_losses) == 25
+    assert result.train_losses[-1] < 0.1 * result.train_losses[0]
+    assert mean_error(policy, demonstrations) < 0.1 * before
+    assert not policy.training
+
+
+def test_keeps_the_weights_of_the_best_held_out_epoch(policy, make_demonstrations, monkeypatch):
+    seen = []
+    evaluate = sft._evaluate
+
+    def evaluate_and_remember(policy, pairs, batch_size):
+        loss = [3.0, 1.0, 2.0, 1.5][len(seen)]
+        seen.append({name: value.clone() for name, value in policy.state_dict().items()})
+        assert evaluate(policy, pairs, batch_size) > 0
+        return loss
+
+    monkeypatch.setattr(sft, "_evaluate", evaluate_and_remember)
+    result = fine_tune(policy, make_demonstrations(4), n_epochs=4, batch_size=4, progress=False)
+    assert result.best_epoch == 1 and result.held_out_losses == [3.0, 1.0, 2.0, 1.5]
+    kept = policy.state_dict()
+    assert all(th.equal(value, kept[name]) for name, value in seen[1].items())
+    assert not all(th.equal(value, kept[name]) for name, value in seen[2].items())
+
+
+def test_stops_early_when_held_out_loss_no_longer_falls(policy, make_demonstrations, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 0.9, 2.0, 2.0, 0.1])
+    monkeypatch.setattr(sft, "_evaluate", lambda *args: next(losses))
+    result = fine_tune(policy, make_demonstrations(3), n_epochs=7, batch_size=8, patience=2, progress=False)
+    assert result.held_out_losses == [3.0, 1.0, 2.0, 0.9, 2.0, 2.0] and result.best_epoch == 3
+
+
+def test_held_out_loss_is_that_of_the_held_out_episodes(policy, make_demonstrations):
+    """One of two episodes is held out: the loss must be that of either, by an independent loop."""
+    demonstrations = make_demonstrations(2)
+    result = fine_tune(policy, demonstrations, n_epochs=1, batch_size=4, progress=False)
+    errors = [mean_error(policy, [demonstration]) for demonstration in demonstrations]
+    assert abs(errors[0] - errors[1]) > 1e-4
+    assert min(abs(error - result.held_out_losses[0]) for error in errors) < 1e-5
+
+
+def test_every_task_holds_out_its_part(policy, make_demonstrations, monkeypatch):
+    sizes = {}
+    to_pairs = sft._to_pairs
+
+    def count(episodes):
+        tasks = [episode.task for episode in episodes]
+        sizes["held out" if sizes else "train"] = {task: tasks.count(task) for task in sorted(set(tasks))}
+        return to_pairs(episodes)
+
+    monkeypatch.setattr(sft, "_to_pairs", count)
+    demonstrations = make_demonstrations(10, task="push") + make_demonstrations(2, task="pull")
+    fine_tune(policy, demonstrations, n_epochs=1, held_out_fraction=0.3, progress=False)
+    assert sizes == {"train": {"pull": 1, "push": 7}, "held out": {"pull": 1, "push": 3}}
+
+
+def test_unexecuted_actions_are_ignored(make_model, make_demonstrations):
+    demonstrations = make_demonstrations(4)
+    spoilt = copy.deepcopy(demonstrations)
+    for demonstration in spoilt:
+        for actions, length in zip(demonstration.actions, demonstration.chunk_lengths, strict=True):
+            actions[length:] = 1e3
+    results, policies = [], []
+    for data in (demonstrations, spoilt):
+        policies.append(make_model().policy)
+        results.append(fine_tune(policies[-1], data, n_epochs=2, batch_size=4, progress=False))
+    assert results[0] == results[1]
+    states = [policy.state_dict() for policy in policies]
+    assert all(th.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_same_seed_same_result(make_model, make_demonstrations):
+    demonstrations = make_demonstrations(4)
+    results = [
+        fine_tune(make_model().policy, demonstrations, n_epochs=2, batch_size=4, seed=seed, progress=False)
+        for seed in (1, 1, 2)
+    ]
+    assert results[0] == results[1] != results[2]
+
+
+def test_state_is_standardised_with_the_training_episodes(policy, make_demonstrations):
+    demonstrations = make_demonstrations(2)
+    fine_tune(policy, demonstrations, n_epochs=1, progress=False)
+    # The two episodes have the same states, so whichever is held out
+    state, privileged = (demonstrations[0].observations[key] for key in ("state", "privileged"))
+    assert np.allclose(policy.state_normalizer.mean, state.mean(0), atol=1e-6)
+    # The last number never changes and keeps its scale
+    assert state.std(0)[2] == 0
+    assert np.allclose(policy.state_normalizer.std, [*state.std(0)[:2], 1.0], atol=1e-6)
+    assert np.allclose(policy.privileged_normalizer.mean, privileged.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [("vision",), ("all",)])
+def test_frozen_parts_and_the_critic_do_not_change(frozen, make_model, make_demonstrations):
+    policy = make_model(policy_kwargs={"frozen": frozen}).policy
+    part = policy.backbone.parts[frozen[0]]
+    before = [p.clone() for p in (*part.parameters(), *policy.critic.parameters())]
+    head = policy.head.mean_net[-1].weight.clone()
+    fine_tune(policy, make_demonstrations(3), n_epochs=2, progress=False)
+    assert all(th.equal(a, b) for a, b in zip(before, (*part.parameters(), *policy.critic.parameters()), strict=True))
+    assert not th.equal(head, policy.head.mean_net[-1].weight)
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 19, 20])
+def test_any_number_of_steps(policy, make_demonstrations, n_epochs):
+    """One batch an epoch: 19 steps made OneCycleLR divide by zero."""
+    result = fine_tune(policy, make_demonstrations(2), n_epochs=n_epochs, batch_size=64, progress=False)
+    assert len(result.train_losses) == n_epochs
+
+
+def test_the_fine_tuned_policy_goes_on_in_ppo(make_model, make_demonstrations):
+    model = make_model()
+    fine_tune(model.policy, make_demonstrations(4), n_epochs=40, batch_size=8, learning_rate=1e-2, progress=False)
+    model.learn(16)
+    # The expert needs two chunks; an untrained policy mostly fails
+    assert np.mean(model.ep_success_buffer) > 0.5
+
+
+# --- Augmentation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_shift", [0, 1, 3])
+def test_random_shift_equals_cropping_the_padded_image(max_shift):
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 5, 7), dtype=np.uint8)
+    shifted = random_shift(th.tensor(images), max_shift, th.Generator().manual_seed(0)).numpy()
+    assert shifted.dtype == np.uint8 and shifted.shape == images.shape
+    used = set()
+    for image, result in zip(images, shifted, strict=True):
+        padded = np.pad(image, ((0, 0), (max_shift, max_shift), (max_shift, max_shift)), mode="edge")
+        matches = [
+            (dy, dx)
+            for dy in range(2 * max_shift + 1)
+            for dx in range(2 * max_shift + 1)
+            if np.array_equal(padded[:, dy : dy + 5, dx : dx + 7], result)
+        ]
+        assert len(matches) == 1
+        used.add(matches[0])
+    assert len(used) > 1 or max_shift == 0
+
+
+def test_random_shift_reaches_every_shift_both_ways():
+    column = th.arange(9, dtype=th.uint8).view(1, 1, 9, 1).expand(500, 1, 9, 9)
+    shifted = random_shift(column, 2, th.Generator().manual_seed(0))
+    counts = np.bincount(shifted[:, 0, 4, 4].numpy(), minlength=9)
+    assert (counts[[2, 3, 4, 5, 6]] > 70).all() and counts.sum() == 500
+
+
+def test_random_shift_of_no_pixel_is_the_identity():
+    images = th.randint(0, 256, (4, 3, 6, 6), dtype=th.uint8)
+    assert th.equal(random_shift(images, 0, th.Generator()), images)
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_demonstrations_are_refused(policy, make_demonstrations):
+    with pytest.raises(ValueError, match="no demonstrations: collect some with"):
+        fine_tune(policy, [], progress=False)
+    with pytest.raises(ValueError, match="task 'push' has one successful demonstration"):
+        fine_tune(policy, make_demonstrations(1), progress=False)
+    with pytest.raises(ValueError, match="task 'pull' has one successful demonstration"):
+        fine_tune(policy, [*make_demonstrations(2), *make_demonstrations(1, task="pull")], progress=False)
+
+
+def test_failures_are_not_imitated(policy, make_demonstrations):
+    failures = make_demonstrations(2)
+    for demonstration in failures:
+        demonstration.success = False
+    with pytest.raises(ValueError, match="demonstration"):
+        fine_tune(policy, failures, progress=False)
+
+
+def test_demonstrations_of_other_chunks_are_refused(policy, make_demonstrations):
+    with pytest.raises(ValueError, match=r"actions of shape \(4, 2\), the model \(3, 2\).*chunk_size"):
+        fine_tune(policy, make_demonstrations(2, chunk_size=4), progress=False)
+
+
+def test_demonstrations_without_an_observation_are_refused(policy, make_demonstrations):
+    with pytest.raises(ValueError, match=r"lacks the observations \['privileged'\].*cameras and options"):
+        fine_tune(policy, make_demonstrations(2, privileged=False), progress=False)
+
+
+@pytest.mark.parametrize("n_epochs", [0, -1])
+def test_no_epochs_are_refused(policy, make_demonstrations, n_epochs):
+    with pytest.raises(ValueError, match=f"n_epochs must be at least 1, got {n_epochs}"):
+        fine_tune(policy, make_demonstrations(2), n_epochs=n_epochs, progress=False)
+
+
+def test_training_loss_is_that_of_the_masked_mean(policy, make_demonstrations):
+    """With a learning rate of almost nothing and no shifts, the first epoch's loss is that of the policy given."""
+    demonstrations = make_demonstrations(2)
+    fine_tune(policy, demonstrations, n_epochs=1, learning_rate=1e-12, max_shift=0, progress=False)
+    result = fine_tune(policy, demonstrations, n_epochs=1, batch_size=64, learning_rate=1e-12, max_shift=0, progress=False)
+    losses = []
+    for demonstration in demonstrations:
+        obs, _ = policy.obs_to_tensor(demonstration.observations)
+        lengths = th.tensor(demonstration.chunk_lengths)
+        with th.no_grad():
+            mean = policy.get_distribution(obs).mode()
+            losses.append(bc_mse_loss(mean, th.tensor(demonstration.actions), executed_mask(lengths, 3)).item())
+    assert sorted([result.train_losses[0], result.held_out_losses[0]]) == pytest.approx(sorted(losses), rel=1e-4)

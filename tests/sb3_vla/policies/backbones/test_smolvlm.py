@@ -1,0 +1,271 @@
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch as th
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedTokenizerFast
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from sb3_vla import PPOSelfBC, SmolVLMBackbone, VLAPolicy
+from sb3_vla.policies.backbones import make_backbone
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("socket.socket.connect", _no_network)
+
+
+def _no_network(*args):
+    raise OSError("this test must not use the network")
+
+
+@pytest.fixture
+def backbone(tiny_config) -> SmolVLMBackbone:
+    th.manual_seed(0)
+    return SmolVLMBackbone(state_dim=3, config=tiny_config).eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_config):
+    """A SmolVLM checkpoint as the Hugging Face Hub holds them, in bfloat16 and with its own image statistics."""
+    th.manual_seed(7)
+    config = copy.deepcopy(tiny_config)
+    model = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    folder = tmp_path / "checkpoint"
+    model.to(th.bfloat16).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    SmolVLMImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Like SmolVLM's, one of the ``tokenizers`` library; it knows single letters, and its own numbers for them."""
+    letters = {letter: i + 10 for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+    tokenizer = Tokenizer(models.WordLevel({**letters, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def inputs(n=4, size=8, seed=0):
+    generator = th.Generator().manual_seed(seed)
+    images = {"image": th.randint(0, 256, (n, 3, size, size), dtype=th.uint8, generator=generator)}
+    return images, th.randn(n, 3, generator=generator)
+
+
+def run(backbone, images, prompts, state):
+    return backbone(backbone.encode_images(images), prompts, state)
+
+
+PROMPTS = ["push", "pull the lever", "", "dépose-le ✓"]
+
+
+def test_padding_does_not_change_features(backbone):
+    images, state = inputs()
+    together = run(backbone, images, PROMPTS, state)
+    for i, prompt in enumerate(PROMPTS):
+        alone = run(backbone, {"image": images["image"][i : i + 1]}, [prompt], state[i : i + 1])
+        for batched, single in zip(together, alone, strict=True):
+            assert th.allclose(batched[i], single[0], atol=1e-5), prompt
+
+
+def test_padding_does_not_change_gradients(backbone):
+    images, state = inputs(2)
+
+    def gradient(prompts, rows):
+        backbone.zero_grad()
+        features = run(backbone, {"image": images["image"][rows]}, prompts, state[rows])
+        features.action.sum().backward()
+        return backbone.state_token.weight.grad.clone()
+
+    together = gradient(PROMPTS[:2], slice(0, 2))
+    apart = gradient(PROMPTS[:1], slice(0, 1)) + gradient(PROMPTS[1:2], slice(1, 2))
+    assert th.allclose(together, apart, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_samples_that_share_it(backbone):
+    images, state = inputs(6)
+    rows_read = []
+    backbone.model.text_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows_read.append(
+            {name: len(v) for name, v in kwargs.items() if name.startswith("input")}
+        ),
+        with_kwargs=True,
+    )
+    run(backbone, images, ["push", "pull", "push"] * 2, state)
+    assert rows_read == [{"input_ids": 2}, {"inputs_embeds": 6}]
+
+
+def test_attention_in_bfloat16_is_the_plain_one_and_gives_the_same(backbone):
+    images, state = inputs()
+    exact = run(backbone, images, PROMPTS, state).action
+    attention = []
+    backbone.model.vision_model.register_forward_pre_hook(
+        lambda module, args: attention.append(module.config._attn_implementation)
+    )
+    with th.autocast("cpu", th.bfloat16):
+        rounded = run(backbone, images, PROMPTS, state).action
+    assert th.allclose(rounded.float(), exact, atol=0.1) and not th.equal(rounded.float(), exact)
+    assert th.equal(run(backbone, images, PROMPTS, state).action, exact)
+    assert attention == ["eager", "sdpa"]
+
+
+def test_rows_do_not_mix(backbone):
+    images, state = inputs()
+    before = run(backbone, images, PROMPTS, state).action
+    images["image"][0] = 255 - images["image"][0]
+    after = run(backbone, images, PROMPTS, state).action
+    assert not th.allclose(before[0], after[0], atol=1e-4) and th.allclose(before[1:], after[1:], atol=1e-5)
+
+
+def test_action_readout_does_not_depend_on_the_values_token(backbone):
+    images, state = inputs()
+    before = run(backbone, images, PROMPTS, state)
+    with th.no_grad():
+        backbone.readout_tokens[1] += 1
+    after = run(backbone, images, PROMPTS, state)
+    assert th.allclose(before.action, after.action, atol=1e-6)
+    assert not th.allclose(before.value, after.value, atol=1e-3)
+
+
+def test_features_are_the_models_own_on_the_same_tokens(backbone):
+    """An unpadded batch, put together from the outside."""
+    images, state = inputs(1)
+    model = backbone.model
+    pixels = images["image"].float() / 127.5 - 1
+    vision = model.connector(model.vision_model(pixels).last_hidden_state)
+    ids = th.tensor([[ord(letter) + 3 for letter in "push"] + [1]])  # ByT5: bytes after three special tokens, then </s>
+    prompt = model.text_model.get_input_embeddings()(ids)
+    tokens = th.cat([prompt, vision, backbone.state_token(state)[:, None], backbone.readout_tokens[None]], dim=1)
+    hidden = model.text_model(inputs_embeds=tokens).last_hidden_state
+    features = run(backbone, images, ["push"], state)
+    assert th.allclose(features.action, hidden[:, -2], atol=1e-5) and th.allclose(features.value, hidden[:, -1], atol=1e-5)
+
+
+def test_default_is_small_and_takes_96_pixels():
+    backbone = make_backbone("tiny", state_dim=4)
+    assert 5e5 < sum(p.numel() for p in backbone.parameters()) < 3e6
+    images = {"image": th.zeros(1, 3, 96, 96, dtype=th.uint8), "image_wrist": th.zeros(1, 3, 64, 64, dtype=th.uint8)}
+    assert run(backbone, images, ["open the window"], th.zeros(1, 4)).action.shape == (1, backbone.features_dim)
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (12, 12), (20, 20)])
+def test_pixels_that_are_no_whole_patches_are_refused(backbone, shape):
+    images = {"image_wrist": th.zeros(1, 3, *shape, dtype=th.uint8)}
+    with pytest.raises(ValueError, match=rf"'image_wrist' has {shape[0]} x {shape[1]} pixels.*multiple of 8.*image_size"):
+        run(backbone, images, ["push"], th.zeros(1, 3))
+
+
+def test_image_size_resizes(tiny_config):
+    backbone = SmolVLMBackbone(3, config=tiny_config, image_size=8).eval()
+    images, state = inputs(2)
+    larger = {"image": images["image"].repeat_interleave(3, 2).repeat_interleave(3, 3)}
+    assert run(backbone, larger, PROMPTS[:2], state).action.shape == (2, 16)
+    constant = {"image": th.full((1, 3, 20, 12), 77, dtype=th.uint8)}, {"image": th.full((1, 3, 8, 8), 77, dtype=th.uint8)}
+    a, b = (run(backbone, image, ["push"], state[:1]).action for image in constant)
+    assert th.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["vision", "connector", "text", "all"])
+def test_freeze(backbone, part):
+    backbone.freeze([part])
+    images, state = inputs()
+    features = run(backbone, images, PROMPTS, state)
+    if part == "all":
+        assert not features.action.requires_grad
+        return
+    features.action.sum().backward()
+    assert all(p.grad is None for p in backbone.parts[part].parameters())
+    assert backbone.state_token.weight.grad is not None
+    others = [name for name in ("vision", "connector", "text") if name != part]
+    assert all(any(p.grad is not None for p in backbone.parts[name].parameters()) for name in others)
+
+
+def test_unknown_part_is_refused(backbone):
+    with pytest.raises(ValueError, match=r"no part 'lora'.*\['all', 'connector', 'text', 'vision'\]"):
+        backbone.freeze(["lora"])
+
+
+def test_constructor_kwargs_rebuild_the_same_architecture(backbone):
+    twin = SmolVLMBackbone(3, **backbone.constructor_kwargs()).eval()
+    twin.load_state_dict(backbone.state_dict())
+    images, state = inputs()
+    assert th.equal(run(twin, images, PROMPTS, state).action, run(backbone, images, PROMPTS, state).action)
+
+
+def test_deepcopy(backbone):
+    images, state = inputs()
+    assert th.equal(run(copy.deepcopy(backbone), images, PROMPTS, state).action, run(backbone, images, PROMPTS, state).action)
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_from_pretrained_takes_weights_tokenizer_and_image_statistics(checkpoint):
+    backbone = make_backbone(str(checkpoint), state_dim=3)
+    weights = AutoModel.from_pretrained(checkpoint, dtype=th.float32).state_dict()
+    ours = backbone.model.state_dict()
+    assert weights.keys() == ours.keys() and all(th.equal(weights[name], ours[name]) for name in weights)
+    assert {p.dtype for p in backbone.parameters()} == {th.float32}, "bfloat16 would swallow small steps"
+    assert (tuple(backbone.image_mean), tuple(backbone.image_std)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert backbone.image_size == 8
+    assert backbone.tokenizer("bad")["input_ids"] == [11, 10, 13]
+
+
+def test_image_normalisation_is_the_checkpoints(checkpoint):
+    backbone = make_backbone(str(checkpoint), state_dim=3)
+    images, _ = inputs(1)
+    seen = []
+    backbone.model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    run(backbone, images, ["push"], th.zeros(1, 3))
+    pixels = images["image"].numpy() / 255
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    expected = (pixels - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-5)
+
+
+def test_arguments_replace_what_the_checkpoint_says(checkpoint):
+    assert make_backbone(str(checkpoint), state_dim=3, image_size=16).image_size == 16
+
+
+def test_a_trained_checkpoint_loads_without_its_files(checkpoint, tmp_path, make_model, make_vec_env, make_demonstrations):
+    model = make_model(policy_kwargs={"backbone": str(checkpoint), "backbone_kwargs": {}})
+    model.replay_buffer.extend(make_demonstrations(2))
+    model.learn(16)
+    observation = model.env.reset()
+    expected, _ = model.predict(observation, deterministic=True)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.pt")
+    shutil.rmtree(checkpoint)
+
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+    assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
+    policy = VLAPolicy.load(tmp_path / "policy.pt")
+    assert np.array_equal(policy.predict(observation, deterministic=True)[0], expected)
+    assert loaded.policy.backbone.image_size == policy.backbone.image_size == 8
+    # ... and again, from what was loaded
+    loaded.learn(16, reset_num_timesteps=False)
+    loaded.save(tmp_path / "again.zip")
+    expected, _ = loaded.predict(observation, deterministic=True)
+    assert np.array_equal(PPOSelfBC.load(tmp_path / "again.zip").predict(observation, deterministic=True)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["smolvml", "nobody/no-such-model", "./no/such/folder", "/no/such/folder"])
+def test_unknown_backbones_are_refused(name):
+    with pytest.raises(ValueError, match=f"there is no backbone '{name}': give 'tiny'"):
+        make_backbone(name, state_dim=3)
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    with pytest.raises(ValueError, match=r"is a 'llama' model, SmolVLMBackbone needs 'smolvlm'.*subclass of VLABackbone"):
+        make_backbone(str(tmp_path / "llama"), state_dim=3)
+
+
+def test_checkpoint_without_a_tokenizer_is_refused(checkpoint):
+    for path in checkpoint.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=f"'{checkpoint}'"):
+        make_backbone(str(checkpoint), state_dim=3)

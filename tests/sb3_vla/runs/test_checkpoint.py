@@ -1,0 +1,221 @@
+import copy
+import csv
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from sb3_vla import PPOSelfBC
+from sb3_vla.runs.checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, save_checkpoint
+
+TIMESTEPS = "time/total_timesteps"
+
+
+@pytest.fixture
+def trained(make_model, make_demonstrations):
+    """A model in the middle of its training, with a schedule and demonstrations."""
+    model = make_model(learning_rate=_falling_rate, n_epochs=2, bc_batch_size=4, normalize_advantage="task")
+    model.replay_buffer.extend(make_demonstrations(3) + make_demonstrations(2, task="pull"))
+    model.learn(32)
+    return model
+
+
+def _falling_rate(remaining: float) -> float:
+    return 1e-3 * (1 + remaining)
+
+
+def _draws(model):
+    """What each source of random numbers gives next."""
+    return (
+        random.random(),
+        np.random.random(3).tolist(),
+        th.rand(3).tolist(),
+        model.replay_buffer.rng.random(3).tolist() if model.replay_buffer is not None else None,
+    )
+
+
+def _state(model) -> dict[str, th.Tensor]:
+    """Weights and the optimizer's moments."""
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for number, moments in model.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def _train_on(rollout_buffer, model) -> dict[str, th.Tensor]:
+    model.rollout_buffer = copy.deepcopy(rollout_buffer)
+    model.set_logger(Logger(None, []))
+    model.train()
+    return _state(model)
+
+
+def test_next_update_after_a_round_trip_is_the_same_bit_for_bit(trained, make_vec_env, tmp_path, monkeypatch):
+    rollouts = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", lambda model: rollouts.append(copy.deepcopy(model.rollout_buffer)))
+        trained.learn(16, reset_num_timesteps=False)
+    save_checkpoint(trained, tmp_path / "latest")
+    before, after = _state(trained), _train_on(rollouts[0], trained)
+    draws = _draws(trained)
+    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    assert any(not th.equal(before[name], after[name]) for name in before), "the update must change something"
+    assert _state(loaded).keys() == before.keys() and any(name.startswith("optimizer") for name in before)
+    for name, value in _state(loaded).items():
+        assert th.equal(value, before[name]), name
+    assert loaded.num_timesteps == trained.num_timesteps == 48
+    assert loaded.num_primitive_steps == trained.num_primitive_steps > 48
+    for name, value in _train_on(rollouts[0], loaded).items():
+        assert th.equal(value, after[name]), name
+    assert _draws(loaded) == draws
+
+
+def test_demonstrations_come_back_as_they_were(trained, make_vec_env, tmp_path):
+    save_checkpoint(trained, tmp_path / "latest")
+    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    assert list(loaded.replay_buffer.episodes) == list(trained.replay_buffer.episodes)
+    assert loaded.replay_buffer.summary() == trained.replay_buffer.summary() and len(loaded.replay_buffer) > 0
+    # Sampling depends on the order of the episodes too
+    ours, theirs = loaded.replay_buffer.sample(16), trained.replay_buffer.sample(16)
+    np.testing.assert_array_equal(ours.actions, theirs.actions)
+    for key in theirs.observations:
+        np.testing.assert_array_equal(ours.observations[key], theirs.observations[key])
+
+
+def test_resumed_training_ends_at_the_total_with_schedules_in_the_middle(trained, make_vec_env, tmp_path):
+    save_checkpoint(trained, tmp_path / "latest")
+    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    loaded.learn(64 - loaded.num_timesteps, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 64
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == pytest.approx(_falling_rate(0.0))
+    assert loaded._n_updates == 4 * 2
+
+
+def test_round_trip_without_behaviour_cloning(make_model, make_vec_env, tmp_path):
+    model = make_model(bc_weight=0.0)
+    model.learn(16)
+    save_checkpoint(model, tmp_path / "latest")
+    expected = _draws(model)
+    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    assert loaded.replay_buffer is None and _draws(loaded) == expected
+
+
+def test_round_trip_before_the_first_success(make_model, make_vec_env, tmp_path):
+    save_checkpoint(make_model(), tmp_path / "latest")
+    assert len(load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu").replay_buffer) == 0
+
+
+def test_no_checkpoint_is_a_clear_error(make_vec_env, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*latest.*start anew"):
+        load_checkpoint(tmp_path / "latest", make_vec_env())
+
+
+@pytest.fixture
+def two_checkpoints(make_model, tmp_path):
+    """Folders of a checkpoint at 16 and one at 32 timesteps."""
+    model = make_model()
+    for number in (16, 32):
+        model.learn(16, reset_num_timesteps=False)
+        save_checkpoint(model, tmp_path / str(number))
+    return tmp_path / "16", tmp_path / "32"
+
+
+@pytest.mark.parametrize("with_new", [True, False])
+def test_killed_between_the_two_renames(two_checkpoints, make_vec_env, tmp_path, with_new):
+    old, new = two_checkpoints
+    latest = tmp_path / "latest"
+    old.rename(tmp_path / "latest.old")
+    if with_new:
+        new.rename(tmp_path / "latest.new")
+    model = load_checkpoint(latest, make_vec_env(), device="cpu")
+    # The new one was complete before the old one moved
+    assert model.num_timesteps == (32 if with_new else 16)
+    save_checkpoint(model, latest)
+    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == model.num_timesteps
+    assert sorted(path.name for path in tmp_path.glob("latest*")) == ["latest"]
+
+
+def test_killed_while_the_replaced_one_is_deleted(two_checkpoints, make_vec_env, tmp_path):
+    old, new = two_checkpoints
+    new.rename(tmp_path / "latest")
+    old.rename(tmp_path / "latest.old")
+    (tmp_path / "latest.old/model.zip").unlink()
+    assert load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu").num_timesteps == 32
+
+
+@pytest.mark.parametrize("after_a_kill", [False, True])
+def test_killed_while_writing_leaves_the_last_one(two_checkpoints, make_vec_env, tmp_path, monkeypatch, after_a_kill):
+    old, _ = two_checkpoints
+    latest = tmp_path / "latest"
+    old.rename(tmp_path / "latest.old" if after_a_kill else latest)
+    model = PPOSelfBC.load(two_checkpoints[1] / "model.zip")
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "save_replay_buffer", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(model, latest)
+    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == 16
+    # The half-written one is in nobody's way
+    save_checkpoint(model, latest)
+    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == 32
+
+
+def test_killed_while_writing_the_first_one(make_model, make_vec_env, tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOSelfBC, "save_replay_buffer", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(make_model(), tmp_path / "latest")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "latest", make_vec_env())
+
+
+def _killed(*args) -> None:
+    raise KeyboardInterrupt
+
+
+def test_checkpoints_are_taken_between_updates_at_the_distance_asked_for_and_at_the_end(make_model, tmp_path, monkeypatch):
+    model = make_model()
+    saved = []
+    # One update has one epoch here: all rollouts so far have been learned from
+    monkeypatch.setattr("sb3_vla.runs.checkpoint.save_checkpoint", lambda m, folder: saved.append((m.num_timesteps, m._n_updates)))
+    model.learn(80, callback=RunCheckpoint(tmp_path / "latest", every=20))
+    assert saved == [(32, 2), (64, 4), (80, 5)]
+
+
+def _log(path: Path, last_timestep: int, rows: list[dict[str, float]]) -> list[dict[str, str]]:
+    writer = ResumableCSV(str(path), last_timestep)
+    for row in rows:
+        writer.write(row, dict.fromkeys(row, ()))
+    writer.close()
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_goes_on_after_the_checkpoint_and_drops_what_came_after_it(tmp_path):
+    path = tmp_path / "progress.csv"
+    first = _log(path, 0, [{TIMESTEPS: t, "loss": t / 10} for t in (16, 32, 48)])
+    rows = _log(path, 32, [{TIMESTEPS: 48, "loss": 9.0}, {TIMESTEPS: 64, "loss": 8.0, "extra": 1.0}])
+    assert [row[TIMESTEPS] for row in rows] == ["16", "32", "48", "64"]
+    assert [row["loss"] for row in rows] == [first[0]["loss"], first[1]["loss"], "9.0", "8.0"]
+    assert [row["extra"] for row in rows] == ["", "", "", "1.0"]
+
+
+def test_csv_survives_half_a_row(tmp_path):
+    path = tmp_path / "progress.csv"
+    _log(path, 0, [{"loss": t / 10, TIMESTEPS: t, "rate": 1.0} for t in (16, 32)])
+    text = path.read_text()
+    path.write_text(text[: text.rindex("32") - 2])
+    assert [row[TIMESTEPS] for row in _log(path, 16, [{TIMESTEPS: 32}])] == ["16", "32"]
+
+
+def test_csv_of_a_run_killed_before_its_first_row(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.touch()
+    assert _log(path, 0, [{TIMESTEPS: 16}]) == [{TIMESTEPS: "16"}]
+
+
+def test_checkpoint_is_complete_without_the_run(trained, make_vec_env, tmp_path):
+    save_checkpoint(trained, tmp_path / "latest")
+    moved = shutil.copytree(tmp_path / "latest", tmp_path / "elsewhere" / "copy")
+    assert load_checkpoint(moved, make_vec_env(), device="cpu").num_timesteps == 32

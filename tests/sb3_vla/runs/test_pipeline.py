@@ -1,0 +1,265 @@
+import csv
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from PIL import Image
+
+from sb3_vla import PPOSelfBC
+from sb3_vla.runs import pipeline
+from sb3_vla.runs.checkpoint import find_checkpoint
+from sb3_vla.runs.cli import main
+from sb3_vla.runs.config import load_config
+from sb3_vla.evaluation.evaluation_result import EvaluationResult
+from sb3_vla.common.run_folder import RunFolder
+from sb3_vla_envs import load_demonstrations
+
+TASKS = ["handle-press-v3", "coffee-button-v3"]
+SETTINGS: dict[str, Any] = {
+    "tasks": TASKS,
+    "device": "cpu",
+    "env": {"chunk_size": 5, "horizon": 60, "n_goals": 3, "cameras": [{"name": "corner4", "height": 8, "width": 8}]},
+    "policy": {"head_dim": 16, "critic_net_arch": [16]},
+    "demos": {"n_per_task": 2, "n_workers": 1},
+    "sft": {"n_epochs": 1},
+    "train": {
+        "total_timesteps": 48,
+        "n_envs": 2,
+        "n_steps": 8,
+        "batch_size": 8,
+        "n_epochs": 1,
+        "critic_warmup_steps": 0,
+        "bc_batch_size": 4,
+        "checkpoint_every": 1,
+    },
+    "eval": {"n_goals": 1, "n_envs": 1},
+}
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_config):
+    """Settings of a run of seconds, with a backbone of a few thousand weights."""
+    path = tmp_path / "tiny.yml"
+    policy = {**SETTINGS["policy"], "backbone_kwargs": {"config": tiny_config}}
+    path.write_text(yaml.safe_dump({**SETTINGS, "policy": policy}), encoding="utf-8")
+    return path
+
+
+def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys):
+    assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run")]) == 0
+    run = RunFolder.open(tmp_path / "run")
+    assert [demo.task for demo in load_demonstrations(run.demos)] == [task for task in TASKS for _ in range(2)]
+    assert PPOSelfBC.load(run.sft_model).num_timesteps == 0
+    assert PPOSelfBC.load(run.model).num_timesteps == 48
+    assert (tmp_path / "run/checkpoint/replay_buffer.npz").is_file() and any(run.tensorboard.iterdir())
+
+    results = {name: EvaluationResult.from_dict(content) for name, content in json.loads(run.results.read_text()).items()}
+    assert list(results) == ["SFT", "post-trained"]
+    for result in results.values():
+        assert list(result.tasks) == TASKS and len(result.episodes) == 2
+        # The three training goals and the one test goal are other lists
+        assert result.settings["goal_split"] == "test" and result.settings["n_goals"] == 1
+    assert results["SFT"].settings == results["post-trained"].settings
+
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    for part in ("backend; writing to", "1/5", "2/5", "3/5", "4/5", "5/5"):
+        assert part in out
+    header = next(number for number, line in enumerate(lines) if line.split() == ["SFT", "post-trained"])
+    assert lines[header + 1].split().count("episodes") == 2
+    assert [line.split()[0] for line in lines[header + 2 : header + 4]] == TASKS
+    assert lines[header + 5].startswith("mean")
+
+    for path in (run.curves, run.path / "comparison.png"):
+        with Image.open(path) as picture:
+            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50, path
+    films = {f"{prefix}_{task}.gif" for prefix in ("sft", "post_trained", "comparison") for task in TASKS}
+    assert {path.name for path in run.gifs.iterdir()} == films
+    for path in run.gifs.iterdir():
+        with Image.open(path) as film:
+            assert film.n_frames > 10
+            first = np.asarray(film.convert("RGB"), dtype=float)
+            film.seek(film.n_frames - 1)
+            assert np.abs(first - np.asarray(film.convert("RGB"), dtype=float)).mean() > 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that is killed
+
+
+@pytest.fixture
+def killed(config_file, tmp_path):
+    """The folder of a training that SIGKILL ended after its first checkpoint, and a copy of that checkpoint."""
+    demos, run = tmp_path / "d.npz", tmp_path / "run"
+    assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
+    command = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
+    arguments = ["train", "--config", str(config_file), "--demos", str(demos), "--out", str(run), "--timesteps", "1000000"]
+    process = subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _wait_for(lambda: (run / "checkpoint").exists() or process.poll() is not None)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    # The workers notice that nobody talks to them any more
+    _wait_for(lambda: not _is_alive(process.pid))
+    assert not (run / "model.zip").exists()
+    folder = RunFolder.open(run)
+    saved = shutil.copytree(find_checkpoint(folder.checkpoint), tmp_path / "saved")
+    # Three updates to go
+    content = yaml.safe_load(folder.config_file.read_text())
+    total = PPOSelfBC.load(saved / "model.zip", device="cpu").num_timesteps + 48
+    content["config"]["train"]["total_timesteps"] = total
+    folder.config_file.write_text(yaml.safe_dump(content))
+    return folder, saved, total
+
+
+def _wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _is_alive(process_group: int) -> bool:
+    """Whether a process of the group is running; a zombie that nobody reaps does not count."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(group) == process_group and state != "Z":
+            return True
+    return False
+
+
+def _rows(folder: RunFolder) -> list[dict[str, str]]:
+    with open(folder.progress, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch):
+    folder, saved, total = killed
+    seen: dict[str, Any] = {}
+
+    def collect_rollouts(model, *args, **kwargs):
+        if not seen:
+            # The first moment at which something random is drawn
+            seen.update(
+                num_timesteps=model.num_timesteps,
+                num_primitive_steps=model.num_primitive_steps,
+                n_updates=model._n_updates,
+                weights={name: value.clone() for name, value in model.policy.state_dict().items()},
+                optimizer={number: dict(state) for number, state in model.policy.optimizer.state_dict()["state"].items()},
+                episodes=[demo for held in model.replay_buffer.episodes.values() for demo in held],
+                python=random.getstate(),
+                numpy=np.random.get_state(),
+                torch=th.get_rng_state(),
+                buffer=model.replay_buffer.rng.bit_generator.state,
+            )
+            seen["optimizer"] = {n: {k: v.clone() for k, v in state.items()} for n, state in seen["optimizer"].items()}
+        return original(model, *args, **kwargs)
+
+    original = PPOSelfBC.collect_rollouts
+    monkeypatch.setattr(PPOSelfBC, "collect_rollouts", collect_rollouts)
+    rows, log = _rows(folder), (folder.path / "log.txt").read_text()
+    assert main(["train", "--resume", str(folder.path)]) == 0
+
+    model = PPOSelfBC.load(saved / "model.zip", device="cpu")
+    assert 16 <= model.num_timesteps == seen["num_timesteps"] == total - 48
+    assert seen["num_primitive_steps"] == model.num_primitive_steps and seen["n_updates"] == model._n_updates
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, seen["weights"][name]), name
+    moments = model.policy.optimizer.state_dict()["state"]
+    assert moments and moments.keys() == seen["optimizer"].keys()
+    for number, state in moments.items():
+        assert all(th.equal(state[name], seen["optimizer"][number][name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+
+    episodes = load_demonstrations(saved / "replay_buffer.npz")
+    assert len(seen["episodes"]) == len(episodes) >= 4
+    for ours, theirs in zip(seen["episodes"], episodes, strict=True):
+        assert ours.task == theirs.task
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
+        np.testing.assert_array_equal(ours.observations["image"], theirs.observations["image"])
+
+    states = th.load(saved / "random_states.pt", weights_only=True)
+    assert seen["python"] == states["python"] and seen["buffer"] == states["replay_buffer"]
+    np.testing.assert_array_equal(seen["numpy"][1], states["numpy"][0])
+    assert seen["numpy"][2:] == tuple(states["numpy"][1:])
+    assert th.equal(seen["torch"], states["torch"])
+
+    end = PPOSelfBC.load(folder.model, device="cpu")
+    assert end.num_timesteps == total and end._n_updates == total // 16
+    resumed = _rows(folder)
+    steps = [int(row["time/total_timesteps"]) for row in resumed]
+    assert steps == [16 * (number + 1) for number in range(total // 16)]
+    primitive = [int(row["time/primitive_steps"]) for row in resumed]
+    assert all(a < b for a, b in pairwise(primitive))
+    n_kept = model.num_timesteps // 16
+    for old, new in zip(rows[:n_kept], resumed[:n_kept], strict=True):
+        assert {name: value for name, value in new.items() if value} == {name: value for name, value in old.items() if value}
+    assert (folder.path / "log.txt").read_text().startswith(log)
+    assert folder.curves.is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions
+
+
+def test_training_goals_and_their_order_are_no_matter_of_a_model_in_use():
+    config = load_config(env={"n_goals": 3, "goal_order": "sequential", "horizon": 60, "quality": "full"})
+    assert pipeline.acting_env(config) == {"chunk_size": config["env"]["chunk_size"], "horizon": 60, "quality": "full"}
+
+
+def test_check_builds_what_a_run_builds_without_touching_the_configuration(config_file):
+    config = load_config(config_file)
+    before = json.dumps(config)
+    pipeline.check_training(config)
+    assert json.dumps(config) == before
+
+
+def test_one_chunk_an_environment_is_enough_for_an_update(config_file):
+    pipeline.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 8}))
+    with pytest.raises(ValueError, match="n_steps"):
+        pipeline.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 1}))
+
+
+def test_collect_never_overwrites(config_file, tmp_path):
+    (tmp_path / "d.npz").write_text("all of it")
+    with pytest.raises(FileExistsError, match="exists already"):
+        pipeline.collect(load_config(config_file), tmp_path / "d.npz")
+    assert (tmp_path / "d.npz").read_text() == "all of it"
+
+
+def test_load_model_takes_what_its_class_saved(make_model, tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model.zip")
+    loaded = pipeline.load_model(tmp_path / "model.zip", "cpu")
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, loaded.policy.state_dict()[name])
+
+
+def test_new_run_starts_from_the_weights_of_the_initial_model(config_file, tmp_path):
+    config = load_config(config_file, train={"total_timesteps": 16, "critic_warmup_steps": 16, "n_envs": 1, "bc_weight": 0.0})
+    sft = RunFolder.create(tmp_path / "sft", "sft", config)
+    demonstrations = pipeline.collect(config, tmp_path / "d.npz")
+    initial = pipeline.run_sft(config, demonstrations, sft.sft_model)
+    run = RunFolder.create(tmp_path / "run", "train", config)
+    model = pipeline.post_train(config, run, sft.sft_model, progress=False)
+    state = model.policy.state_dict()
+    moved = {name for name, value in initial.policy.state_dict().items() if not th.equal(value, state[name])}
+    # The critic warms up: nothing else learns
+    assert moved and all(name.startswith("critic") for name in moved)
+    assert (model.gamma, model.n_steps) == (config["env"]["gamma"], 8)
+    assert Path(run.model).is_file()

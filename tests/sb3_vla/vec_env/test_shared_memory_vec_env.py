@@ -1,0 +1,480 @@
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_vla import PPOSelfBC, SharedMemoryVecEnv
+from sb3_vla.vec_env.shared_memory_vec_env import WorkerTraceback, balance
+
+# Workers can't import this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SPACES = {
+    "box": spaces.Box(-1, 1, (3,), np.float32),
+    "image": spaces.Box(0, 255, (5, 4, 3), np.uint8),
+    "float64": spaces.Box(-1, 1, (), np.float64),
+    "discrete": spaces.Discrete(7),
+    "multi_discrete": spaces.MultiDiscrete([3, 4]),
+    "multi_binary": spaces.MultiBinary([2, 3]),
+    "dict": spaces.Dict(
+        {"image": spaces.Box(0, 255, (5, 4, 3), np.uint8), "number": spaces.Discrete(4), "state": spaces.Box(-1, 1, (3,))}
+    ),
+    "tuple": spaces.Tuple((spaces.Box(-1, 1, (3,)), spaces.MultiBinary(2))),
+}
+
+
+class ToyEnv(gym.Env):
+    """Observes and is rewarded at random; episodes end at random, in both ways."""
+
+    def __init__(self, number=0, space="box", action_space=None, render_mode=None, fault=None):
+        self.number, self.render_mode, self.fault = number, render_mode, fault
+        self.observation_space = SPACES[space] if isinstance(space, str) else space
+        self.action_space = action_space or spaces.Box(-1, 1, (2,), np.float32)
+        self.happens("build")
+
+    def happens(self, where):
+        """Do what ``fault`` says, if it says it of this place."""
+        if self.fault and self.fault[0] == where:
+            self.fault[1]()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.happens("reset")
+        return self._observe(), {"seed": seed, "options": options, "draw": self.np_random.random()}
+
+    def step(self, action):
+        self.happens("step")
+        terminated, truncated = (bool(self.np_random.random() < 0.15) for _ in range(2))
+        reward = float(self.np_random.normal() + np.sum(action))
+        return self._observe(), reward, terminated, truncated, {"number": self.number, "action": action}
+
+    def render(self):
+        return np.full((4, 4, 3), self.number, np.uint8) if self.render_mode == "rgb_array" else f"<{self.number}>"
+
+    def pid(self):
+        return os.getpid()
+
+    def settings(self):
+        sigint_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return os.environ["LP_NUM_THREADS"], th.get_num_threads(), sigint_ignored
+
+    def _observe(self):
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample()
+
+
+def toy_env_fns(n=5, **kwargs):
+    return [partial(ToyEnv, number, **kwargs) for number in range(n)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_import_once():
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(env_fns, *args, **kwargs):
+        made.append(SharedMemoryVecEnv(env_fns, *args, **kwargs))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+        assert not any(process.is_alive() for process in env.processes)
+
+
+def assert_same(one, two):
+    """Equal in value, type, shape and dtype."""
+    assert isinstance(one, type(two)) or isinstance(two, type(one))
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for left, right in zip(one, two, strict=True):
+            assert_same(left, right)
+    else:
+        np.testing.assert_array_equal(one, two, strict=isinstance(one, np.ndarray))
+
+
+@pytest.mark.parametrize(
+    "space, n_workers", [*zip(SPACES, [1, 2, 5, 2, 1, 2, 2, 2], strict=True), ("dict", 1), ("dict", 5), ("tuple", 4)]
+)
+def test_every_step_is_that_of_dummy_vec_env(make, space, n_workers):
+    env_fns = toy_env_fns(space=space)
+    shared, dummy = make(env_fns, n_workers), DummyVecEnv(env_fns)
+    assert shared.observation_space == dummy.observation_space and shared.action_space == dummy.action_space
+    rng = np.random.default_rng(0)
+    n_ends = {"terminated": 0, "truncated": 0}
+    for seed in (3, None):
+        for env in (shared, dummy):
+            if seed is not None:
+                assert list(env.seed(seed)) == [3, 4, 5, 6, 7]
+                env.set_options([{"goal": number} for number in range(5)])
+        assert_same(shared.reset(), dummy.reset())
+        assert_same(shared.reset_infos, dummy.reset_infos)
+        for _ in range(30):
+            actions = rng.uniform(-1, 1, (5, 2))  # float64, which arrives as such
+            results = shared.step(actions)
+            assert_same(results, dummy.step(actions))
+            assert_same(shared.reset_infos, dummy.reset_infos)
+            for done, info in zip(*results[2:], strict=True):
+                assert done == ("terminal_observation" in info)
+                n_ends["truncated" if info["TimeLimit.truncated"] else "terminated"] += int(done)
+    assert min(n_ends.values()) > 5
+
+
+def test_seeds_and_options_hold_for_one_reset(make):
+    env = make(toy_env_fns(3), 2)
+    env.seed(10)
+    env.set_options({"goal": 1})
+    first = env.reset()
+    assert [info["seed"] for info in env.reset_infos] == [10, 11, 12]
+    assert [info["options"] for info in env.reset_infos] == [{"goal": 1}] * 3
+    second = env.reset()
+    assert [(info["seed"], info["options"]) for info in env.reset_infos] == [(None, None)] * 3
+    assert (first != second).all()
+
+
+def test_discrete_actions_and_lists_of_actions_arrive(make):
+    env = make(toy_env_fns(3, action_space=spaces.Discrete(5)), 2)
+    env.reset()
+    for actions in (np.array([4, 0, 2]), [4, 0, 2]):
+        assert [info["action"] for info in env.step(actions)[3]] == [4, 0, 2]
+    with pytest.raises(ValueError, match="2 actions for 3 environments"):
+        env.step(np.zeros(2))
+
+
+def test_what_is_returned_belongs_to_the_caller(make):
+    env = make(toy_env_fns(space="dict"), 2)
+    first = env.reset()
+    kept = {key: value.copy() for key, value in first.items()}
+    second = env.step(np.zeros((5, 2)))
+    for array in (*first.values(), *second[0].values(), *second[1:3]):
+        assert array.flags.owndata and array.flags.writeable
+    rewards = second[1].copy()
+    env.step(np.ones((5, 2)))
+    env.close()
+    assert_same(first, kept)
+    assert_same(second[1], rewards)
+
+
+def test_attributes_and_methods_by_index(make):
+    env = make([partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)], 2)
+    assert env.get_attr("number") == [0, 1, 2, 3]
+    assert env.get_attr("number", indices=[3, 0, 3, -1]) == [3, 0, 3, 3]
+    assert env.get_attr("number", indices=2) == [2]
+    assert env.has_attr("number") and not env.has_attr("nummer")
+    env.set_attr("mark", "here", indices=[1, 2])
+    assert env.get_attr("mark", indices=[1, 2]) == ["here"] * 2
+    with pytest.raises(AttributeError, match="mark"):
+        env.get_attr("mark")
+    assert env.get_attr("number") == [0, 1, 2, 3], "a query that failed leaves everything open and in order"
+    assert env.env_method("get_wrapper_attr", "number", indices=1) == [1]
+    assert env.env_method("get_wrapper_attr", name="number", indices=range(1, 3)) == [1, 2]
+    assert env.env_is_wrapped(TimeLimit, indices=[0, 3]) == [True, True]
+    assert env.env_is_wrapped(Monitor) == [False] * 4
+    with pytest.raises(IndexError):
+        env.get_attr("number", indices=4)
+
+
+def test_renders_like_dummy_vec_env(make):
+    env_fns = toy_env_fns(4, render_mode="rgb_array")
+    shared, dummy = make(env_fns, 2), DummyVecEnv(env_fns)
+    assert shared.render_mode == "rgb_array" and [image[0, 0, 0] for image in shared.get_images()] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(shared.render(), dummy.render())
+    texts = make(toy_env_fns(2, render_mode="ansi"), 1)
+    with pytest.warns(UserWarning, match="ansi"):
+        assert texts.get_images() == [None, None]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, PPOSelfBC, SAC])
+def test_algorithms_learn_the_same_as_with_dummy_vec_env(make, algorithm):
+    env_fns = [partial(_pendulum, number) for number in range(3)]
+    settings = {"learning_starts": 30} if algorithm is SAC else {"n_steps": 16, "batch_size": 24, "n_epochs": 2}
+    parameters = []
+    for env in (make(env_fns, 2), DummyVecEnv(env_fns)):
+        model = algorithm("MlpPolicy", VecNormalize(env), seed=0, device="cpu", policy_kwargs={"net_arch": [16]}, **settings)
+        model.learn(100)
+        parameters.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    assert th.equal(*parameters)
+
+
+def _pendulum(number):
+    return Monitor(gym.make("Pendulum-v1", max_episode_steps=5 + number))
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail(error=ValueError, *args):
+    raise error(*(args or ["the spring broke"]))
+
+
+def faulty_env_fns(where, what=fail, n=4, at=2):
+    return [partial(ToyEnv, number, fault=(where, what) if number == at else None) for number in range(n)]
+
+
+@pytest.mark.parametrize("where", ["build", "reset", "step", "method"])
+def test_an_environments_error_is_raised_here_and_everything_closed(make, where):
+    env = None
+    children = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match=r"^the spring broke$") as caught:
+        env = make(faulty_env_fns(where), 2)
+        env.reset()
+        env.step(np.zeros((4, 2)))
+        env.env_method("happens", "method")
+    cause = caught.value.__cause__
+    assert isinstance(cause, WorkerTraceback) and "environment 2" in str(cause) and "in fail" in str(cause)
+    assert set(multiprocessing.active_children()) <= children
+    assert (env is None) == (where == "build")
+    if env is not None:
+        assert env.closed and len(env.processes) == 2
+        for call in (env.reset, partial(env.get_attr, "number")):
+            with pytest.raises(RuntimeError, match="closed"):
+                call()
+
+
+def test_an_error_is_not_held_up_by_other_workers(make):
+    env_fns = faulty_env_fns("step")
+    env_fns[1] = partial(ToyEnv, 1, fault=("step", partial(time.sleep, 60)))
+    env = make(env_fns, 2)
+    env.reset()
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="the spring broke"):
+        env.step(np.zeros((4, 2)))
+    assert time.monotonic() - start < 15
+    with pytest.raises(RuntimeError, match="closed"):
+        env.reset()
+    with pytest.raises(RuntimeError, match="no step to wait for"):
+        env.step_wait()
+
+
+def test_an_error_that_cannot_be_pickled_keeps_its_text(make):
+    env = make(faulty_env_fns("step", partial(fail, Unpicklable, "rust", "dust")), 2)
+    env.reset()
+    with pytest.raises(RuntimeError, match="Unpicklable: rust and dust"):
+        env.step(np.zeros((4, 2)))
+
+
+def test_observations_that_do_not_fit_are_named(make):
+    narrow = spaces.Dict({**SPACES["dict"].spaces, "state": spaces.Box(-1, 1, (1,))})
+    fewer = spaces.Dict({"image": SPACES["dict"]["image"]})
+    for space, text in ((narrow, r"'state' has shape \(1,\).*says \(3,\)"), (fewer, "'number' is missing")):
+        env = make([partial(ToyEnv, space="dict"), partial(ToyEnv, space=space)], 1)
+        with pytest.raises(ValueError, match=text) as caught:
+            env.reset()
+        assert "environment 1" in str(caught.value.__cause__)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("where", ["build", "step"])
+def test_a_killed_worker_is_noticed_at_once_even_while_others_work(make, where):
+    env_fns = faulty_env_fns(where, die)
+    env_fns[1] = partial(ToyEnv, 1, fault=("step", partial(time.sleep, 60)))
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"environments \[0, 2\] was killed by signal 9 \(Killed\)"):
+        env = make(env_fns, 2)
+        env.reset()
+        env.step(np.zeros((4, 2)))
+    assert time.monotonic() - start < 15
+
+
+def test_a_worker_killed_between_steps_and_one_that_exits(make):
+    env = make(toy_env_fns(4), 2)
+    os.kill(env.processes[1].pid, signal.SIGKILL)
+    env.processes[1].join(5)
+    with pytest.raises(RuntimeError, match=r"environments \[1, 3\] was killed by signal 9"):
+        env.reset()
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        make(faulty_env_fns("build", partial(sys.exit, 3)), 2)
+
+
+def test_can_be_closed_in_the_middle_of_a_step_and_again(make, tmp_path):
+    class LeavesMark(ToyEnv):
+        def close(self):
+            (tmp_path / str(self.number)).touch()
+
+    env = make([partial(LeavesMark, number, fault=("step", partial(time.sleep, 0.2))) for number in range(3)], 2)
+    env.reset()
+    env.step_async(np.zeros((3, 2)))
+    env.close()
+    env.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert [process.exitcode for process in env.processes] == [0, 0]
+
+
+def test_reset_drops_the_step_under_way(make):
+    env_fns = toy_env_fns(3)
+    env, dummy = make(env_fns, 2), DummyVecEnv(env_fns)
+    for venv in (env, dummy):
+        venv.seed(0)
+        venv.reset()
+    actions = np.zeros((3, 2))
+    env.step_async(actions)
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        env.get_attr("number")
+    env.seed(1)
+    dummy.seed(1)
+    assert_same(env.reset(), dummy.reset())
+    assert_same(env.step(actions), dummy.step(actions))
+
+
+class OldStyleEnv(ToyEnv):
+    """Uses global random numbers."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        np.random.seed(number)
+        random.seed(number)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            np.random.seed(seed)
+            random.seed(seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        return self._observe(), np.random.normal(), random.random() < 0.2, False, {}
+
+    def _observe(self):
+        return np.array([np.random.random(), random.random(), np.random.standard_normal()], np.float32)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_neither_workers_nor_probing_change_results_of_environments_with_global_random_numbers(make, seed):
+    def play(*args):
+        env = make([partial(OldStyleEnv, number) for number in range(4)], *args)
+        if seed is not None:
+            env.seed(seed)
+        return [env.reset(), *(env.step(np.zeros((4, 2)))[0] for _ in range(20))]
+
+    one = play(1)
+    assert_same(one, play(2))
+    assert_same(one, play(4))
+    assert_same(one, play(2, None, 3))
+    assert len(np.unique(one[0])) == 12
+
+
+def test_balance_gives_the_most_costly_first_to_who_has_least():
+    # 9 | 7; 7 + 5; 12 > 9 so 9 + 4 | 12 + 1
+    assert balance([1, 9, 4, 7, 5], 2) == [1, 0, 0, 1, 1]
+    assert balance([1.0] * 5, 2) == [0, 1, 0, 1, 0], "equal ones in turn"
+    assert balance([0.0] * 3, 3) == [0, 1, 2]
+    assert balance([100, 1, 1, 1], 2) == [0, 1, 1, 0], "nobody gets more than two of four"
+
+
+def test_measured_cost_decides_who_shares_a_worker(make):
+    slow = partial(ToyEnv, fault=("step", partial(time.sleep, 0.02)))
+    env_fns = [slow, ToyEnv, slow, ToyEnv]
+    pids = make(env_fns, 2).env_method("pid")
+    assert pids[0] == pids[2] != pids[1] == pids[3], "in turn"
+    pids = make(env_fns, 2, probe_steps=5).env_method("pid")
+    assert pids[0] != pids[2] and pids[1] != pids[3]
+
+
+def test_workers_use_one_thread_each_and_leave_ctrl_c_to_the_parent(make, monkeypatch):
+    monkeypatch.delenv("LP_NUM_THREADS", raising=False)
+    env = make(toy_env_fns(2))
+    assert env.env_method("settings") == [("0", 1, True)] * 2
+    assert len(env.processes) == min(2, len(os.sched_getaffinity(0)))
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="no environments"):
+        SharedMemoryVecEnv([])
+    with pytest.raises(ValueError, match="n_workers must be at least 1, got 0"):
+        SharedMemoryVecEnv(toy_env_fns(2), n_workers=0)
+
+
+def end_without_closing(pids):
+    env = SharedMemoryVecEnv(toy_env_fns(3), n_workers=2, start_method="fork")
+    env.reset()
+    pids.send([process.pid for process in env.processes])
+    die()
+
+
+def test_workers_end_when_the_parent_is_killed():
+    # Forked workers, which inherit this side of each other's pipes
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    before = shared_memory_files()
+    parent = context.Process(target=end_without_closing, args=(there,))
+    parent.start()
+    pids = here.recv()
+    parent.join(10)
+    assert parent.exitcode == -signal.SIGKILL and len(pids) == 2
+    assert_have_ended(pids)
+    assert shared_memory_files() <= before
+
+
+SCRIPT = """
+import gymnasium as gym
+import numpy as np
+from sb3_vla import SharedMemoryVecEnv
+
+if __name__ == "__main__":
+    envs = []
+    for method, n_workers in (("fork", 2), ("spawn", 1)):
+        envs.append(SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 3, n_workers, start_method=method))
+        envs[-1].reset()
+        assert envs[-1].step(np.ones(3, int))[0].shape == (3, 4)
+    print(*[process.pid for env in envs for process in env.processes], flush=True)
+"""
+
+
+def test_a_script_that_does_not_close_ends_in_silence_and_leaves_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    before = shared_memory_files()
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, ""), "no complaint of the tracker of shared memory either"
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 3
+    assert_have_ended(pids)
+    assert shared_memory_files() <= before
+
+
+def shared_memory_files():
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+def assert_have_ended(pids):
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
