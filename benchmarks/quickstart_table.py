@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from sb3_vla.evaluation.evaluation_result import EvaluationResult
+from sb3_vla.evaluation.result import EvaluationResult
 
 
 def main() -> None:

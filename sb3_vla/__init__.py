@@ -3,7 +3,7 @@
 from .callbacks.sft_callback import SFTCallback
 from .callbacks.success_eval_callback import SuccessEvalCallback
 from .evaluation.evaluation import EpisodeSchedule, episode_jobs, evaluate, evaluate_on_metaworld
-from .evaluation.evaluation_result import EvaluationResult
+from .evaluation.result import EvaluationResult
 from .hub.hub import push_to_hub, save_for_hub
 from .imitation.demonstration_buffer import DemonstrationBuffer
 from .imitation.sft import fine_tune

@@ -16,7 +16,7 @@ from sb3_vla_envs import resolve_tasks
 
 from ..common.run_folder import RunFolder, software_versions
 from ..evaluation.evaluation import TRAINING_ONLY
-from ..evaluation.evaluation_result import EvaluationResult
+from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_card import CardContent, make_model_card
 from .model_usage import benchmark_name

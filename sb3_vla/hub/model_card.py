@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.utils import ConstantSchedule
 
-from ..evaluation.evaluation_result import EvaluationResult, EvaluationSummary
+from ..evaluation.result import EvaluationResult, EvaluationSummary
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_usage import benchmark_name, usage_code

@@ -7,7 +7,7 @@ from typing import Any
 from sb3_vla_envs import MT10, MT50
 
 from ..evaluation.evaluation import evaluate_on_metaworld
-from ..evaluation.evaluation_result import EvaluationResult
+from ..evaluation.result import EvaluationResult
 
 _LOAD = """\
 from huggingface_hub import hf_hub_download

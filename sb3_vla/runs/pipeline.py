@@ -22,7 +22,7 @@ from sb3_vla_envs import (
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..evaluation.evaluation import TRAINING_ONLY, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
-from ..evaluation.evaluation_result import EvaluationResult, results_table
+from ..evaluation.result import EvaluationResult, results_table
 from .plotting import plot_comparison, plot_learning_curves
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..evaluation.films import record_metaworld_episode, save_comparison_gif, save_gif

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.evaluation_result import EvaluationResult, EvaluationSummary
+from ..evaluation.result import EvaluationResult, EvaluationSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

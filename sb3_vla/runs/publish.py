@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.evaluation_result import EvaluationResult
+from ..evaluation.result import EvaluationResult
 from ..hub.hub import check_results
 from .pipeline import acting_env, load_model
 from ..common.run_folder import RunFolder

@@ -19,7 +19,7 @@ from sb3_vla.evaluation.evaluation import (
     evaluate_on_metaworld,
     metaworld_env_kwargs,
 )
-from sb3_vla.evaluation.evaluation_result import EpisodeRecord
+from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.vec_env.make import make_vec_env_from_fns
 from sb3_vla_envs import make_vla_env
 

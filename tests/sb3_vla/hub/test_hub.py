@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from sb3_vla import EvaluationResult, PPOSelfBC, push_to_hub, save_for_hub
 from sb3_vla.common.run_folder import RunFolder
-from sb3_vla.evaluation.evaluation_result import EpisodeRecord
+from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.runs.publish import read_run
 from sb3_vla_envs import MT10
 

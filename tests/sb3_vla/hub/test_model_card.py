@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sb3_vla import ConstantWeight, EvaluationResult, PPOSelfBC, evaluate_on_metaworld, make_vla_vec_env, save_for_hub
-from sb3_vla.evaluation.evaluation_result import EpisodeRecord
+from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla_envs import Camera
 
 TASKS = ["drawer-close-v3", "window-open-v3"]

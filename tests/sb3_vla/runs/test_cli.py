@@ -14,7 +14,7 @@ from PIL import Image
 
 from sb3_vla import PPOSelfBC
 from sb3_vla.runs.cli import build_parser, main
-from sb3_vla.evaluation.evaluation_result import EvaluationResult
+from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla_envs import load_demonstrations
 

@@ -21,7 +21,7 @@ from sb3_vla.runs import pipeline
 from sb3_vla.runs.checkpoint import find_checkpoint
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
-from sb3_vla.evaluation.evaluation_result import EvaluationResult
+from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla_envs import load_demonstrations
 

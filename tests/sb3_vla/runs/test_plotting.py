@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from stable_baselines3.common.logger import CSVOutputFormat, Logger
 
-from sb3_vla.evaluation.evaluation_result import EpisodeRecord, EvaluationResult
+from sb3_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from sb3_vla.runs.plotting import plot_comparison, plot_learning_curves
 
 TASKS = ("window-open-v3", "drawer-close-v3", "button-press-topdown-v3")

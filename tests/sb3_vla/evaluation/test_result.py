@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_vla.evaluation.evaluation_result import EpisodeRecord, EvaluationResult, results_table, wilson_interval
+from sb3_vla.evaluation.result import EpisodeRecord, EvaluationResult, results_table, wilson_interval
 
 
 def record(task: str, goal: int, steps: int | None) -> EpisodeRecord:
