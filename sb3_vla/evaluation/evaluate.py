@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm.auto import tqdm
 
-from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
+from sb3_vla_envs import Suite, find_suite, make_vla_env
+from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 from ..vec_env.make import make_vec_env_from_fns
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
@@ -21,14 +22,6 @@ from .episode_schedule import EpisodeJob, EpisodeSchedule, episode_jobs
 from .model_fit import check_model_fits, model_settings
 from .normalization import normalize_like
 from .result import EpisodeRecord, EvaluationResult
-
-try:  # TODO until both are there
-    from sb3_vla_envs.suite import Suite, find_suite
-    from sb3_vla_envs.wrappers.episode_progress import task_name
-except ImportError:
-
-    def task_name(info):
-        return str(info.get("task", ""))
 
 
 def evaluate(
@@ -45,8 +38,8 @@ def evaluate(
     differently sized batches and, if actions are sampled, the order of the samples).
 
     :param model: An SB3 model or policy, or anything with their ``predict``
-    :param venv: Vectorised environment, each environment of it in an :class:`EpisodeSchedule`; the model sees it through its own
-        ``VecNormalize``, if it has one
+    :param venv: Vectorised environment, each environment of it in an :class:`EpisodeSchedule`; the model sees it
+        through its own ``VecNormalize``, if it has one
     :param jobs: The episodes (:func:`episode_jobs`)
     :param deterministic: Take the policy's mode instead of sampling
     :param progress: Show a progress bar over episodes with the time left
@@ -103,7 +96,7 @@ def evaluate_on_tasks(
     seed: int = 0,
     deterministic: bool = True,
     progress: bool = True,
-    suite: 'str | Suite | None' = None,
+    suite: str | Suite | None = None,
     **settings: Any,
 ) -> EvaluationResult:
     """
@@ -125,20 +118,20 @@ def evaluate_on_tasks(
     :return: The result
     :raises ValueError: If a task is unknown, or the model and the environment disagree on actions or observations
     """
-    suite = find_suite(tasks, suite)
-    tasks = suite.resolve_tasks(tasks)
+    found = find_suite(tasks, suite)
+    tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_goals, seed)
     settings = model_settings(model, **{"goal_split": split, "n_goals": n_goals, **settings})
     n_envs = min(n_envs, len(jobs))
     make_venv = vec_env_cls or make_vec_env_from_fns
-    venv = make_venv([partial(_make_scheduled_env, suite, tasks, settings)] * n_envs)
+    venv = make_venv([partial(_make_scheduled_env, tasks, {"suite": suite or found.address, **settings})] * n_envs)
     try:
         check_model_fits(model, venv)
-        run = {"suite": suite.name, "tasks": tasks, "seed": seed, "n_envs": n_envs}
+        what_counts = {"suite": found.address, "tasks": tasks, "seed": seed, "n_envs": n_envs, **_in_full(found, settings)}
         # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
         with th.random.fork_rng():
             th.manual_seed(seed)
-            return evaluate(model, venv, jobs, deterministic, progress, {**run, **_acting_defaults(suite), **settings})
+            return evaluate(model, venv, jobs, deterministic, progress, what_counts)
     finally:
         venv.close()
 
@@ -190,13 +183,14 @@ class _EpisodeLog:
         self._progress = EpisodeProgress()
 
 
-def _make_scheduled_env(suite: 'Suite', tasks: Sequence[str], settings: Mapping[str, Any]) -> EpisodeSchedule:
-    return EpisodeSchedule(suite.make_env(tasks, **settings))
+def _make_scheduled_env(tasks: Sequence[str], settings: Mapping[str, Any]) -> EpisodeSchedule:
+    return EpisodeSchedule(make_vla_env(tasks, **settings))
 
 
-def _acting_defaults(suite: 'Suite') -> dict[str, Any]:
-    """What a suite's environments are like where nothing else is said, without what only matters in training."""
-    return suite.acting_settings({**vars(suite.simulation()), **vars(suite.wrapping)})
+def _in_full(suite: Suite, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and those that go without saying: the suite's own, but for what matters in training only."""
+    defaults = suite.acting_settings({**vars(suite.simulation()), **vars(suite.wrapping)})
+    return {**defaults, **{name: value for name, value in settings.items() if value is not None}}
 
 
 def _as_plain(value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 def model_settings(model: BaseAlgorithm, **settings: Any) -> dict[str, Any]:
     """
     Complete the settings of a suite's environment by those that the model fixes: its chunk size and its discount. Without
-    ``privileged``, unless it is asked for: no VLA policy needs it to act, and its size depends on the list of tasks in training.
+    ``privileged``, unless it is asked for: VLAPolicy doesn't need it to act, and its size depends on the tasks in training.
 
     :param model: A model whose actions are chunks of shape (chunk_size, action_dim)
     :param settings: Settings of the environment, see :func:`sb3_vla_envs.make_vla_env`

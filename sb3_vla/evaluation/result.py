@@ -20,11 +20,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     Wilson's score interval of a success probability (Wilson 1927, "Probable inference, the law of succession, and
     statistical inference"). Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and n successes.
 
-    :param successes: number of successes, 0..n
-    :param n: number of trials, at least 1
-    :param confidence: coverage, in (0, 1)
-    :return: lower and upper end
-    :raises ValueError: if an argument is out of its range
+    :param successes: Number of successes, 0..n
+    :param n: Number of trials, at least 1
+    :param confidence: Coverage, in (0, 1)
+    :return: Lower and upper end
+    :raises ValueError: If an argument is out of its range
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"Got {successes} successes in {n} trials: give at least one trial and 0 to n successes.")
@@ -43,12 +43,12 @@ class EpisodeRecord:
     """
     One episode that was run.
 
-    :param task: name of the task, "" without tasks
-    :param goal_index: number of the goal
-    :param success: whether the task was solved
-    :param steps_to_success: primitive steps until it was, ``None`` if it wasn't
-    :param n_steps: primitive steps of the whole episode
-    :param episode_return: sum of the rewards that the vectorised environment gave
+    :param task: Name of the task, "" without tasks
+    :param goal_index: Number of the goal
+    :param success: Whether the task was solved
+    :param steps_to_success: Primitive steps until it was, ``None`` if it wasn't
+    :param n_steps: Primitive steps of the whole episode
+    :param episode_return: Sum of the rewards that the vectorised environment gave
     """
 
     task: str
@@ -64,11 +64,11 @@ class EvaluationSummary:
     """
     What some episodes say.
 
-    :param success: success rate, 0..1
-    :param success_low: lower end of its 95 % Wilson interval
-    :param success_high: upper end
-    :param steps_to_success: mean primitive steps of the successful episodes, ``None`` if there are none
-    :param n_episodes: number of episodes
+    :param success: Success rate, 0..1
+    :param success_low: Lower end of its 95 % Wilson interval
+    :param success_high: Upper end
+    :param steps_to_success: Mean primitive steps of the successful episodes, ``None`` if there are none
+    :param n_episodes: Number of episodes
     """
 
     success: float
@@ -83,9 +83,9 @@ class EvaluationResult:
     """
     All episodes of an evaluation and what they were run with.
 
-    :param episodes: at least one, in the order of their jobs
-    :param settings: what determines the numbers: ``deterministic``, ``seed``, ``goal_split``, ``horizon``, ``chunk_size``...
-    :param versions: of the software (:func:`~sb3_vla.common.run_folder.software_versions`)
+    :param episodes: At least one, in the order of their jobs
+    :param settings: What determines the numbers: ``deterministic``, ``seed``, ``goal_split``, ``horizon``, ``chunk_size``...
+    :param versions: Of the software (:func:`~sb3_vla.common.run_folder.software_versions`)
     """
 
     episodes: list[EpisodeRecord]
@@ -117,13 +117,13 @@ class EvaluationResult:
 
     def table(self) -> str:
         """
-        :return: the summaries as text, a line a task and one for the mean
+        :return: The summaries as text, a line a task and one for the mean
         """
         return results_table({"": self})
 
     def to_dict(self) -> dict[str, Any]:
         """
-        :return: everything as plain types; ``summary`` is there for the reader, :meth:`from_dict` computes it anew
+        :return: Everything as plain types; ``summary`` is there for the reader, :meth:`from_dict` computes it anew
         """
         return {
             "format": _FILE_FORMAT,
@@ -140,9 +140,9 @@ class EvaluationResult:
     @classmethod
     def from_dict(cls, content: Any) -> "EvaluationResult":
         """
-        :param content: what :meth:`to_dict` returned
-        :return: the result
-        :raises ValueError: if it is something else, or of another version
+        :param content: What :meth:`to_dict` returned
+        :return: The result
+        :raises ValueError: If it is something else, or of another version
         """
         if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
             raise ValueError(f"This is no evaluation result: its 'format' should be '{_FILE_FORMAT}'.")
@@ -161,7 +161,7 @@ class EvaluationResult:
         """
         Write a JSON file, whole or not at all: an interrupted write leaves what was there before.
 
-        :param path: the file; its folder must exist
+        :param path: The file; its folder must exist
         """
         path = Path(path)
         partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -174,10 +174,10 @@ class EvaluationResult:
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":
         """
-        :param path: a file that :meth:`save` wrote
-        :return: the result
-        :raises FileNotFoundError: if there is none
-        :raises ValueError: if it is no evaluation result
+        :param path: A file that :meth:`save` wrote
+        :return: The result
+        :raises FileNotFoundError: If there is none
+        :raises ValueError: If it is no evaluation result
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -189,9 +189,9 @@ def results_table(results: Mapping[str, EvaluationResult]) -> str:
     """
     Evaluations side by side, for example ``{"SFT": before, "post-trained": after}``.
 
-    :param results: evaluations by name
-    :return: text, a line a task and one for the mean: success rate with its 95 % interval, mean steps to success, episodes
-    :raises ValueError: if there are no evaluations
+    :param results: Evaluations by name
+    :return: Text, a line a task and one for the mean: success rate with its 95 % interval, mean steps to success, episodes
+    :raises ValueError: If there are no evaluations
     """
     if not results:
         raise ValueError("There are no results to make a table of: give at least one.")

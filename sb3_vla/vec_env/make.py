@@ -1,4 +1,4 @@
-"""Vectorised MetaWorld for training."""
+"""Vectorised environments of a suite, for training."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -7,22 +7,25 @@ from typing import Any
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_vla_envs import make_env_fns
+from sb3_vla_envs import Suite, make_env_fns
 
 from .shared_memory_vec_env import SharedMemoryVecEnv
 
 
-def make_vla_vec_env(tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, **env_kwargs: Any) -> VecEnv:
+def make_vla_vec_env(
+    tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, suite: str | Suite | None = None, **settings: Any
+) -> VecEnv:
     """
-    MetaWorld as VLAPolicy sees it, many at a time, in a process for each CPU.
+    Tasks of a suite as VLAPolicy sees them, many at a time, in a process for each CPU.
 
-    :param tasks: Task, benchmark (``"MT10"``) or list of tasks, spread over the environments
+    :param tasks: Task, group of tasks, comma-separated names or a sequence of them, spread over the environments
     :param n_envs: Number of environments; a single one runs in this process
     :param seed: Seeds each environment differently
-    :param env_kwargs: Arguments of :func:`sb3_vla_envs.make_vla_env`
+    :param suite: Suite of the tasks, by default the one that knows them
+    :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`
     :return: The vectorised environment, with ``Monitor`` around each
     """
-    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, **env_kwargs)]
+    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, suite=suite, **settings)]
     # Some tasks take twice the time of others
     return make_vec_env_from_fns(env_fns, probe_steps=5)
 

@@ -26,6 +26,12 @@ from .shared_memory_worker import END, SharedSteps, WorkerFailure, run_worker
 _SECONDS_TO_CLOSE = 10.0
 _SECONDS_TO_CLOSE_AFTER_ERROR = 2.0
 
+# What most often keeps workers from starting
+_MAIN_GUARD = (
+    "Workers import the script that starts them: what it does, beyond definitions, must stand in an "
+    "`if __name__ == '__main__':` block, or each of them would begin to do it again."
+)
+
 
 class WorkerTraceback(Exception):
     """The cause of an error that a worker process raised: its traceback there, with the number of the environment."""
@@ -48,16 +54,16 @@ class SharedMemoryVecEnv(VecEnv):
 
         As for ``SubprocVecEnv``, a script's code must stand in an ``if __name__ == "__main__":`` block.
 
-    :param env_fns: functions that each build an environment; they are called in the workers
-    :param n_workers: number of worker processes, by default one for each CPU that this process may use
-    :param start_method: how to start them, see ``multiprocessing.get_all_start_methods()``; by default ``"forkserver"``
+    :param env_fns: Functions that each build an environment; they are called in the workers
+    :param n_workers: Number of worker processes, by default one for each CPU that this process may use
+    :param start_method: How to start them, see ``multiprocessing.get_all_start_methods()``; by default ``"forkserver"``
         where there is such a thing, else ``"spawn"``
-    :param probe_steps: with 0 the workers get environments in turn. Otherwise each environment is first built only to take
+    :param probe_steps: With 0 the workers get environments in turn. Otherwise each environment is first built only to take
         so many random steps, and closed: the workers then get about equal cost. For environments that differ in cost and
         don't mind (files, ports, robots) being built twice
-    :raises ValueError: if there is no environment, or no worker
-    :raises RuntimeError: if a worker dies
-    :raises Exception: what an environment raises
+    :raises ValueError: If there is no environment, or no worker
+    :raises RuntimeError: If a worker dies
+    :raises Exception: What an environment raises
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class SharedMemoryVecEnv(VecEnv):
         """
         Reset all environments, with the seeds and options set before. A step under way is dropped.
 
-        :return: observations
+        :return: Observations
         """
         self._receive()
         self.waiting = False
@@ -118,7 +124,7 @@ class SharedMemoryVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        :param actions: one for each environment
+        :param actions: One for each environment
         """
         if len(actions) != self.num_envs:
             raise ValueError(f"Got {len(actions)} actions for {self.num_envs} environments: give one for each.")
@@ -127,7 +133,7 @@ class SharedMemoryVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        :return: observations, rewards, dones, infos: copies, which later steps leave alone
+        :return: Observations, rewards, dones, infos: copies, which later steps leave alone
         """
         if not self.waiting:
             raise RuntimeError("There is no step to wait for: call step_async() first.")
@@ -145,7 +151,7 @@ class SharedMemoryVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """
-        :return: what each environment renders, or None if that isn't pictures
+        :return: What each environment renders, or None if that isn't pictures
         """
         if self.render_mode != "rgb_array":
             warnings.warn(
@@ -159,35 +165,35 @@ class SharedMemoryVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """
-        :param method_name: of a method of the environments or of a wrapper
-        :param method_args: its arguments
-        :param indices: of environments, all by default
-        :param method_kwargs: its arguments by name
-        :return: what it returns, one for each environment
+        :param method_name: Of a method of the environments or of a wrapper
+        :param method_args: Its arguments
+        :param indices: Of environments, all by default
+        :param method_kwargs: Its arguments by name
+        :return: What it returns, one for each environment
         """
         return self._ask("env_method", self._numbers(indices), method_name, method_args, method_kwargs)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: of an attribute of the environments or of a wrapper
-        :param indices: of environments, all by default
-        :return: its values
-        :raises AttributeError: if an environment doesn't have it
+        :param attr_name: Of an attribute of the environments or of a wrapper
+        :param indices: Of environments, all by default
+        :return: Its values
+        :raises AttributeError: If an environment doesn't have it
         """
         return self._ask("get_attr", self._numbers(indices), attr_name, closes=False)
 
     def has_attr(self, attr_name: str) -> bool:
         """
-        :param attr_name: of an attribute of the environments or of a wrapper
-        :return: whether all have it
+        :param attr_name: Of an attribute of the environments or of a wrapper
+        :return: Whether all have it
         """
         return all(self._ask("has_attr", range(self.num_envs), attr_name, closes=False))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        :param attr_name: of an attribute
-        :param value: its new value, set on the outermost wrapper
-        :param indices: of environments, all by default
+        :param attr_name: Of an attribute
+        :param value: Its new value, set on the outermost wrapper
+        :param indices: Of environments, all by default
         """
         self._ask("set_attr", self._numbers(indices), attr_name, value, closes=False)
 
@@ -195,9 +201,9 @@ class SharedMemoryVecEnv(VecEnv):
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
         """
-        :param wrapper_class: class of a wrapper
-        :param indices: of environments, all by default
-        :return: which of them have it
+        :param wrapper_class: Class of a wrapper
+        :param indices: Of environments, all by default
+        :return: Which of them have it
         """
         return self._ask("is_wrapped", self._numbers(indices), wrapper_class, closes=False)
 
@@ -223,7 +229,13 @@ class SharedMemoryVecEnv(VecEnv):
                 inherited.append(remote)
                 resource_tracker.ensure_running()
             process = context.Process(target=run_worker, args=(work_remote, inherited), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (EOFError, OSError) as error:
+                raise RuntimeError(
+                    f"Worker {len(self._workers)} of {n_workers} could not be started ({type(error).__name__}: {error}). "
+                    f"What starts it may have ended, or the machine may be out of processes or memory. {_MAIN_GUARD}"
+                ) from error
             self._workers.append(_Worker(process, remote))
             work_remote.close()  # so that its end is noticed here
 
@@ -235,12 +247,12 @@ class SharedMemoryVecEnv(VecEnv):
         """
         Have a command done and wait for it.
 
-        :param command: a method of :class:`EnvWorker`
-        :param numbers: of the environments
-        :param args: further arguments of the command
-        :param values: what environment i is to get as ``values[i]``, instead of only its number
-        :param closes: whether an error closes everything
-        :return: one reply for each environment
+        :param command: A method of :class:`EnvWorker`
+        :param numbers: Of the environments
+        :param args: Further arguments of the command
+        :param values: What environment i is to get as ``values[i]``, instead of only its number
+        :param closes: Whether an error closes everything
+        :return: One reply for each environment
         """
         self._tell(command, numbers, *args, values=values)
         return self._hear(numbers, closes)
@@ -293,11 +305,14 @@ class SharedMemoryVecEnv(VecEnv):
         code = worker.process.exitcode or 0
         numbers = [number for number, runs_in in enumerate(self._worker_of) if runs_in is worker]
         how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
-        self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
-        return RuntimeError(
-            f"The worker process of environments {numbers} {how}. It may have printed why; if it was killed by signal 9, "
-            "the machine may be out of memory; if it crashed, PYTHONFAULTHANDLER=1 in the process's environment shows where."
+        hint = (
+            "If it was killed by signal 9, the machine may be out of memory; if it crashed, PYTHONFAULTHANDLER=1 in the "
+            "process's environment shows where."
         )
+        if code > 0 and self._steps is None:
+            hint = f"It had not built an environment yet. {_MAIN_GUARD}"
+        self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+        return RuntimeError(f"The worker process of environments {numbers} {how}. It may have printed why, above. {hint}")
 
     def _shut_down(self, seconds: float) -> None:
         if self.closed:
@@ -332,9 +347,9 @@ def balance(costs: Sequence[float], n_workers: int) -> list[int]:
     """
     Deal out work, the most costly piece first, always to the worker who has the least and room for more.
 
-    :param costs: of the pieces
-    :param n_workers: number of workers
-    :return: number of the worker of each piece; equal pieces are dealt in turn, and no worker gets more than
+    :param costs: Of the pieces
+    :param n_workers: Number of workers
+    :return: Number of the worker of each piece; equal pieces are dealt in turn, and no worker gets more than
         ``ceil(len(costs) / n_workers)``
     """
     room = math.ceil(len(costs) / n_workers)

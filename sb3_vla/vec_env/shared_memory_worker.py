@@ -30,8 +30,8 @@ class WorkerFailure(NamedTuple):
     """
     The reply to a command that raised an error.
 
-    :param error: the error, or a ``RuntimeError`` with its text if it can't be pickled
-    :param traceback: where it was raised, as text, beginning with the number of the environment
+    :param error: The error, or a ``RuntimeError`` with its text if it can't be pickled
+    :param traceback: Where it was raised, as text, beginning with the number of the environment
     """
 
     error: Exception
@@ -42,9 +42,9 @@ class SharedSteps:
     """
     What the environments last observed and were rewarded with, in memory that several processes share.
 
-    :param n_envs: number of environments
-    :param observation_space: of one environment, any that SB3 supports
-    :param name: of the memory, if another process has made it already
+    :param n_envs: Number of environments
+    :param observation_space: Of one environment, any that SB3 supports
+    :param name: Of the memory, if another process has made it already
     """
 
     def __init__(self, n_envs: int, observation_space: spaces.Space[Any], name: str | None = None) -> None:
@@ -66,9 +66,9 @@ class SharedSteps:
 
     def write_observation(self, index: int, observation: Any) -> None:
         """
-        :param index: which environment
-        :param observation: what it observed
-        :raises ValueError: if that doesn't fit the space
+        :param index: Which environment
+        :param observation: What it observed
+        :raises ValueError: If that doesn't fit the space
         """
         for key, array in self.observations.items():
             name = "The observation" if key is None else f"The observation's part {key!r}"
@@ -123,7 +123,7 @@ class EnvWorker:
     Runs some of the environments. Its methods are the commands: each is told which environments, by their numbers among
     those of all workers, and replies with a list, in that order.
 
-    :param cleanup: gets what there is to close in the end
+    :param cleanup: Gets what there is to close in the end
     """
 
     def __init__(self, cleanup: ExitStack) -> None:
@@ -135,9 +135,9 @@ class EnvWorker:
 
     def measure(self, env_fns: Mapping[int, bytes], n_steps: int) -> list[float]:
         """
-        :param env_fns: pickled functions that build an environment; what is built here is closed again
-        :param n_steps: random steps to take in each
-        :return: seconds a step
+        :param env_fns: Pickled functions that build an environment; what is built here is closed again
+        :param n_steps: Random steps to take in each
+        :return: Seconds a step
         """
         seconds = [_measure(pickle.loads(env_fns[index])(), n_steps) for index in self._each(env_fns)]
         self._randomness.clear()  # as if this had not happened
@@ -145,8 +145,8 @@ class EnvWorker:
 
     def build(self, env_fns: Mapping[int, bytes]) -> list[tuple[spaces.Space[Any], spaces.Space[Any]]]:
         """
-        :param env_fns: pickled functions that build an environment
-        :return: observation and action spaces
+        :param env_fns: Pickled functions that build an environment
+        :return: Observation and action spaces
         """
         for index in self._each(env_fns):
             self._envs[index] = env = _patch_env(pickle.loads(env_fns[index])())
@@ -155,11 +155,11 @@ class EnvWorker:
 
     def share(self, indices: Sequence[int], n_envs: int, observation_space: spaces.Space[Any], name: str) -> list[None]:
         """
-        :param indices: which environments
-        :param n_envs: number of environments of all workers
-        :param observation_space: of one of them
-        :param name: of the shared memory
-        :return: one None each
+        :param indices: Which environments
+        :param n_envs: Number of environments of all workers
+        :param observation_space: Of one of them
+        :param name: Of the shared memory
+        :return: One None each
         """
         self._steps = SharedSteps(n_envs, observation_space, name)
         self._cleanup.callback(self._steps.close)
@@ -167,8 +167,8 @@ class EnvWorker:
 
     def reset(self, arguments: Mapping[int, tuple[int | None, dict[str, Any]]]) -> list[dict[str, Any]]:
         """
-        :param arguments: seed and options for each environment
-        :return: infos
+        :param arguments: Seed and options for each environment
+        :return: Infos
         """
         infos = []
         for index in self._each(arguments):
@@ -181,8 +181,8 @@ class EnvWorker:
 
     def step(self, actions: Mapping[int, Any]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
         """
-        :param actions: one for each environment
-        :return: infos, each with the info of the reset where an episode ended
+        :param actions: One for each environment
+        :return: Infos, each with the info of the reset where an episode ended
         """
         infos = []
         for index in self._each(actions):
@@ -200,43 +200,43 @@ class EnvWorker:
 
     def render(self, indices: Sequence[int]) -> list[Any]:
         """
-        :param indices: which environments
-        :return: what ``env.render()`` gives
+        :param indices: Which environments
+        :return: What ``env.render()`` gives
         """
         return [self._envs[index].render() for index in self._each(indices)]
 
     def env_method(self, indices: Sequence[int], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """
-        :param indices: which environments
-        :param name: of the method
-        :param args: its arguments
-        :param kwargs: its arguments by name
-        :return: what it returns
+        :param indices: Which environments
+        :param name: Of the method
+        :param args: Its arguments
+        :param kwargs: Its arguments by name
+        :return: What it returns
         """
         return [self._envs[index].get_wrapper_attr(name)(*args, **kwargs) for index in self._each(indices)]
 
     def get_attr(self, indices: Sequence[int], name: str) -> list[Any]:
         """
-        :param indices: which environments
-        :param name: of the attribute, which may be of a wrapped environment
-        :return: its values
+        :param indices: Which environments
+        :param name: Of the attribute, which may be of a wrapped environment
+        :return: Its values
         """
         return [self._envs[index].get_wrapper_attr(name) for index in self._each(indices)]
 
     def has_attr(self, indices: Sequence[int], name: str) -> list[bool]:
         """
-        :param indices: which environments
-        :param name: of the attribute
-        :return: whether they have it; unlike its value, that can always be pickled
+        :param indices: Which environments
+        :param name: Of the attribute
+        :return: Whether they have it; unlike its value, that can always be pickled
         """
         return [_has_attr(self._envs[index], name) for index in self._each(indices)]
 
     def set_attr(self, indices: Sequence[int], name: str, value: Any) -> list[None]:
         """
-        :param indices: which environments
-        :param name: of the attribute
-        :param value: its new value
-        :return: one None each
+        :param indices: Which environments
+        :param name: Of the attribute
+        :param value: Its new value
+        :return: One None each
         """
         for index in self._each(indices):
             setattr(self._envs[index], name, value)
@@ -244,9 +244,9 @@ class EnvWorker:
 
     def is_wrapped(self, indices: Sequence[int], wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]]) -> list[bool]:
         """
-        :param indices: which environments
-        :param wrapper_class: the class of a wrapper
-        :return: whether it is among their wrappers
+        :param indices: Which environments
+        :param wrapper_class: The class of a wrapper
+        :return: Whether it is among their wrappers
         """
         return [is_wrapped(self._envs[index], wrapper_class) for index in self._each(indices)]
 
@@ -264,8 +264,8 @@ def run_worker(remote: Connection, inherited: Sequence[Connection]) -> None:
     """
     The main function of a worker process: does what it is told, until it is told to end or nobody is left to tell it.
 
-    :param remote: where commands come from and replies go to
-    :param inherited: other ends of connections, which a forked process got without asking
+    :param remote: Where commands come from and replies go to
+    :param inherited: Other ends of connections, which a forked process got without asking
     """
     for connection in inherited:
         connection.close()

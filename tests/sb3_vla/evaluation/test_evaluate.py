@@ -11,14 +11,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla import SharedMemoryVecEnv
-from sb3_vla.evaluation.evaluation import (
-    EpisodeSchedule,
-    check_model_fits,
-    episode_jobs,
-    evaluate,
-    evaluate_on_metaworld,
-    metaworld_env_kwargs,
-)
+from sb3_vla.evaluation.episode_schedule import EpisodeSchedule, episode_jobs
+from sb3_vla.evaluation.evaluate import evaluate, evaluate_on_tasks
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.vec_env.make import make_vec_env_from_fns
 from sb3_vla_envs import make_vla_env
@@ -88,19 +82,6 @@ def scheduled(make: Callable[[], gym.Env[Any, Any]] = ReachEnv) -> EpisodeSchedu
 
 def reach_venv(n_envs: int) -> DummyVecEnv:
     return DummyVecEnv([scheduled] * n_envs)
-
-
-def test_jobs_are_every_pair_once_with_a_seed_of_their_own() -> None:
-    jobs = episode_jobs(["near", "far"], n_goals=3, seed=1)
-    assert [(job.task, job.goal_index) for job in jobs] == [(t, g) for t in ("near", "far") for g in range(3)]
-    assert len({job.seed for job in jobs}) == 6
-    assert episode_jobs(["far"], n_goals=1, seed=1)[0] == jobs[3]  # whatever else is evaluated
-    assert episode_jobs(["far"], n_goals=1, seed=2)[0].seed != jobs[3].seed
-    assert episode_jobs([""], n_goals=1)[0].options is None
-    with pytest.raises(ValueError, match="twice"):
-        episode_jobs(["near", "near"], n_goals=1)
-    with pytest.raises(ValueError, match="at least one"):
-        episode_jobs([], n_goals=1)
 
 
 def test_each_task_and_goal_is_played_once_with_the_right_numbers() -> None:
@@ -212,50 +193,6 @@ def test_an_environment_that_plays_another_task_is_reported() -> None:
         evaluate(ConstantPolicy(), venv, episode_jobs(["far"], 1), progress=False)
 
 
-def dict_space(**extra: spaces.Space[Any]) -> spaces.Dict:
-    return spaces.Dict({"image": spaces.Box(0, 255, (36, 36, 3), np.uint8), "state": spaces.Box(-1, 1, (4,)), **extra})
-
-
-class Spaces:
-    """Stands for a model or an environment, of which only the spaces are looked at."""
-
-    def __init__(self, observation_space: spaces.Space[Any], chunk_size: int = 8, gamma: float = 0.9) -> None:
-        self.observation_space = observation_space
-        self.action_space: spaces.Space[Any] = spaces.Box(-1, 1, (chunk_size, 4))
-        self.gamma = gamma
-
-
-def test_model_must_fit_the_environment() -> None:
-    privileged = spaces.Box(-1, 1, (9,))
-    model: Any = Spaces(dict_space(privileged=privileged))
-    for env in (Spaces(dict_space()), Spaces(dict_space(privileged=privileged))):
-        check_model_fits(model, env)  # type: ignore[arg-type]
-    misfits = {
-        "action": Spaces(dict_space(), chunk_size=4),
-        "observation 'state'": Spaces(dict_space(state=spaces.Box(-1, 1, (5,)))),
-        "observation 'image_gripperPOV'": Spaces(dict_space(image_gripperPOV=spaces.Box(0, 255, (36, 36, 3), np.uint8))),
-    }
-    for name, env in misfits.items():
-        with pytest.raises(ValueError, match=f"{name}: the model has"):
-            check_model_fits(model, env)  # type: ignore[arg-type]
-
-
-def test_sb3_turning_images_to_channels_first_is_no_misfit() -> None:
-    turned = dict_space(image=spaces.Box(0, 255, (3, 36, 36), np.uint8))
-    model: Any = Spaces(turned)
-    check_model_fits(model, Spaces(dict_space()))  # type: ignore[arg-type]
-
-
-def test_metaworld_arguments_come_from_the_model() -> None:
-    model: Any = Spaces(dict_space())
-    assert metaworld_env_kwargs(model, horizon=100) == {"horizon": 100, "chunk_size": 8, "gamma": 0.9, "privileged": False}
-    with pytest.raises(ValueError, match="n_action_steps"):
-        metaworld_env_kwargs(model, chunk_size=4)
-    model.action_space = spaces.Discrete(3)
-    with pytest.raises(ValueError, match="takes chunks"):
-        metaworld_env_kwargs(model)
-
-
 class SamplingModel:
     """A model for MetaWorld that moves at random."""
 
@@ -283,7 +220,7 @@ METAWORLD: dict[str, Any] = {"cameras": ["corner4"], "horizon": 10, "progress": 
 
 def test_metaworld_evaluation_runs_every_goal_of_the_split(metaworld_model: Any) -> None:
     tasks = "drawer-close-v3,window-open-v3"
-    one, three = (evaluate_on_metaworld(metaworld_model, tasks, 2, n_envs=n_envs, **METAWORLD) for n_envs in (1, 3))
+    one, three = (evaluate_on_tasks(metaworld_model, tasks, 2, n_envs=n_envs, **METAWORLD) for n_envs in (1, 3))
     assert one.episodes == three.episodes
     assert [(e.task, e.goal_index, e.n_steps) for e in one.episodes] == [
         (task, goal, 10) for task in ("drawer-close-v3", "window-open-v3") for goal in (0, 1)
@@ -296,7 +233,7 @@ def test_metaworld_sampling_follows_the_seed_and_leaves_training_alone(metaworld
     arguments = {**METAWORLD, "reward": "dense", "deterministic": False, "n_envs": 2}
     before = th.get_rng_state()
     returns = [
-        evaluate_on_metaworld(metaworld_model, "drawer-close-v3", 1, seed=seed, **arguments).episodes[0].episode_return
+        evaluate_on_tasks(metaworld_model, "drawer-close-v3", 1, seed=seed, **arguments).episodes[0].episode_return
         for seed in (0, 0, 1)
     ]
     assert returns[0] == returns[1] != returns[2]
@@ -305,8 +242,8 @@ def test_metaworld_sampling_follows_the_seed_and_leaves_training_alone(metaworld
 
 def test_metaworld_evaluation_refuses_misfits_and_unknown_tasks(metaworld_model: Any) -> None:
     with pytest.raises(ValueError, match="chunk_size is 4"):
-        evaluate_on_metaworld(metaworld_model, "drawer-close-v3", chunk_size=4, **METAWORLD)
+        evaluate_on_tasks(metaworld_model, "drawer-close-v3", chunk_size=4, **METAWORLD)
     with pytest.raises(ValueError, match="observation 'image_gripperPOV'"):
-        evaluate_on_metaworld(metaworld_model, "drawer-close-v3", **{**METAWORLD, "cameras": ["corner4", "gripperPOV"]})
+        evaluate_on_tasks(metaworld_model, "drawer-close-v3", **{**METAWORLD, "cameras": ["corner4", "gripperPOV"]})
     with pytest.raises(ValueError, match="drawer-clothes-v3"):
-        evaluate_on_metaworld(metaworld_model, "drawer-clothes-v3", **METAWORLD)
+        evaluate_on_tasks(metaworld_model, "drawer-clothes-v3", **METAWORLD)
