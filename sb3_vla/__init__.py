@@ -1,10 +1,15 @@
 """Post-train vision-language-action policies with reinforcement learning, the Stable-Baselines3 way."""
 
+from .common import openmp  # noqa: F401  # before anything imports torch
+
+# isort: split
 from .callbacks.sft_callback import SFTCallback
 from .callbacks.success_eval_callback import SuccessEvalCallback
-from .evaluation.evaluation import EpisodeSchedule, episode_jobs, evaluate, evaluate_on_metaworld
+from .evaluation.episode_schedule import EpisodeSchedule, episode_jobs
+from .evaluation.evaluate import evaluate, evaluate_on_tasks
 from .evaluation.result import EvaluationResult
-from .hub.hub import push_to_hub, save_for_hub
+from .hub.model_folder import save_for_hub
+from .hub.upload import push_to_hub
 from .imitation.demonstration_buffer import DemonstrationBuffer
 from .imitation.sft import fine_tune
 from .policies.backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
@@ -23,6 +28,8 @@ from .vec_env.make import make_vla_vec_env
 from .vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 
 __version__ = "0.1.0"
+
+evaluate_on_metaworld = evaluate_on_tasks  # its name before there were other suites
 
 __all__ = [
     "BCWeight",
@@ -46,6 +53,7 @@ __all__ = [
     "episode_jobs",
     "evaluate",
     "evaluate_on_metaworld",
+    "evaluate_on_tasks",
     "fine_tune",
     "make_vla_vec_env",
     "push_to_hub",

@@ -35,7 +35,7 @@ class RunFolder:
     """
     The files of one run. Make one with :meth:`create`, come back to it with :meth:`open`.
 
-    :param path: the folder; nothing is read or written here
+    :param path: The folder; nothing is read or written here
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,12 +44,13 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path, command: str, config: Mapping[str, Any]) -> "RunFolder":
         """
-        Start a run in a new or empty folder, and write ``config.yaml`` and ``versions.json`` into it.
+        Start a run in a new or empty folder, and write into it ``config.yaml``, ``versions.json``, and the configuration once
+        more as ``began.yaml``: the first may be edited to change a run on its way.
 
-        :param path: the folder; its parents are made too
-        :param command: the command that makes the run, as one would type it
-        :param config: everything that determines the run; plain numbers, strings, lists and dicts
-        :return: the folder
+        :param path: The folder; its parents are made too
+        :param command: The command that makes the run, as one would type it
+        :param config: Everything that determines the run; plain numbers, strings, lists and dicts
+        :return: The folder
         :raises FileExistsError: if something is in the folder already: a run is never overwritten
         :raises TypeError: if the configuration holds something that YAML can't
         """
@@ -68,7 +69,8 @@ class RunFolder:
             )
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.versions_file.write_text(json.dumps(software_versions(), indent=2) + "\n", encoding="utf-8")
-        folder.config_file.write_text(text, encoding="utf-8")
+        for file in (folder.began_file, folder.config_file):
+            file.write_text(text, encoding="utf-8")
         return folder
 
     @classmethod
@@ -76,8 +78,8 @@ class RunFolder:
         """
         Come back to the run in a folder, to resume or to look at it.
 
-        :param path: a folder that :meth:`create` made
-        :return: the folder
+        :param path: A folder that :meth:`create` made
+        :return: The folder
         :raises FileNotFoundError: if there is no such folder
         :raises ValueError: if the folder holds no run
         """
@@ -91,20 +93,15 @@ class RunFolder:
             )
         return folder
 
-    def read_config(self) -> dict[str, Any]:
-        """
-        :return: the configuration given to :meth:`create`
-        :raises ValueError: if ``config.yaml`` isn't what :meth:`create` wrote
-        """
-        content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise ValueError(f"'{self.config_file}' holds no run configuration: expected the keys 'command' and 'config'.")
-        return content["config"]
-
     @property
     def config_file(self) -> Path:
         """The command and the exact configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def began_file(self) -> Path:
+        """The same as it was when the run began."""
+        return self.path / "began.yaml"
 
     @property
     def versions_file(self) -> Path:
@@ -166,8 +163,8 @@ def _package_version(name: str) -> str | None:
 
 def _git_commit(package: Path) -> str | None:
     """
-    :param package: the folder of this package
-    :return: the commit of the checkout that the package lies in, if it does: an installed copy may well lie inside
+    :param package: The folder of this package
+    :return: The commit of the checkout that the package lies in, if it does: an installed copy may well lie inside
         somebody else's repository (``project/.venv/lib/...``), whose commit would say nothing about us
     """
     root = _git(package, "rev-parse", "--show-toplevel")

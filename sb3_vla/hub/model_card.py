@@ -11,10 +11,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.utils import ConstantSchedule
 
+from sb3_vla_envs.suite import Suite
+
 from ..evaluation.result import EvaluationResult, EvaluationSummary
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .model_usage import benchmark_name, usage_code
+from .model_usage import usage_code
 
 # Arguments of PPOSelfBC that don't change what is learnt, or are shown in another place
 _NO_HYPERPARAMETERS = {
@@ -38,8 +40,9 @@ class CardContent:
     :param model: The model
     :param repo_id: Where it will be, ``"user/name"``
     :param filename: The model's file in the repository
-    :param tasks: MetaWorld tasks that it was trained on
-    :param env_kwargs: Arguments of ``make_vla_env`` for a model in use
+    :param suite: Suite of the tasks that it was trained on
+    :param tasks: Tasks that it was trained on
+    :param env_kwargs: Settings of ``make_vla_env`` for a model in use
     :param result: Its evaluation
     :param baseline: Evaluation of the model before post-training, on the same goals
     :param command: The command that made it
@@ -51,6 +54,7 @@ class CardContent:
     model: PPOSelfBC
     repo_id: str
     filename: str
+    suite: Suite | None = None
     tasks: Sequence[str] = ()
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     result: EvaluationResult | None = None
@@ -84,7 +88,7 @@ def make_model_card(content: CardContent) -> ModelCard:
 def _metadata(content: CardContent) -> ModelCardData:
     tags = ["stable-baselines3", "sb3-vla", "ppo-self-bc", "reinforcement-learning", "deep-reinforcement-learning"]
     tags += ["robotics", "vision-language-action"] if content.is_vla else []
-    tags += ["metaworld"] if content.tasks else []
+    tags += [content.suite.name] if content.suite else []
     metadata = {
         "library_name": "stable-baselines3",
         "pipeline_tag": "robotics" if content.is_vla else "reinforcement-learning",
@@ -102,7 +106,8 @@ def _eval_results(content: CardContent, result: EvaluationResult) -> list[EvalRe
     :param result: The model's evaluation
     :return: Success and steps to success, of all tasks together and of each
     """
-    together = benchmark_name(list(result.tasks)) or ", ".join(result.tasks)
+    suite = content.suite
+    together = (suite and suite.group_name(list(result.tasks))) or ", ".join(result.tasks)
     summaries: dict[str, EvaluationSummary] = {"": result.overall}
     if len(result.tasks) > 1:
         summaries.update(result.tasks)
@@ -110,8 +115,8 @@ def _eval_results(content: CardContent, result: EvaluationResult) -> list[EvalRe
         EvalResult(
             task_type="reinforcement-learning",
             task_name="reinforcement-learning",
-            dataset_type="metaworld" if content.tasks else "environment",
-            dataset_name=f"{'MetaWorld' if content.tasks else 'Environment'} {task or together}".strip(),
+            dataset_type=suite.name if suite else "environment",
+            dataset_name=f"{suite.name if suite else 'environment'} {task or together}".strip(),
             dataset_config=task or None,
             dataset_split=result.settings.get("goal_split"),
             metric_type=metric,
@@ -140,8 +145,8 @@ def _introduction(content: CardContent) -> str:
         lines.append("([arXiv 2509.25718](https://arxiv.org/abs/2509.25718)).")
     else:
         lines.append("It is a `PPOSelfBC` model of sb3-vla, not yet trained by reinforcement learning.")
-    if content.tasks:
-        lines.append(f"Tasks, all in the MetaWorld v3 simulator: {', '.join(content.tasks)}.")
+    if content.suite:
+        lines.append(f"Tasks, all of the suite `{content.suite.name}`: {', '.join(content.tasks)}.")
     films = [f"![{name.split('/')[-1].removesuffix('.gif')}]({name})" for name in content.files if name.endswith(".gif")]
     return "\n".join(lines) + ("\n\n" + "\n".join(films) if films else "")
 
@@ -193,7 +198,7 @@ def _protocol(settings: Mapping[str, Any]) -> str:
 
 
 def _usage(content: CardContent) -> str:
-    blocks = usage_code(content.repo_id, content.filename, content.tasks, content.env_kwargs, content.result)
+    blocks = usage_code(*(content.repo_id, content.filename, content.suite, content.tasks, content.env_kwargs, content.result))
     code = "\n\n".join(f"{title}:\n\n```python\n{block}```" for title, block in blocks.items())
     version = content.versions.get("sb3-vla")
     return (

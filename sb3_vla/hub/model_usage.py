@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sb3_vla_envs import MT10, MT50
+from sb3_vla_envs.suite import Suite
 
-from ..evaluation.evaluation import evaluate_on_metaworld
+from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.result import EvaluationResult
 
 _LOAD = """\
@@ -19,7 +19,7 @@ _ACT = """\
 observation = model.observation_space.sample()  # put an observation of your environment here
 action, _ = model.predict(observation, deterministic=True)
 """
-_ACT_ON_METAWORLD = """\
+_ACT_IN_THE_SUITE = """\
 from sb3_vla_envs import make_vla_env
 
 env = make_vla_env({arguments})
@@ -32,10 +32,10 @@ while not done:
 print(info["is_success"], info.get("steps_to_success"))
 """
 _EVALUATE = """\
-from sb3_vla import evaluate_on_metaworld
+from sb3_vla import evaluate_on_tasks
 
 if __name__ == "__main__":  # the environments run in processes of their own
-    result = evaluate_on_metaworld(
+    result = evaluate_on_tasks(
         model,
         {arguments},
     )
@@ -46,6 +46,7 @@ if __name__ == "__main__":  # the environments run in processes of their own
 def usage_code(
     repo_id: str,
     filename: str,
+    suite: Suite | None = None,
     tasks: Sequence[str] = (),
     env_kwargs: Mapping[str, Any] | None = None,
     result: EvaluationResult | None = None,
@@ -53,42 +54,34 @@ def usage_code(
     """
     :param repo_id: Where the model is
     :param filename: Its file
-    :param tasks: MetaWorld tasks that it was trained on, if any
-    :param env_kwargs: Arguments of ``make_vla_env`` for a model in use; of plain types, as the code is made of their ``repr``
+    :param suite: Suite of the tasks that it was trained on, if any
+    :param tasks: These tasks
+    :param env_kwargs: Settings of ``make_vla_env`` for a model in use; of plain types, as the code is made of their ``repr``
     :param result: Evaluation that the code repeats
     :return: Pieces of code by their titles, each going on where the one before it ended
     """
     load = {"Load": _LOAD.format(repo_id=repo_id, filename=filename)}
-    if not tasks:
+    if suite is None:
         return {**load, "Act": _ACT}
-    env_kwargs = dict(env_kwargs or {})
+    env_kwargs = {"suite": suite.address, **(env_kwargs or {})}
     settings = result.settings if result else {}
-    act = _ACT_ON_METAWORLD.format(
-        arguments=_arguments(", ", tasks[0], **{"goal_split": "test", **env_kwargs}),
+    act = _ACT_IN_THE_SUITE.format(
+        arguments=_arguments(", ", tasks[0], goal_split="test", **env_kwargs),
         deterministic=settings.get("deterministic", True),
     )
     evaluation = {"n_goals": settings.get("n_goals"), "split": settings.get("goal_split")}
     evaluation.update({name: settings.get(name) for name in ("seed", "goal_seed", "deterministic")})
-    parameters = inspect.signature(evaluate_on_metaworld).parameters
+    parameters = inspect.signature(evaluate_on_tasks).parameters
+    defaults = {"goal_seed": suite.simulation().goal_seed, **{name: each.default for name, each in parameters.items()}}
     evaluation = {
         name: value
         for name, value in evaluation.items()
-        if value is not None and (name == "n_goals" or value != parameters[name].default)
+        if value is not None and (name == "n_goals" or value != defaults[name])
     }
     evaluated = settings.get("tasks", tasks)
-    arguments = _arguments(",\n        ", benchmark_name(evaluated) or list(evaluated), **{**env_kwargs, **evaluation})
+    arguments = _arguments(",\n        ", suite.group_name(evaluated) or list(evaluated), **{**env_kwargs, **evaluation})
     title = "Evaluate, as above" if result else "Evaluate"
     return {**load, "Act": act, title: _EVALUATE.format(arguments=arguments)}
-
-
-def benchmark_name(tasks: Sequence[str]) -> str | None:
-    """
-    :param tasks: MetaWorld tasks
-    :return: What they are called together: the name of a single one, ``"MT10"``, ``"MT50"``, or ``None``
-    """
-    if len(tasks) == 1:
-        return tasks[0]
-    return {frozenset(MT10): "MT10", frozenset(MT50): "MT50"}.get(frozenset(tasks))
 
 
 def _arguments(separator: str, *positional: Any, **by_name: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
@@ -69,6 +70,17 @@ def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
             f"there is no checkpoint in {str(folder)!r}: the run stopped before its first; remove its folder and start anew"
         )
     return folder
+
+
+def checkpoint_timesteps(folder: str | os.PathLike[str]) -> int:
+    """
+    :param folder: Where :func:`save_checkpoint` wrote
+    :return: Timesteps that the run had done by then
+    :raises FileNotFoundError: if there is no complete checkpoint
+    """
+    data, _, _ = load_from_zip_file(find_checkpoint(folder) / "model.zip", device="cpu")
+    assert data is not None
+    return int(data["num_timesteps"])
 
 
 class RunCheckpoint(BaseCallback):

@@ -1,4 +1,4 @@
-"""The command line: ``sb3-vla demos | sft | train | eval | record | quickstart | push``."""
+"""The command line: ``sb3-vla config | demos | sft | train | eval | record | quickstart | push``."""
 
 import argparse
 import shlex
@@ -8,7 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .config import load_config
+import yaml
+
+from ..common.run_folder import RunFolder
+from .config import Config, load_config
 
 # A command checks what it was given and returns the work to do
 Work = Callable[[], None]
@@ -45,27 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="sb3-vla",
-        description="Post-train a vision-language-action policy on MetaWorld: collect demonstrations, fine-tune on them "
-        "(sft), post-train with reinforcement learning (train), evaluate, film and publish (push) it.",
+        description="Post-train a vision-language-action policy on the tasks of a suite: collect demonstrations, fine-tune on "
+        "them (sft), post-train with reinforcement learning (train), evaluate, film and publish (push) it.",
     )
-    default = load_config()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demos = _add_command(commands, "demos", _demos, "collect demonstrations of MetaWorld's scripted experts")
+    _add_command(commands, "config", _config, "print every setting and its value, as YAML")
+
+    demos = _add_command(commands, "demos", _demos, "collect demonstrations of the suite's expert")
     demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
-    demos.add_argument(
-        "--n-per-task",
-        type=int,
-        metavar="N",
-        help=f"successful episodes of each task (default {default['demos']['n_per_task']})",
-    )
+    demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task (demos.n_per_task)")
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
     sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
     sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
-    sft.add_argument(
-        "--epochs", type=int, metavar="N", help=f"passes over the demonstrations (default {default['sft']['n_epochs']})"
-    )
+    sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations (sft.n_epochs)")
 
     train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
     train.add_argument(
@@ -73,25 +70,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
     train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
-    train.add_argument(
-        "--timesteps", type=int, metavar="N", help=f"chunks to train for (default {default['train']['total_timesteps']})"
-    )
+    train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for (train.total_timesteps)")
     train.add_argument("--resume", metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint")
 
     of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
     evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
     evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
-    evaluate.add_argument(
-        "--n-goals", type=int, metavar="N", help=f"goals of each task, one episode each (default {default['eval']['n_goals']})"
-    )
+    evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
 
-    quick = _add_command(commands, "quickstart", _quickstart, "all of the above on three tasks, SFT against post-trained")
+    quick = _add_command(commands, "quickstart", _quickstart, "all of the above on a few tasks, SFT against post-trained")
     quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
@@ -117,33 +110,35 @@ def _add_command(
         return parser
     parser.add_argument("--config", metavar="FILE", help=config_help)
     parser.add_argument(
-        "--tasks", metavar="NAMES", help="task names separated by commas, or MT10 or MT50 (default: three easy tasks)"
+        "--suite",
+        metavar="NAME",
+        help="suite of tasks, or MODULE:NAME for one that importing a module registers (default: the one that has the tasks)",
+    )
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help="tasks or groups of tasks, separated by commas (default: the suite's default tasks)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto (default)")
     return parser
 
 
-def _config(arguments: argparse.Namespace, **sections: dict[str, Any]) -> dict[str, Any]:
-    from sb3_vla_envs import resolve_tasks
+def _load(arguments: argparse.Namespace, **sections: dict[str, Any]) -> Config:
+    """
+    :param arguments: Of a command that has a configuration
+    :param sections: Settings given as arguments, by section
+    :return: The configuration
+    """
+    top = {name: getattr(arguments, name) for name in ("suite", "tasks", "seed", "device")}
+    return load_config(arguments.config, **top, **sections)
 
-    config = load_config(arguments.config, tasks=arguments.tasks, seed=arguments.seed, device=arguments.device, **sections)
-    # Here, before any work
-    config["tasks"] = list(resolve_tasks(config["tasks"]))
-    return config
 
-
-def _create_run(arguments: argparse.Namespace, config: dict[str, Any]) -> Any:
-    from sb3_vla_envs import select_gl_backend
-
-    from ..common.run_folder import RunFolder
-
-    folder = RunFolder.create(arguments.out, arguments.command_line, config)
-    print(f"Rendering with MuJoCo's {select_gl_backend()} backend; writing to {folder.path}")
+def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
+    folder = RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
+    print(f"Writing to {folder.path}")
     return folder
 
 
-def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> tuple[Config, Any]:
     """
     :param arguments: Of ``eval`` or ``record``
     :param sections: Settings given as arguments
@@ -154,8 +149,8 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     own_config = Path(arguments.model).with_name("config.yaml")
     if arguments.config is None and own_config.is_file():
         arguments.config = own_config
-    config = _config(arguments, **sections)
-    model = load_model(arguments.model, config["device"])
+    config = _load(arguments, **sections)
+    model = load_model(arguments.model, config.device)
     check_acting(config, model)
     return config, model
 
@@ -169,10 +164,16 @@ def _refuse_existing(path: str | None) -> None:
         raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
 
 
-def _demos(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_acting, collect
+def _config(arguments: argparse.Namespace) -> Work:
+    text = yaml.safe_dump(_load(arguments).to_dict(), sort_keys=False, allow_unicode=True)
+    return lambda: print(text, end="")
 
-    config = _config(arguments, demos={"n_per_task": arguments.n_per_task})
+
+def _demos(arguments: argparse.Namespace) -> Work:
+    from .pipeline import check_acting, check_experts, collect
+
+    config = _load(arguments, demos={"n_per_task": arguments.n_per_task})
+    check_experts(config)
     check_acting(config)
     _refuse_existing(arguments.out)
 
@@ -188,7 +189,7 @@ def _sft(arguments: argparse.Namespace) -> Work:
 
     from .pipeline import check_training, run_sft
 
-    config = _config(arguments, sft={"n_epochs": arguments.epochs})
+    config = _load(arguments, sft={"n_epochs": arguments.epochs})
     demonstrations = load_demonstrations(arguments.demos)
     check_training(config, demonstrations=demonstrations)
     folder = _create_run(arguments, config)
@@ -211,7 +212,7 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
     from .pipeline import check_training, post_train
 
-    config = _config(arguments, train={"total_timesteps": arguments.timesteps})
+    config = _load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
     check_training(config, arguments.init, demonstrations)
     folder = _create_run(arguments, config)
@@ -224,22 +225,18 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
 
 def _resume(arguments: argparse.Namespace) -> Work:
-    from stable_baselines3.common.utils import get_device
+    from .pipeline import check_resuming, resume_training
 
-    from .checkpoint import find_checkpoint
-    from .pipeline import resume_training
-    from ..common.run_folder import RunFolder
-
-    own = ("config", "tasks", "seed", "init", "demos", "timesteps")
+    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
     given = [name for name in own if getattr(arguments, name) is not None]
     if given:
-        raise ValueError(f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}")
+        raise ValueError(
+            f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}. What a run may change on "
+            "its way, such as train.total_timesteps, is changed in its config.yaml"
+        )
     folder = RunFolder.open(arguments.resume)
-    config = folder.read_config()
-    if arguments.device is not None:
-        config["device"] = arguments.device
-    get_device(config["device"])
-    find_checkpoint(folder.checkpoint)
+    config = load_config(folder.config_file, device=arguments.device)
+    check_resuming(config, folder)
 
     def work() -> None:
         resume_training(config, folder)
@@ -266,28 +263,27 @@ def _eval(arguments: argparse.Namespace) -> Work:
 
 
 def _record(arguments: argparse.Namespace) -> Work:
-    from .pipeline import acting_env
-    from ..evaluation.films import gif_paths, record_tasks
+    from ..evaluation.gif import gif_paths
+    from .pipeline import record_model
 
     if arguments.goal < 0:
-        raise ValueError(f"goal_index must be at least 0, got {arguments.goal}")
+        raise ValueError(f"--goal must be at least 0, got {arguments.goal}")
     config, model = _load_to_act(arguments)
     prefix = Path(arguments.model).stem
-    gif_paths(config["tasks"], arguments.out, prefix)
+    gif_paths(config.tasks, arguments.out, prefix)
 
     def work() -> None:
-        paths = record_tasks(
-            model, config["tasks"], arguments.out, prefix, arguments.goal, seed=config["seed"], **acting_env(config)
-        )
+        paths = record_model(config, model, arguments.out, prefix, arguments.goal)
         print("Wrote " + ", ".join(str(path) for path in paths))
 
     return work
 
 
 def _quickstart(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_training, quickstart
+    from .pipeline import check_experts, check_training, quickstart
 
-    config = _config(arguments)
+    config = _load(arguments)
+    check_experts(config)
     check_training(config)
     folder = _create_run(arguments, config)
 
@@ -299,7 +295,8 @@ def _quickstart(arguments: argparse.Namespace) -> Work:
 
 
 def _push(arguments: argparse.Namespace) -> Work:
-    from ..hub.hub import check_new_folder, check_repo_id, create_repo, push_to_hub, save_for_hub
+    from ..hub.model_folder import check_new_folder, save_for_hub
+    from ..hub.upload import check_repo_id, create_repo, push_to_hub
     from .publish import read_run
 
     check_repo_id(arguments.repo_id)

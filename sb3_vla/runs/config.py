@@ -1,41 +1,181 @@
-"""One configuration for all commands: the defaults, a user's file over them, command-line arguments over both."""
+"""The configuration of a run: the defaults, a suite's over them, a user's file over both, command-line arguments over all."""
 
 import copy
-import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sb3_vla_envs import MetaWorldEnv, collect_demonstrations, make_vla_env
+from sb3_vla_envs import collect_demonstrations
+from sb3_vla_envs.suite import find_suite, get_suite
+from sb3_vla_envs.task_env import SimulationSettings
+from sb3_vla_envs.wrapping import WrappingSettings
 
-from ..evaluation.evaluation import evaluate_on_metaworld
-from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..evaluation.evaluate import evaluate_on_tasks
 from ..imitation.sft import fine_tune
 from ..policies.vla_policy import VLAPolicy
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from .settings import arguments_of, check_section, check_unchanged, check_value, make_section, plain, setting
 
-# What takes the settings of each section
-_TAKERS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "env": (make_vla_env, MetaWorldEnv),
-    "policy": (VLAPolicy,),
-    "demos": (collect_demonstrations,),
-    "sft": (fine_tune,),
-    "train": (PPOSelfBC,),
-    "eval": (evaluate_on_metaworld,),
+# Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
+_SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
+
+PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde"))
+SFTSettings: Any = arguments_of(fine_tune, without=_SAID_ONCE, at_least={"n_epochs": 1, "batch_size": 1})
+_DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
+EvalSettings: Any = arguments_of(evaluate_on_tasks, without=_SAID_ONCE, at_least={"n_goals": 1, "n_envs": 1})
+_PPOArguments: Any = arguments_of(
+    PPOSelfBC, without=(*_SAID_ONCE, "tensorboard_log"), at_least={"n_steps": 1, "batch_size": 2, "n_epochs": 1}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosSettings(_DemosArguments):
+    """
+    Arguments of :func:`sb3_vla_envs.collect_demonstrations`.
+
+    :param n_per_task: How many successful episodes of each task
+    """
+
+    n_per_task: int = setting(at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(_PPOArguments):
+    """
+    Arguments of :class:`~sb3_vla.PPOSelfBC`, and how long it trains.
+
+    :param total_timesteps: Chunks to train for
+    :param n_envs: Number of environments
+    :param checkpoint_every: Timesteps between two checkpoints
+    """
+
+    total_timesteps: int = setting(at_least=1, changes_on_resume=True)
+    n_envs: int = setting(at_least=1)
+    checkpoint_every: int = setting(at_least=1, changes_on_resume=True)
+
+    def model_arguments(self) -> dict[str, Any]:
+        """:return: Those of PPOSelfBC"""
+        return {each.name: getattr(self, each.name) for each in fields(_PPOArguments)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """
+    Everything that determines a run. See ``sb3_vla/runs/defaults.yml``.
+
+    :param suite: Name of the suite, see :func:`sb3_vla_envs.suite.get_suite`
+    :param tasks: Names of its tasks
+    :param seed: Seed of everything random
+    :param device: Where the model learns: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param simulation: How the tasks are played
+    :param wrapping: What stands between the simulation and the policy
+    :param policy: Arguments of :class:`~sb3_vla.VLAPolicy`
+    :param demos: How demonstrations are collected
+    :param sft: Arguments of :func:`~sb3_vla.fine_tune`
+    :param train: How PPOSelfBC post-trains
+    :param eval: Arguments of :func:`~sb3_vla.evaluate_on_tasks`
+    :raises ValueError: if a setting would break what a run promises
+    """
+
+    suite: str
+    tasks: tuple[str, ...]
+    seed: int = setting(at_least=0)
+    device: str = setting(changes_on_resume=True)
+    simulation: SimulationSettings
+    wrapping: WrappingSettings
+    policy: PolicySettings
+    demos: DemosSettings
+    sft: SFTSettings
+    train: TrainSettings
+    eval: EvalSettings = field(metadata={"changes_on_resume": True})
+
+    def __post_init__(self) -> None:
+        if self.simulation.goal_split != "train":
+            raise ValueError(
+                f"simulation.goal_split must be 'train', got {self.simulation.goal_split!r}: a run trains on those goals, and "
+                "is evaluated on those of eval.split"
+            )
+
+    def env_settings(self) -> dict[str, Any]:
+        """:return: Arguments of :func:`sb3_vla_envs.make_vla_env` in training"""
+        return {**vars(self.simulation), **vars(self.wrapping)}
+
+    def acting_settings(self) -> dict[str, Any]:
+        """:return: Those of them that matter to a model in use; an evaluation has a split and a number of goals of its own"""
+        settings = get_suite(self.suite).acting_settings(self.env_settings())
+        return {name: value for name, value in settings.items() if name not in ("goal_split", "n_goals")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """:return: The same in plain numbers, strings, lists and dictionaries, which :func:`load_config` reads again"""
+        return plain(self)
+
+    def check_resumes(self, began: "Config") -> None:
+        """
+        :param began: Configuration that a run began with, which is to go on with this one
+        :raises ValueError: if they differ in what a run can't change on its way
+        """
+        check_unchanged(self, began)
+
+
+_FIELDS = {each.name: each for each in fields(Config)}
+# The sections that are the same in every suite
+_SECTIONS = {
+    "policy": PolicySettings,
+    "demos": DemosSettings,
+    "sft": SFTSettings,
+    "train": TrainSettings,
+    "eval": EvalSettings,
 }
-# Arguments of these that a section must not give: others give them, or a run depends on their being what they are
-_NOT_SETTINGS: dict[str, set[str]] = {
-    "env": {"tasks", "goal_split", "render_mode"},
-    "policy": {"observation_space", "action_space", "lr_schedule", "use_sde"},
-    "demos": {"tasks", "seed"},
-    "sft": {"policy", "demonstrations", "seed"},
-    "train": {"policy", "env", "gamma", "tensorboard_log", "seed", "device", "_init_setup_model"},
-    "eval": {"model", "tasks", "vec_env_cls", "seed", "horizon", "goal_seed", "n_action_steps"},
-}
+# What may be said of each setting above the sections, and of each section as a whole
+_TYPES = {"suite": str, "tasks": str | Sequence[str], "seed": int, "device": str}
+_TYPES |= dict.fromkeys(("simulation", "wrapping", *_SECTIONS), Mapping)
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None,
+    suite: str | None = None,
+    tasks: str | Sequence[str] | None = None,
+    **overrides: Any,
+) -> Config:
+    """
+    :param path: YAML file with settings to change, e.g. the ``config.yaml`` of a run
+    :param suite: Name of the suite; by default that of the file, or else the one that has the tasks
+    :param tasks: Task, group of tasks, comma-separated names or a sequence of them; by default those of the file, or else the
+        suite's default tasks
+    :param overrides: Settings that go over those of the file, sections as dictionaries; ``None`` counts as not given
+    :return: The configuration
+    :raises ValueError: if the file is no YAML mapping, or there is no such setting, or it must not have that value
+    """
+    arguments = {"suite": suite, "tasks": tasks, **overrides}
+    layers = [("", {key: _given(value) for key, value in arguments.items()})]
+    if path is not None:
+        layers.insert(0, (f"{str(path)!r}: ", _read(path)))
+    for source, layer in layers:
+        with _named_after(source):
+            _check_names(layer)
+    chosen = {key: layer[key] for _, layer in layers for key in ("suite", "tasks") if layer.get(key) is not None}
+    settings = _packaged("defaults.yml")
+    if "tasks" in chosen:
+        found = find_suite(chosen["tasks"], chosen.get("suite"))
+    else:
+        found = get_suite(chosen.get("suite", settings["suite"]))
+    sections = {**_SECTIONS, "simulation": found.simulation, "wrapping": type(found.wrapping)}
+    settings |= {"suite": found.address, "tasks": found.default_tasks}
+    settings["wrapping"] = {**vars(found.wrapping), **settings["wrapping"]}
+    for source, layer in [("", _packaged(f"defaults_{found.name}.yml")), *layers]:
+        with _named_after(source):
+            for name, section in sections.items():
+                check_section(name, section, layer.get(name) or {})
+        settings = _merge(settings, layer)
+    settings["tasks"] = tuple(found.resolve_tasks(settings["tasks"]))
+    return Config(**settings | {name: make_section(name, section, settings[name]) for name, section in sections.items()})
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,87 +185,73 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def load_config(path: str | os.PathLike[str] | None = None, **overrides: Any) -> dict[str, Any]:
+def _packaged(name: str) -> dict[str, Any]:
     """
-    :param path: YAML file with some of the keys of ``sb3_vla/defaults.yml``, or ``None``; a section may also hold any other
-        argument of what it configures
-    :param overrides: Values that go over those of the file, sections as dictionaries; ``None`` counts as not given
-    :return: The configuration
-    :raises ValueError: if the file is no YAML mapping, or has a section or a key that does not exist
+    :param name: Of a file beside this one
+    :return: Its content, nothing if there is no such file
     """
-    config = yaml.safe_load(resources.files(__package__).joinpath("defaults.yml").read_text(encoding="utf-8"))
-    if path is not None:
-        # A run's own config.yaml can be given again
-        content = _read(path, sorted(config))
-        config = _merge(config, content.get("config", content), str(path))
-    given = {
-        key: {name: item for name, item in value.items() if item is not None} if isinstance(value, Mapping) else value
-        for key, value in overrides.items()
-    }
-    return _merge(config, given, "the arguments")
+    file = resources.files(__package__).joinpath(name)
+    return yaml.load(file.read_text(encoding="utf-8"), _Loader) if file.is_file() else {}
 
 
-def _read(path: str | os.PathLike[str], keys: list[str]) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    :param path: YAML file
-    :param keys: What it may hold, for the error message
-    :return: Its content
+    :param path: YAML file with settings, or what a run wrote: its command, and its settings under the key ``config``
+    :return: The settings
     :raises ValueError: if it is no YAML mapping
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a YAML file: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("config", content), dict):
-        raise ValueError(f"{str(path)!r} must hold a mapping with some of the keys {keys}")
+    if isinstance(content, dict) and "config" in content and content.keys() <= {"command", "config"}:
+        content = content["config"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} must hold a mapping with some of {', '.join(_TYPES)}")
     return content
 
 
-def _merge(config: dict[str, Any], changes: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _given(value: Any) -> Any:
+    """:return: The value; of a section, the settings that are not ``None``"""
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, Mapping) else value
+
+
+@contextmanager
+def _named_after(source: str) -> Iterator[None]:
     """
-    :param config: What there is
-    :param changes: What replaces some of it; mappings are merged; an empty section changes nothing
-    :param source: Where the changes come from, for the error message
-    :return: A new configuration
-    :raises ValueError: if there is no such section or setting, or a section is not a mapping
+    :param source: What errors shall begin with
     """
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        if key not in config:
-            raise ValueError(f"{source}: there is no setting {key!r}; there are {sorted(config)}")
-        if value is None:
-            continue
-        if isinstance(config[key], dict):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{source}: {key!r} must be a mapping, got {value!r}")
-            allowed = _settings(key) | set(config[key])
-            for name in value:
-                if name not in allowed:
-                    raise ValueError(f"{source}: section {key!r} has no setting {name!r}; it takes {sorted(allowed)}")
-            config[key] = _deep_update(config[key], value)
-        else:
-            config[key] = copy.deepcopy(value)
-    return config
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}{error}") from error
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """
+    :param settings: Some settings; an empty one changes nothing
+    :raises ValueError: if there is no such setting or section, or one of the settings above the sections must not be so
+    """
+    for name, value in settings.items():
+        if name not in _TYPES:
+            raise ValueError(f"there is no setting {name!r}; there are {', '.join(_TYPES)}")
+        if value is not None:
+            check_value(name, value, _TYPES[name], _FIELDS[name].metadata.get("at_least"))
+
+
+def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: Nested mappings
+    :param changes: What replaces some of their values; an empty section or setting above the sections changes nothing
+    :return: New nested dictionaries
+    """
+    return _deep_update(settings, {key: value for key, value in changes.items() if value is not None})
 
 
 def _deep_update(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    :param settings: Nested mappings
-    :param changes: What replaces some of their values
-    :return: New nested dictionaries
-    """
     merged = dict(settings)
     for key, value in changes.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = _deep_update(old, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
     return merged
-
-
-def _settings(section: str) -> set[str]:
-    """
-    :param section: Name of a section
-    :return: The arguments by name of what it configures
-    """
-    parameters = [p for taker in _TAKERS[section] for p in inspect.signature(taker).parameters.values()]
-    return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - _NOT_SETTINGS[section]

@@ -2,45 +2,32 @@
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from sb3_vla_envs import (
-    Demonstration,
-    collect_demonstrations,
-    make_vla_env,
-    resolve_tasks,
-    save_demonstrations,
-    select_gl_backend,
-)
+from sb3_vla_envs import Demonstration, collect_demonstrations, make_vla_env, save_demonstrations
+from sb3_vla_envs.suite import get_suite
 
-from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
-from ..imitation.demonstration_buffer import DemonstrationBuffer
-from ..evaluation.evaluation import TRAINING_ONLY, check_model_fits, evaluate_on_metaworld, metaworld_env_kwargs
-from ..evaluation.result import EvaluationResult, results_table
-from .plotting import plot_comparison, plot_learning_curves
-from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from ..evaluation.films import record_metaworld_episode, save_comparison_gif, save_gif
 from ..common.run_folder import RunFolder
+from ..evaluation.evaluate import evaluate_on_tasks
+from ..evaluation.films import record_task_episode
+from ..evaluation.gif import record_tasks, save_comparison_gif, save_gif
+from ..evaluation.model_fit import check_model_fits, model_settings
+from ..evaluation.result import EvaluationResult, results_table
+from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.sft import fine_tune
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
-
-Config = dict[str, Any]
-
-# Settings of a run that are no arguments of PPOSelfBC
-_RUN_SETTINGS = ("total_timesteps", "n_envs", "checkpoint_every")
-# What must be positive, so that it shows before the work that comes before it
-_COUNTS = (
-    *(("train", name) for name in _RUN_SETTINGS),
-    *(("demos", name) for name in ("n_per_task", "n_workers")),
-    *(("sft", name) for name in ("n_epochs", "batch_size")),
-    *(("eval", name) for name in ("n_goals", "n_envs")),
-)
+from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint
+from .config import Config, load_config
+from .plotting import plot_comparison, plot_learning_curves
 
 
 def check_training(
@@ -57,26 +44,19 @@ def check_training(
     :raises FileNotFoundError: if there is no such model
     :raises RuntimeError: if no OpenGL library is installed
     """
-    select_gl_backend()
-    try:
-        settings = dict(config["train"])
-        for section, name in _COUNTS:
-            if config[section][name] < 1:
-                raise ValueError(f"{section}.{name} must be at least 1, got {config[section][name]}")
-        n_envs = [settings.pop(name) for name in _RUN_SETTINGS][1]
-        # All tasks in one environment, and as many chunks an update as from n_envs of them
-        settings["n_steps"] *= n_envs
-        venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+    # All tasks in one environment, and as many chunks an update as from n_envs of them
+    arguments = config.train.model_arguments()
+    arguments["n_steps"] *= config.train.n_envs
+    with _refusals():
+        venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
         try:
+            venv.reset()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run itself will warn
-                model = _new_model(config, settings, venv, initial_model)
+                model = _new_model(config, arguments, venv, initial_model)
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
-    except (TypeError, AssertionError) as error:
-        # A setting of a wrong type, and SB3's checks
-        raise ValueError(f"the configuration does not work: {error}") from error
 
 
 def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
@@ -88,24 +68,63 @@ def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
     :raises ValueError: if the configuration does not work, or the model does not fit it
     :raises RuntimeError: if no OpenGL library is installed
     """
-    select_gl_backend()
-    env_kwargs = config["env"] if model is None else metaworld_env_kwargs(model, **acting_env(config))
+    settings = config.env_settings() if model is None else model_settings(model, **config.acting_settings())
+    with _refusals():
+        env = make_vla_env(config.tasks, suite=config.suite, **settings)
+        try:
+            if model is not None:
+                check_model_fits(model, env)
+            env.reset()
+        finally:
+            env.close()
+
+
+def check_experts(config: Config) -> None:
+    """
+    :param config: Configuration
+    :raises ValueError: if the suite has no expert for one of the tasks
+    """
+    suite = get_suite(config.suite)
+    without = [task for task in config.tasks if not suite.has_expert(task)]
+    if without:
+        raise ValueError(
+            f"the suite {suite.name!r} has no expert for {', '.join(without)}: name other tasks, or give demonstrations of "
+            "your own (sb3_vla_envs.save_demonstrations) to `sb3-vla sft --demos`"
+        )
+
+
+def check_resuming(config: Config, folder: RunFolder) -> None:
+    """
+    :param config: Configuration with which a run is to go on
+    :param folder: The run's folder
+    :raises ValueError: if it differs from the one that the run began with in what a run can't change on its way, or the run
+        is further than it says
+    :raises FileNotFoundError: if there is no checkpoint
+    :raises RuntimeError: if there is no such device
+    """
+    config.check_resumes(load_config(folder.began_file))
+    get_device(config.device)
+    done = checkpoint_timesteps(folder.checkpoint)
+    if config.train.total_timesteps < done:
+        raise ValueError(
+            f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
+        )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Within it, a setting of a wrong type and SB3's checks are a ``ValueError``, too."""
     try:
-        env = make_vla_env(config["tasks"], **env_kwargs)
-    except TypeError as error:
+        yield
+    except (TypeError, AssertionError) as error:
         raise ValueError(f"the configuration does not work: {error}") from error
-    try:
-        if model is not None:
-            check_model_fits(model, env)
-    finally:
-        env.close()
 
 
 def collect(config: Config, path: str | Path) -> list[Demonstration]:
     """
     Collect scripted-expert demonstrations and save them.
 
-    :param config: Configuration, see ``sb3_vla/defaults.yml``
+    :param config: Configuration
     :param path: Where to write
     :return: The demonstrations
     :raises FileExistsError: if the file exists
@@ -114,7 +133,9 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
         raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     preload_workers()
-    demonstrations = collect_demonstrations(config["tasks"], seed=config["seed"], **config["demos"], **config["env"])
+    demonstrations = collect_demonstrations(
+        config.tasks, seed=config.seed, suite=config.suite, **vars(config.demos), **config.env_settings()
+    )
     save_demonstrations(path, demonstrations)
     return demonstrations
 
@@ -128,17 +149,17 @@ def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str |
     :param path: Where to write the model (zip)
     :return: The model
     """
-    venv = make_vla_vec_env(config["tasks"], n_envs=1, seed=config["seed"], **config["env"])
+    venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
     try:
         model = PPOSelfBC(
             "VLAPolicy",
             venv,
-            gamma=config["env"]["gamma"],
-            policy_kwargs=config["policy"],
-            seed=config["seed"],
-            device=config["device"],
+            gamma=config.wrapping.gamma,
+            policy_kwargs=dict(vars(config.policy)),
+            seed=config.seed,
+            device=config.device,
         )
-        fine_tune(model.policy, demonstrations, seed=config["seed"], **config["sft"])  # type: ignore[arg-type]
+        fine_tune(model, demonstrations, seed=config.seed, **vars(config.sft))
         model.save(path)
     finally:
         venv.close()
@@ -163,10 +184,9 @@ def post_train(
     :return: The model
     :raises ValueError: if the initial model or the demonstrations do not fit the environment
     """
-    settings = {name: value for name, value in config["train"].items() if name not in _RUN_SETTINGS}
     venv = _training_env(config)
     try:
-        model = _new_model(config, settings, venv, initial_model)
+        model = _new_model(config, config.train.model_arguments(), venv, initial_model)
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
         return _learn(config, folder, model, progress)
@@ -186,16 +206,16 @@ def resume_training(config: Config, folder: RunFolder, progress: bool = True) ->
     """
     venv = _training_env(config)
     try:
-        model = load_checkpoint(folder.checkpoint, venv, config["device"])
+        model = load_checkpoint(folder.checkpoint, venv, config.device)
         # Not the episodes of the run's beginning once more
-        venv.seed(config["seed"] + model.num_timesteps)
+        venv.seed(config.seed + model.num_timesteps)
         return _learn(config, folder, model, progress)
     finally:
         venv.close()
 
 
 def _training_env(config: Config) -> VecEnv:
-    return make_vla_vec_env(config["tasks"], n_envs=config["train"]["n_envs"], seed=config["seed"], **config["env"])
+    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **config.env_settings())
 
 
 def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
@@ -208,8 +228,8 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     """
     model.set_logger(_make_logger(folder, model.num_timesteps))
     model.learn(
-        config["train"]["total_timesteps"] - model.num_timesteps,
-        callback=RunCheckpoint(folder.checkpoint, config["train"]["checkpoint_every"]),
+        config.train.total_timesteps - model.num_timesteps,
+        callback=RunCheckpoint(folder.checkpoint, config.train.checkpoint_every),
         reset_num_timesteps=model.num_timesteps == 0,
         progress_bar=progress,
     )
@@ -219,22 +239,23 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     return model
 
 
-def _new_model(config: Config, settings: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
     """
     :param config: Configuration
-    :param settings: Arguments of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
+    :param arguments: Of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
     :param venv: Training environment
     :param initial_model: Model whose weights to take over, or ``None``
     :return: The model to train
     """
-    common = {"gamma": config["env"]["gamma"], "seed": config["seed"], "device": config["device"], **settings}
-    if initial_model is None:
-        return PPOSelfBC("VLAPolicy", venv, **{**common, "policy_kwargs": config["policy"]})
-    initial = load_model(initial_model, config["device"])
-    check_model_fits(initial, venv)
-    common["policy_kwargs"] = {**initial.policy_kwargs, **settings.get("policy_kwargs", {})}
-    model = PPOSelfBC("VLAPolicy", venv, **common)
-    model.policy.load_state_dict(initial.policy.state_dict())
+    policy_kwargs = dict(vars(config.policy))
+    if initial_model is not None:
+        initial = load_model(initial_model, config.device)
+        check_model_fits(initial, venv)
+        policy_kwargs = {**initial.policy_kwargs, **(arguments["policy_kwargs"] or {})}
+    common = {"gamma": config.wrapping.gamma, "seed": config.seed, "device": config.device}
+    model = PPOSelfBC("VLAPolicy", venv, **{**common, **arguments, "policy_kwargs": policy_kwargs})
+    if initial_model is not None:
+        model.policy.load_state_dict(initial.policy.state_dict())
     return model
 
 
@@ -262,7 +283,25 @@ def evaluate_model(config: Config, model: PPOSelfBC) -> EvaluationResult:
     :param model: The model
     :return: The result
     """
-    return evaluate_on_metaworld(model, config["tasks"], seed=config["seed"], **config["eval"], **acting_env(config))
+    return evaluate_on_tasks(
+        model, config.tasks, seed=config.seed, suite=config.suite, **vars(config.eval), **config.acting_settings()
+    )
+
+
+def record_model(config: Config, model: PPOSelfBC, folder: str | Path, prefix: str, goal: int = 0) -> list[Path]:
+    """
+    Film one test goal of each task.
+
+    :param config: Configuration
+    :param model: The model
+    :param folder: Where the GIFs go
+    :param prefix: What their names begin with
+    :param goal: Number of the goal
+    :return: The GIFs
+    """
+    return record_tasks(
+        *(model, config.tasks, folder, prefix, goal), seed=config.seed, suite=config.suite, **config.acting_settings()
+    )
 
 
 def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
@@ -274,7 +313,7 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     :param say: Where messages go
     :return: The evaluations of ``"SFT"`` and ``"post-trained"``
     """
-    say("1/5  Collecting demonstrations of MetaWorld's scripted experts")
+    say("1/5  Collecting demonstrations of the suite's expert")
     demonstrations = collect(config, folder.demos)
     say("2/5  Supervised fine-tuning (SFT)")
     sft_model = run_sft(config, demonstrations, folder.sft_model)
@@ -312,17 +351,12 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param folder: Where the GIFs go
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for task in tqdm(resolve_tasks(config["tasks"]), desc="film", unit="task"):
+    for task in tqdm(config.tasks, desc="film", unit="task"):
         films = []
         for name, model in (("sft", before), ("post_trained", after)):
-            films.append(record_metaworld_episode(model, task, seed=config["seed"], **acting_env(config)))
+            films.append(record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings()))
             save_gif(films[-1], folder / f"{name}_{task}.gif")
         save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
-
-
-def acting_env(config: Config) -> dict[str, Any]:
-    """Arguments of the environment that matter to a model in use; an evaluation has a number of goals of its own."""
-    return {key: value for key, value in config["env"].items() if key not in (*TRAINING_ONLY, "n_goals")}
 
 
 def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:

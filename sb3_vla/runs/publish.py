@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.result import EvaluationResult
-from ..hub.hub import check_results
-from .pipeline import acting_env, load_model
 from ..common.run_folder import RunFolder
+from ..evaluation.result import EvaluationResult
+from ..hub.model_folder import check_results
+from .config import load_config
+from .pipeline import load_model
 
 
 def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, Any], list[str]]:
@@ -27,7 +28,7 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
     model_path = run.model if is_post_trained else run.sft_model
     if not model_path.is_file():
         raise FileNotFoundError(f"'{path}' holds no model.zip or sft_model.zip: let the training come to its end first")
-    config = run.read_config()
+    config = load_config(run.config_file)
     result, baseline = _read_results(run.results, is_post_trained)
     buffer = run.checkpoint / "replay_buffer.npz"
     if demonstrations and not buffer.is_file():
@@ -45,8 +46,9 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
     check_results(model, result, baseline)
     arguments = {
         "model": model,
-        "tasks": config.get("tasks"),
-        "env_kwargs": acting_env(config),
+        "tasks": config.tasks,
+        "suite": config.suite,
+        "env_kwargs": config.acting_settings(),
         "result": result,
         "baseline": baseline,
         "videos": videos,

@@ -8,7 +8,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from rl_zoo3.utils import get_class_by_name
 
-from sb3_vla_envs import ChunkedActionWrapper
+from sb3_vla_envs import ChunkedActionWrapper, make_vla_env
+from sb3_vla_envs.suite import find_suite
 
 Hyperparams = dict[str, Any]
 
@@ -23,13 +24,12 @@ def env_creator(env_id: str) -> Callable[..., Any]:
     return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
 
-def wrapper_entries(hyperparams: Hyperparams) -> list[Any]:
+def is_of_a_suite(env_id: str) -> bool:
     """
-    :param hyperparams: Hyperparameters as in a configuration file
-    :return: Its wrappers of the environment, each a name, a class, or a dictionary of one of them and its arguments
+    :param env_id: Environment
+    :return: Whether it is made by :func:`sb3_vla_envs.make_vla_env`, out of pictures and chunks
     """
-    wrappers = hyperparams.get("env_wrapper") or []
-    return list(wrappers) if isinstance(wrappers, list) else [wrappers]
+    return env_creator(env_id) is make_vla_env
 
 
 def chunk_settings(hyperparams: Hyperparams, env_id: str) -> tuple[Hyperparams | None, Hyperparams]:
@@ -39,7 +39,9 @@ def chunk_settings(hyperparams: Hyperparams, env_id: str) -> tuple[Hyperparams |
     :return: The arguments among them that say how long chunks are, to be changed in place (``None`` if nothing makes chunks),
         and what they are by default
     """
-    wrappers = wrapper_entries(hyperparams)
+    wrappers = hyperparams.get("env_wrapper") or []
+    # Each a name, a class, or a dictionary of one of them and its arguments
+    wrappers = list(wrappers) if isinstance(wrappers, list) else [wrappers]
     for i, wrapper in enumerate(wrappers):
         name, settings = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, None)
         wrapper_class = get_class_by_name(name) if isinstance(name, str) else name
@@ -47,8 +49,11 @@ def chunk_settings(hyperparams: Hyperparams, env_id: str) -> tuple[Hyperparams |
             wrappers[i] = {name: dict(settings or {})}
             hyperparams["env_wrapper"] = wrappers
             return wrappers[i][name], {"chunk_size": None, "gamma": 1.0}
+    given = gym.spec(env_id).kwargs
+    if is_of_a_suite(env_id):
+        return hyperparams["env_kwargs"], {**vars(find_suite(given["tasks"], given.get("suite")).wrapping), **given}
     parameters = inspect.signature(env_creator(env_id)).parameters
     if "chunk_size" not in parameters:
         return None, {}
     defaults = {name: parameter.default for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-    return hyperparams["env_kwargs"], {"chunk_size": None, **defaults, **gym.spec(env_id).kwargs}
+    return hyperparams["env_kwargs"], {"chunk_size": None, **defaults, **given}

@@ -20,7 +20,7 @@ from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .configs import find_config
-from .environment import Hyperparams, chunk_settings
+from .environment import Hyperparams, chunk_settings, is_of_a_suite
 from .hyperparams import CHUNK_SIZES
 
 # Learning rates that may be schedules, beside those that the zoo knows
@@ -53,9 +53,9 @@ class ChunkExperimentManager(ExperimentManager):
         self.config = config or self.config
         if self.vec_env_class is SubprocVecEnv:
             self.vec_env_class = SharedMemoryVecEnv
-        if self.optimize_hyperparameters and self.n_jobs > 1 and env_id.startswith("MetaWorldVLA/"):
+        if self.optimize_hyperparameters and self.n_jobs > 1 and is_of_a_suite(env_id):
             raise ValueError(
-                f"--n-jobs {self.n_jobs} runs trials in threads, but a process can draw MetaWorld in one only: start several "
+                f"--n-jobs {self.n_jobs} runs trials in threads, but a process can draw {env_id} in one only: start several "
                 "processes with the same --storage and --study-name instead"
             )
         self._is_self_bc = issubclass(ALGOS[algo], PPOSelfBC)

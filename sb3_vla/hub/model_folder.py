@@ -1,4 +1,4 @@
-"""To the Hugging Face Hub: a folder with the model, its card and its results, and the upload of it."""
+"""A folder for the Hugging Face Hub: the model, its card and its results."""
 
 import json
 import shutil
@@ -8,24 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id
 
-from sb3_vla_envs import resolve_tasks
+from sb3_vla_envs.suite import Suite, find_suite
 
 from ..common.run_folder import RunFolder, software_versions
-from ..evaluation.evaluation import TRAINING_ONLY
 from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_card import CardContent, make_model_card
-from .model_usage import benchmark_name
+from .upload import check_repo_id
 
-# Settings of an evaluation that are no arguments of the environment, and arguments of it that don't matter to a model in use
-_NOT_OF_THE_ENV = {
-    *("tasks", "seed", "n_envs", "deterministic", "n_goals", "goal_split", "goal_seed"),
-    *(*TRAINING_ONLY, "render_mode"),
-}
+# Settings of the environment of which an evaluation has its own
+_OF_THE_EVALUATION = ("n_goals", "goal_split", "goal_seed")
 
 
 def save_for_hub(
@@ -34,6 +27,7 @@ def save_for_hub(
     repo_id: str,
     *,
     tasks: str | Sequence[str] | None = None,
+    suite: str | Suite | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     result: EvaluationResult | None = None,
     baseline: EvaluationResult | None = None,
@@ -50,8 +44,9 @@ def save_for_hub(
     :param model: The model
     :param folder: Where to write, new or empty
     :param repo_id: Where it will be on the Hub, ``"user/name"``; the card's code downloads it from there
-    :param tasks: MetaWorld tasks that it was trained on, by default those of ``result``
-    :param env_kwargs: Arguments of :func:`sb3_vla_envs.make_vla_env` in training (``chunk_size``, ``cameras``...), by default
+    :param tasks: Tasks that it was trained on, by default those of ``result``
+    :param suite: Their suite or its name, by default that of ``result``, or else the one that has them
+    :param env_kwargs: Settings of :func:`sb3_vla_envs.make_vla_env` in training (``chunk_size``, ``cameras``...), by default
         those of ``result``
     :param result: Evaluation of the model
     :param baseline: Evaluation of the model before post-training, on the same goals, shown beside it
@@ -60,23 +55,29 @@ def save_for_hub(
     :param demonstrations: File of demonstrations to publish, e.g. what ``model.save_replay_buffer`` wrote; by default none are
     :param metadata: Metadata of the card beside its own, e.g. ``{"license": "mit", "base_model": "user/name"}``
     :return: Names of the files
-    :raises ValueError: if ``repo_id`` is no repository's id, a video is no GIF, or the evaluations don't fit
+    :raises ValueError: if ``repo_id`` is no repository's id, a video is no GIF, the evaluations don't fit, or the model reads
+        observations that ``VecNormalize`` standardises: the Hub's users would lack its statistics
     :raises FileNotFoundError: if a file is missing
     :raises FileExistsError: if there is something in the folder
     """
     check_repo_id(repo_id)
+    check_portable(model)
     check_results(model, result, baseline)
     copies = _copies(videos, run, demonstrations)
     folder = check_new_folder(folder)
     settings = result.settings if result else {}
-    # What evaluate_on_metaworld wrote has both
-    tasks = resolve_tasks(tasks) if tasks else settings["tasks"] if {"tasks", "goal_split"} <= settings.keys() else []
+    # What evaluate_on_tasks wrote has both
+    if not tasks and {"tasks", "suite"} <= settings.keys():
+        tasks, suite = settings["tasks"], suite or settings["suite"]
+    found = find_suite(tasks, suite) if tasks else None
+    names = found.resolve_tasks(tasks) if found and tasks else ()
     content = CardContent(
         model=model,
         repo_id=repo_id,
-        filename=_model_filename(tasks),
-        tasks=tasks,
-        env_kwargs=_acting_env_kwargs({**(env_kwargs or {}), **settings}),
+        filename=_model_filename(found, names),
+        suite=found,
+        tasks=names,
+        env_kwargs=_acting_settings(found, env_kwargs or {}, settings) if found else {},
         result=result,
         baseline=baseline,
         command=_command(run),
@@ -98,67 +99,6 @@ def save_for_hub(
     return ["README.md", content.filename, *content.files]
 
 
-def push_to_hub(
-    folder: str | Path,
-    repo_id: str,
-    token: str | None = None,
-    private: bool | None = None,
-    commit_message: str = "Upload a PPOSelfBC model with sb3-vla",
-) -> str:
-    """
-    Upload a folder to the Hugging Face Hub, as one commit, to a repository that is made if there is none. Files that are
-    there and not in the folder stay.
-
-    :param folder: What :func:`save_for_hub` wrote
-    :param repo_id: The repository, ``"user/name"``
-    :param token: Access token, by default that of ``hf auth login`` or the environment variable ``HF_TOKEN``
-    :param private: Whether a new repository is private, by default as the owner's settings say
-    :param commit_message: Message of the commit
-    :return: Where it is now
-    :raises FileNotFoundError: if there is no such folder, or no model card in it
-    :raises ValueError: if ``repo_id`` is no repository's id
-    :raises PermissionError: if there is no token, or the Hub does not accept it
-    """
-    if not (Path(folder) / "README.md").is_file():
-        raise FileNotFoundError(f"there is no model card '{folder}/README.md': give the folder that save_for_hub wrote")
-    url = create_repo(repo_id, token, private)
-    HfApi(token=token).upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-    return url
-
-
-def create_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """
-    Make sure that there is a repository to upload to. The arguments are those of :func:`push_to_hub`.
-
-    :return: Its address
-    """
-    check_repo_id(repo_id)
-    if token is None and get_token() is None:
-        raise PermissionError(
-            "there is no access token for the Hugging Face Hub: make one with write access at "
-            "https://huggingface.co/settings/tokens, and run `hf auth login` or set HF_TOKEN"
-        )
-    try:
-        return str(HfApi(token=token).create_repo(repo_id=repo_id, private=private, exist_ok=True))
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (401, 403):
-            raise
-        raise PermissionError(
-            f"the Hugging Face Hub does not let you write to {repo_id!r}: give a repository of your own or of your "
-            f"organization, and a token with write access ({error})"
-        ) from error
-
-
-def check_repo_id(repo_id: str) -> None:
-    """
-    :param repo_id: Id of a repository
-    :raises ValueError: if it is none, or without its owner
-    """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"the repository id {repo_id!r} has no owner: give 'user/{repo_id}'")
-
-
 def check_new_folder(folder: str | Path) -> Path:
     """
     :param folder: A folder to write
@@ -169,6 +109,19 @@ def check_new_folder(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"'{folder}' already holds something: give another folder, or remove it")
     return folder
+
+
+def check_portable(model: PPOSelfBC) -> None:
+    """
+    :param model: The model
+    :raises ValueError: if its zip file alone is not enough to act with it
+    """
+    if model.normalized_keys:
+        raise ValueError(
+            f"This model reads {', '.join(map(repr, model.normalized_keys))} as VecNormalize standardises it, whose "
+            "statistics are no part of the model: train without it (VLAPolicy standardises `state` itself), or with "
+            "VecNormalize(venv, norm_obs=False)"
+        )
 
 
 def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: EvaluationResult | None) -> None:
@@ -191,24 +144,30 @@ def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: E
             raise ValueError(f"The evaluation is of chunks of {chunk_size} actions, the model's are of {shape[0]}.")
 
 
-def _model_filename(tasks: Sequence[str]) -> str:
+def _model_filename(suite: Suite | None, tasks: Sequence[str]) -> str:
     """
-    :param tasks: MetaWorld tasks, if any
-    :return: ``<algorithm>-<environment id>.zip`` where they are those of one, as ``huggingface_sb3.ModelName`` has it
+    :param suite: Suite of the tasks, if there are any
+    :param tasks: Its tasks
+    :return: ``<algorithm>-<suite>-<tasks>.zip``, as ``huggingface_sb3.ModelName`` has it
     """
-    if not tasks:
-        return "ppo_self_bc.zip"
-    name = benchmark_name(tasks)
-    return f"ppo_self_bc-MetaWorldVLA{f'-{name}' if name else ''}.zip"
+    parts = ["ppo_self_bc", *([suite.name, suite.group_name(tasks)] if suite else [])]
+    return f"{'-'.join(part for part in parts if part)}.zip"
 
 
-def _acting_env_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _acting_settings(suite: Suite, *settings: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param settings: Arguments of ``make_vla_env``, among others
-    :return: Those of them that matter to a model in use, as plain types
+    :param suite: The suite
+    :param settings: Of its environments, among others; later ones count
+    :return: Those of them that matter to a model in use and are not the suite's own anyway, as plain types
     """
-    chosen = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_ENV and value is not None}
-    return json.loads(json.dumps(chosen, default=asdict))  # a Camera is a dataclass
+    own = {name: _plain(value) for name, value in {**vars(suite.simulation()), **vars(suite.wrapping)}.items()}
+    given = {name: _plain(value) for each in settings for name, value in each.items() if name in own and value is not None}
+    acting = suite.acting_settings({name: value for name, value in given.items() if value != own[name]})
+    return {name: value for name, value in acting.items() if name not in _OF_THE_EVALUATION}
+
+
+def _plain(setting: Any) -> Any:
+    return json.loads(json.dumps(setting, default=asdict))  # a Camera is a dataclass
 
 
 def _protocol(result: EvaluationResult) -> dict[str, Any]:

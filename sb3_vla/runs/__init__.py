@@ -1,0 +1,1 @@
+"""Runs: command line, configuration, the stages of a run, checkpoints."""

@@ -1,0 +1,169 @@
+"""Sections of settings as dataclasses: which settings there are, what they may be, and errors that say their full names."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+_WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
+
+Section = TypeVar("Section")
+
+
+def setting(*, at_least: float | None = None, changes_on_resume: bool = False, default: Any = MISSING) -> Any:
+    """
+    A field of a section.
+
+    :param at_least: Least number allowed, ``None`` for no limit
+    :param changes_on_resume: Whether a run that is resumed may go on with another value
+    :param default: Default value, if any
+    :return: What ``dataclasses.field`` returns
+    """
+    return field(default=default, metadata={"at_least": at_least, "changes_on_resume": changes_on_resume})
+
+
+def arguments_of(
+    function: Callable[..., Any], without: Collection[str] = (), at_least: Mapping[str, float] | None = None
+) -> type[Any]:
+    """
+    Make a section of the arguments that a function or class documents: of those that have a default, and which YAML can hold.
+
+    :param function: The function or class
+    :param without: Names of arguments that are no settings, as others give them
+    :param at_least: By name, the least number allowed
+    :return: A frozen dataclass
+    """
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    section_fields = [
+        (name, hints[name], setting(at_least=(at_least or {}).get(name), default=parameter.default))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty and not name.startswith("_") and name not in without
+        if set(_words(hints[name])) - {"null"}
+    ]
+    return make_dataclass(f"{function.__name__}Arguments", section_fields, frozen=True, kw_only=True)
+
+
+def check_section(name: str, section: type[Any], values: Any) -> None:
+    """
+    :param name: Name of the section
+    :param section: Its dataclass
+    :param values: What is to be some of its settings
+    :raises ValueError: if it is no mapping, has a name that the section does not have, or a value of a wrong type or size
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} must be a mapping of settings, got {values!r}")
+    known, hints = {each.name: each for each in fields(section)}, get_type_hints(section)
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"there is no setting {name}.{key}; {name} takes {', '.join(sorted(known))}")
+        check_value(f"{name}.{key}", value, hints[key], known[key].metadata.get("at_least"))
+
+
+def make_section(name: str, section: type[Section], values: Mapping[str, Any]) -> Section:
+    """
+    :param name: Name of the section
+    :param section: Its dataclass, which may check its values itself
+    :param values: Its settings, see :func:`check_section`
+    :return: The section
+    :raises ValueError: if the section refuses a value
+    """
+    try:
+        return section(**values)
+    except (TypeError, ValueError) as error:
+        first_word = re.match(r"\w*", str(error))
+        is_named = first_word is not None and first_word[0] in values
+        raise ValueError(f"{name}{'.' if is_named else ': '}{error}") from error
+
+
+def check_unchanged(now: Any, began: Any, name: str = "") -> None:
+    """
+    :param now: A section with which a run is to go on
+    :param began: The same section as the run began with it
+    :param name: Full name of the section and a dot
+    :raises ValueError: if they differ in a setting that a run can't change on its way
+    """
+    for each in fields(now):
+        after, before = getattr(now, each.name), getattr(began, each.name)
+        if each.metadata.get("changes_on_resume"):
+            continue
+        if is_dataclass(after):
+            check_unchanged(after, before, f"{name}{each.name}.")
+        elif plain(after) != plain(before):
+            raise ValueError(
+                f"{name}{each.name} is {plain(after)!r}, but the run began with {plain(before)!r} and can't change it on its "
+                "way: set it back, or start a new run"
+            )
+
+
+def plain(value: Any) -> Any:
+    """
+    :param value: A section, or the value of a setting
+    :return: The same in what YAML can hold: numbers, strings, lists and dictionaries
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_value(name: str, value: Any, hint: Any, at_least: float | None = None) -> None:
+    """
+    :param name: Full name of a setting
+    :param value: Its value
+    :param hint: Its type
+    :param at_least: Least number allowed, ``None`` for no limit
+    :raises ValueError: if the value is of another type, not finite or too small
+    """
+    if not _fits(value, hint):
+        raise ValueError(f"{name} must be {' or '.join(_words(hint))}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    if at_least is not None and isinstance(value, int | float) and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """
+    :param value: A value out of YAML, or an object in its place
+    :param hint: A type
+    :return: Whether it is of the type; integers are numbers, too, and lists do for any sequence
+    """
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if kind is Literal:
+        return any(type(value) is type(each) and value == each for each in arguments)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    if not inspect.isclass(kind):
+        return kind is Any
+    if _is_list(kind):
+        return isinstance(value, list | tuple) and all(_fits(item, each) for each in arguments[:1] for item in value)
+    return isinstance(value, Mapping if issubclass(kind, Mapping) else kind)
+
+
+def _words(hint: Any) -> list[str]:
+    """
+    :param hint: A type
+    :return: What YAML can hold of it, in words
+    """
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return [word for each in arguments for word in _words(each)]
+    if kind is Literal:
+        return [repr(each) for each in arguments]
+    if kind in _WORDS:
+        return [_WORDS[kind]]
+    if not inspect.isclass(kind):
+        return ["anything"] if kind is Any else []
+    if _is_list(kind):
+        return [f"a list of {_WORDS[arguments[0]].split()[-1]}s" if arguments[:1] in [(int,), (float,)] else "a list"]
+    return ["a mapping"] if issubclass(kind, Mapping) else []
+
+
+def _is_list(kind: type[Any]) -> bool:
+    return issubclass(kind, Sequence) and kind is not str
