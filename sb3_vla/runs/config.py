@@ -104,8 +104,9 @@ class Config:
             )
 
     def env_settings(self) -> dict[str, Any]:
-        """:return: Arguments of :func:`sb3_vla_envs.make_vla_env` in training"""
-        return {**vars(self.simulation), **vars(self.wrapping)}
+        """:return: Settings of :func:`sb3_vla_envs.make_vla_env` in training, without those left to it by ``None``"""
+        settings = {**vars(self.simulation), **vars(self.wrapping)}
+        return {name: value for name, value in settings.items() if value is not None}
 
     def acting_settings(self) -> dict[str, Any]:
         """:return: Those of them that matter to a model in use; an evaluation has a split and a number of goals of its own"""

@@ -14,14 +14,15 @@ CONFIG = {"tasks": ["window-open-v3"], "seed": 0, "learning_rate": 3.0e-5, "sft"
 
 def test_create_writes_the_exact_configuration_and_the_versions(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "runs" / "first", "sb3-vla train --seed 0", CONFIG)
-    assert yaml.safe_load((tmp_path / "runs/first/config.yaml").read_text()) == {
-        "command": "sb3-vla train --seed 0",
-        "config": CONFIG,
-    }
+    for file in ("config.yaml", "began.yaml"):
+        assert yaml.safe_load((tmp_path / "runs/first" / file).read_text()) == {
+            "command": "sb3-vla train --seed 0",
+            "config": CONFIG,
+        }
     versions = json.loads((tmp_path / "runs/first/versions.json").read_text())
     assert versions["numpy"] == np.__version__
     assert versions["cpu_count"] >= 1
-    assert folder.read_config() == CONFIG
+    assert folder.path == tmp_path / "runs" / "first"
 
 
 def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_configuration_that_yaml_cannot_hold_is_refused_before_anything_is_writt
 
 def test_open_returns_to_the_run(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, "train", CONFIG)
-    assert RunFolder.open(str(tmp_path)).read_config() == CONFIG
+    assert RunFolder.open(str(tmp_path)).path == tmp_path
 
 
 def test_open_names_what_is_wrong(tmp_path: Path) -> None:
@@ -61,22 +62,15 @@ def test_open_names_what_is_wrong(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
-def test_foreign_configuration_is_refused(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "train", CONFIG)
-    folder.config_file.write_text("- just\n- a list\n")
-    with pytest.raises(ValueError, match="no run configuration"):
-        folder.read_config()
-
-
 def test_paths_are_the_documented_names(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     paths = (
         folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoint,
-        folder.curves, folder.gifs, folder.tensorboard, folder.progress,
+        folder.curves, folder.gifs, folder.tensorboard, folder.progress, folder.config_file, folder.began_file,
     )  # fmt: skip
     assert [str(path.relative_to(tmp_path)) for path in paths] == [
         "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoint",
-        "curves.png", "gifs", "tensorboard", "progress.csv",
+        "curves.png", "gifs", "tensorboard", "progress.csv", "config.yaml", "began.yaml",
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch as th
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import EvaluationResult, PPOSelfBC, push_to_hub, save_for_hub
 from sb3_vla.common.run_folder import RunFolder
@@ -21,7 +22,11 @@ from sb3_vla.runs.publish import read_run
 from sb3_vla_envs import MT10
 
 TASKS = ["drawer-close-v3", "window-open-v3"]
-CONFIG = {"tasks": TASKS, "env": {"chunk_size": 3, "gamma": 0.9, "horizon": 40, "n_goals": 5, "privileged": True}}
+CONFIG = {
+    "tasks": TASKS,
+    "simulation": {"horizon": 40, "n_goals": 5, "privileged": True},
+    "wrapping": {"chunk_size": 3, "gamma": 0.9},
+}
 
 
 class LocalHub:
@@ -65,15 +70,17 @@ class LocalHub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = LocalHub(tmp_path / "hub")
-    monkeypatch.setattr("sb3_vla.hub.hub.HfApi", hub.api)
-    monkeypatch.setattr("sb3_vla.hub.hub.get_token", lambda: "hf_of_the_login")
+    monkeypatch.setattr("sb3_vla.hub.upload.HfApi", hub.api)
+    monkeypatch.setattr("sb3_vla.hub.upload.get_token", lambda: "hf_of_the_login")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
     return hub
 
 
 def _result(steps: int = 30, chunk_size: int = 3, **settings: Any) -> EvaluationResult:
     episodes = [EpisodeRecord(task, goal, True, steps, steps, 1.0) for task in TASKS for goal in range(2)]
-    return EvaluationResult(episodes, {"tasks": TASKS, "chunk_size": chunk_size, "goal_split": "test", **settings}, {})
+    return EvaluationResult(
+        episodes, {"suite": "metaworld", "tasks": TASKS, "chunk_size": chunk_size, "goal_split": "test", **settings}, {}
+    )
 
 
 @pytest.fixture
@@ -120,8 +127,7 @@ def test_loaded_model_acts_like_the_saved_one(make_model, make_env, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "env_id"),
-    [("MT10", "MetaWorldVLA/MT10"), (MT10[::-1], "MetaWorldVLA/MT10"), ("push-v3", "MetaWorldVLA/push-v3")],
+    ("tasks", "env_id"), [("MT10", "metaworld/MT10"), (MT10[::-1], "metaworld/MT10"), ("push-v3", "metaworld/push-v3")]
 )
 def test_huggingface_sb3_finds_the_model_under_its_own_name(tasks, env_id, make_model, hub, tmp_path, monkeypatch):
     model = make_model()
@@ -149,7 +155,7 @@ def test_folder_has_what_was_given(make_model, make_demonstrations, tmp_path):
     assert (tmp_path / "out/gifs/a.gif").read_bytes() == b"film"
     assert EvaluationResult.load(tmp_path / "out/results.json") == result
     assert EvaluationResult.load(tmp_path / "out/baseline_results.json") == baseline
-    loaded = PPOSelfBC.load(tmp_path / "out/ppo_self_bc-MetaWorldVLA.zip")
+    loaded = PPOSelfBC.load(tmp_path / "out/ppo_self_bc-metaworld.zip")
     assert loaded.replay_buffer.summary() == {}
     loaded.load_replay_buffer(tmp_path / "out/demonstrations.npz")
     assert loaded.replay_buffer.summary() == model.replay_buffer.summary() != {}
@@ -176,6 +182,15 @@ def test_mistakes_are_named_before_anything_is_written(arguments, message, make_
     with pytest.raises((ValueError, OSError), match=message):
         save_for_hub(make_model(), tmp_path / "out", **{"repo_id": "ann/toy", **arguments})
     assert not (tmp_path / "out").exists()
+
+
+def test_model_that_needs_the_statistics_of_vecnormalize_is_refused(make_model, make_vec_env, tmp_path):
+    model = make_model(VecNormalize(make_vec_env(), norm_obs_keys=["state"]))
+    with pytest.raises(ValueError, match=r"'state' as VecNormalize standardises it.*norm_obs=False"):
+        save_for_hub(model, tmp_path / "out", "ann/toy")
+    assert not (tmp_path / "out").exists()
+    model = make_model(VecNormalize(make_vec_env(), norm_obs=False))
+    assert "README.md" in save_for_hub(model, tmp_path / "out", "ann/toy")
 
 
 def test_folder_is_never_overwritten(make_model, tmp_path):
@@ -226,7 +241,7 @@ def test_push_needs_a_folder_with_a_card(hub, tmp_path):
 
 
 def test_push_without_a_token_says_how_to_get_one(hub, with_card, monkeypatch):
-    monkeypatch.setattr("sb3_vla.hub.hub.get_token", lambda: None)
+    monkeypatch.setattr("sb3_vla.hub.upload.get_token", lambda: None)
     with pytest.raises(PermissionError, match=r"hf auth login.*HF_TOKEN"):
         push_to_hub(with_card, "ann/toy")
     assert not hub.calls
@@ -256,10 +271,10 @@ def test_run_of_quickstart(run, tmp_path):
     films = {f"gifs/comparison_{task}.gif" for task in TASKS}
     assert missing == []
     assert _files(tmp_path / "out") == films | {
-        *("README.md", "ppo_self_bc-MetaWorldVLA.zip", "results.json", "baseline_results.json"),
+        *("README.md", "ppo_self_bc-metaworld.zip", "results.json", "baseline_results.json"),
         *("config.yaml", "versions.json", "curves.png"),
     }
-    assert PPOSelfBC.load(tmp_path / "out/ppo_self_bc-MetaWorldVLA.zip").num_timesteps == 16
+    assert PPOSelfBC.load(tmp_path / "out/ppo_self_bc-metaworld.zip").num_timesteps == 16
     assert EvaluationResult.load(tmp_path / "out/results.json") == _result(30)
     assert EvaluationResult.load(tmp_path / "out/baseline_results.json") == _result(50)
     for name in ("config.yaml", "versions.json", "curves.png"):
@@ -267,14 +282,14 @@ def test_run_of_quickstart(run, tmp_path):
     assert "sb3-vla quickstart --out run" in card.text
     assert f"torch {json.loads(run.versions_file.read_text())['torch']}" in card.text
     # What an environment needs to act in, nothing of the training
-    assert 'make_vla_env("drawer-close-v3", goal_split="test", chunk_size=3, horizon=40)' in card.text
+    assert 'make_vla_env("drawer-close-v3", goal_split="test", suite="metaworld", horizon=40, chunk_size=3)' in card.text
 
 
 def test_run_of_sft_has_the_sft_model_and_its_results(run, tmp_path):
     run.model.unlink()
     card, missing = _package(run, tmp_path / "out")
     assert not missing
-    assert PPOSelfBC.load(tmp_path / "out/ppo_self_bc-MetaWorldVLA.zip").num_timesteps == 0
+    assert PPOSelfBC.load(tmp_path / "out/ppo_self_bc-metaworld.zip").num_timesteps == 0
     assert EvaluationResult.load(tmp_path / "out/results.json") == _result(50)
     assert not (tmp_path / "out/baseline_results.json").exists()
     assert (tmp_path / f"out/gifs/sft_{TASKS[0]}.gif").is_file() and "comparison" not in card.text

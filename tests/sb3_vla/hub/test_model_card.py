@@ -8,12 +8,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from sb3_vla import ConstantWeight, EvaluationResult, PPOSelfBC, evaluate_on_metaworld, make_vla_vec_env, save_for_hub
+from sb3_vla import ConstantWeight, EvaluationResult, PPOSelfBC, evaluate_on_tasks, make_vla_vec_env, save_for_hub
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla_envs import Camera
 
 TASKS = ["drawer-close-v3", "window-open-v3"]
 SETTINGS = {
+    "suite": "metaworld",
     **{"tasks": TASKS, "n_goals": 4, "goal_split": "test", "goal_seed": 5, "seed": 7, "n_envs": 2, "deterministic": True},
     **{"horizon": 120, "chunk_size": 3, "gamma": 0.9, "privileged": False, "n_action_steps": None},
 }
@@ -114,17 +115,25 @@ def test_without_an_evaluation_nothing_is_claimed(card):
     assert "metaworld" in loaded.data.tags
 
 
-def test_without_tasks_it_is_not_of_metaworld(card):
+def test_without_tasks_it_is_of_no_suite(card):
     loaded = card()
-    assert "metaworld" not in loaded.data.tags and "MetaWorld" not in loaded.text
+    assert "metaworld" not in loaded.data.tags and "suite" not in loaded.text
+
+
+def test_model_of_another_suite(card):
+    loaded = card(tasks="FetchReach-v4", env_kwargs={"chunk_size": 3, "n_goals": 9})
+    assert "fetch" in loaded.data.tags and "metaworld" not in loaded.text
+    act, evaluate = _blocks(loaded, "python")[1:]
+    assert 'make_vla_env("FetchReach-v4", goal_split="test", suite="fetch", chunk_size=3)' in act
+    assert '"FetchReach-v4",\n        suite="fetch"' in evaluate
 
 
 def test_evaluation_on_some_of_the_tasks(card):
     loaded = card(tasks="MT10", result=RESULT)
     assert f'model,\n        ["{TASKS[0]}", "{TASKS[1]}"],\n' in _blocks(loaded, "python")[-1]
     assert {each.dataset_name for each in loaded.data.eval_results} == {
-        *(f"MetaWorld {task}" for task in TASKS),
-        f"MetaWorld {', '.join(TASKS)}",
+        *(f"metaworld {task}" for task in TASKS),
+        f"metaworld {', '.join(TASKS)}",
     }
 
 
@@ -197,14 +206,14 @@ def test_code_acts_anywhere(make_model, tmp_path, monkeypatch):
         assert namespace["model"].action_space.contains(namespace["action"])
 
 
-def test_code_acts_on_metaworld_and_repeats_the_evaluation(tmp_path, monkeypatch, capsys):
+def test_code_acts_on_the_tasks_and_repeats_the_evaluation(tmp_path, monkeypatch, capsys):
     env_kwargs = {"chunk_size": 5, "horizon": 20, "cameras": [Camera("corner4", height=32, width=32)], "quality": "plain"}
     venv = make_vla_vec_env(TASKS[0], n_envs=1, gamma=0.9, privileged=True, **env_kwargs)
     policy_kwargs = {"head_dim": 16, "critic_net_arch": (16,)}
     model = PPOSelfBC("VLAPolicy", venv, n_steps=8, batch_size=8, gamma=0.9, policy_kwargs=policy_kwargs, device="cpu")
     venv.close()
     del env_kwargs["chunk_size"]
-    result = evaluate_on_metaworld(
+    result = evaluate_on_tasks(
         model, TASKS[0], n_goals=1, seed=3, goal_seed=2, split="train", n_action_steps=4, progress=False, **env_kwargs
     )
     save_for_hub(model, tmp_path / "out", "ann/close-drawers", result=result, env_kwargs={"gamma": 0.9, "privileged": True})

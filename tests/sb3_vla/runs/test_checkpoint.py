@@ -178,7 +178,9 @@ def test_checkpoints_are_taken_between_updates_at_the_distance_asked_for_and_at_
     model = make_model()
     saved = []
     # One update has one epoch here: all rollouts so far have been learned from
-    monkeypatch.setattr("sb3_vla.runs.checkpoint.save_checkpoint", lambda m, folder: saved.append((m.num_timesteps, m._n_updates)))
+    monkeypatch.setattr(
+        "sb3_vla.runs.checkpoint.save_checkpoint", lambda m, folder: saved.append((m.num_timesteps, m._n_updates))
+    )
     model.learn(80, callback=RunCheckpoint(tmp_path / "latest", every=20))
     assert saved == [(32, 2), (64, 4), (80, 5)]
 

@@ -3,6 +3,10 @@
 import argparse
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,17 +17,20 @@ import yaml
 from PIL import Image
 
 from sb3_vla import PPOSelfBC
-from sb3_vla.runs.cli import build_parser, main
-from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.common.run_folder import RunFolder
+from sb3_vla.evaluation.result import EvaluationResult
+from sb3_vla.runs.cli import build_parser, main
+from sb3_vla.runs.config import load_config
 from sb3_vla_envs import load_demonstrations
+from sb3_vla_envs.suite import get_suite
 
 # The scripted experts need about 40 steps
 TASKS = ["handle-press-v3", "coffee-button-v3"]
 SETTINGS: dict[str, Any] = {
     "tasks": TASKS,
     "device": "cpu",
-    "env": {"chunk_size": 5, "horizon": 60, "cameras": [{"name": "corner4", "height": 32, "width": 32}]},
+    "simulation": {"horizon": 60},
+    "wrapping": {"chunk_size": 5, "cameras": [{"name": "corner4", "height": 32, "width": 32}]},
     "policy": {"head_dim": 16, "critic_net_arch": [16]},
     "demos": {"n_per_task": 2, "n_workers": 1},
     "sft": {"n_epochs": 2},
@@ -81,17 +88,23 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
     assert model.action_space.shape == (5, 4)
     assert model.policy.head_dim == 16
     assert not np.allclose(model.policy.state_normalizer.mean, 0), "the state's statistics come from the demonstrations"
-    assert set(path.name for path in (made / "sft").iterdir()) == {"config.yaml", "versions.json", "sft_model.zip"}
+    assert set(path.name for path in (made / "sft").iterdir()) == {
+        "config.yaml",
+        "began.yaml",
+        "versions.json",
+        "sft_model.zip",
+    }
 
 
 def test_train_writes_models_checkpoint_and_the_command(made):
     run = RunFolder.open(made / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        *("config.yaml", "versions.json", "model.zip", "checkpoint", "progress.csv", "log.txt", "tensorboard", "curves.png")
+        *("config.yaml", "began.yaml", "versions.json", "model.zip", "checkpoint"),
+        *("progress.csv", "log.txt", "tensorboard", "curves.png"),
     }
     content = yaml.safe_load(run.config_file.read_text())
     assert content["command"].startswith("sb3-vla train --config ") and "--seed 3" in content["command"]
-    assert content["config"]["seed"] == 3 and content["config"]["env"]["horizon"] == 60
+    assert content["config"]["seed"] == 3 and content["config"]["simulation"]["horizon"] == 60
     assert content["config"]["sft"]["batch_size"] > 0, "the defaults belong to the configuration"
     assert json.loads(run.versions_file.read_text())["torch"]
     model, sft_model = PPOSelfBC.load(run.model), PPOSelfBC.load(made / "sft/sft_model.zip")
@@ -183,7 +196,7 @@ def test_resuming_a_complete_run_changes_nothing(made, capsys):
 def test_push_writes_a_folder_that_can_be_looked_at_first(made, tmp_path, capsys):
     out = tmp_path / "hub"
     assert main(["push", str(made / "run"), "--repo-id", "ann/toy", "--local", str(out), "--license", "mit"]) == 0
-    files = {"README.md", "ppo_self_bc-MetaWorldVLA.zip", "config.yaml", "versions.json", "curves.png"}
+    files = {"README.md", "ppo_self_bc-metaworld.zip", "config.yaml", "versions.json", "curves.png"}
     assert {path.name for path in out.iterdir()} == files
     card = (out / "README.md").read_text()
     assert "license: mit" in card and "ann/toy" in card and "sb3-vla train --config" in card
@@ -192,7 +205,7 @@ def test_push_writes_a_folder_that_can_be_looked_at_first(made, tmp_path, capsys
     assert f"no results.json: the card has no results (sb3-vla eval {made}/run/model.zip --out " in said
     assert "no gifs/" in said
     # Found by the name of its file, the configuration acts beside the downloaded model
-    assert main(["eval", str(out / "ppo_self_bc-MetaWorldVLA.zip"), "--n-goals", "1"]) == 0
+    assert main(["eval", str(out / "ppo_self_bc-metaworld.zip"), "--n-goals", "1"]) == 0
     assert all(task in capsys.readouterr().out for task in TASKS[:1])
 
 
@@ -209,10 +222,10 @@ def test_push_uploads_to_the_hub(made, tmp_path, monkeypatch, capsys):
             calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("sb3_vla.hub.hub.HfApi", Api)
-    monkeypatch.setattr("sb3_vla.hub.hub.get_token", lambda: "hf_token")
+    monkeypatch.setattr("sb3_vla.hub.upload.HfApi", Api)
+    monkeypatch.setattr("sb3_vla.hub.upload.get_token", lambda: "hf_token")
     assert main(["push", str(made / "run"), "--repo-id", "ann/toy", "--private", "--with-demos"]) == 0
-    files = ["README.md", "config.yaml", "curves.png", "demonstrations.npz", "ppo_self_bc-MetaWorldVLA.zip", "versions.json"]
+    files = ["README.md", "config.yaml", "curves.png", "demonstrations.npz", "ppo_self_bc-metaworld.zip", "versions.json"]
     assert calls[0] == ("create", "ann/toy", True) and calls[-1] == ("upload", "ann/toy", files)
     assert "to https://huggingface.co/ann/toy" in capsys.readouterr().out
 
@@ -273,27 +286,32 @@ def test_unknown_task(command, commands, config, fail):
 
 @pytest.mark.parametrize("command", ALL)
 def test_unknown_camera(command, commands, config, fail):
-    line = fail(*commands[command], "--config", config(env={"cameras": ["corner9"]}))
+    line = fail(*commands[command], "--config", config(wrapping={"cameras": ["corner9"]}))
     assert "'corner9'" in line and "'corner4'" in line and "'gripperPOV'" in line
 
 
 @pytest.mark.parametrize("command", ALL)
 def test_camera_with_an_unknown_field(command, commands, config, fail):
-    line = fail(*commands[command], "--config", config(env={"cameras": [{"name": "corner4", "size": 32}]}))
-    assert "configuration does not work" in line and "'size'" in line
+    line = fail(*commands[command], "--config", config(wrapping={"cameras": [{"name": "corner4", "size": 32}]}))
+    assert "wrapping" in line and "'size'" in line
 
 
 @pytest.mark.parametrize("command", ALL)
 def test_prompt_longer_than_its_space(command, commands, config, fail):
-    line = fail(*commands[command], "--config", config(env={"max_instruction_bytes": 4}))
+    line = fail(*commands[command], "--config", config(wrapping={"max_instruction_bytes": 4}))
     assert "only 4 fit" in line and "max_instruction_bytes" in line
 
 
-@pytest.mark.parametrize("command", ALL)
-def test_no_gl_library(command, commands, config, fail, monkeypatch):
-    monkeypatch.setattr("sb3_vla_envs.mujoco.gl_backend._loads", lambda library: False)
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    assert "apt-get install libosmesa6" in fail(*commands[command], "--config", config())
+def test_no_gl_library(commands, config, tmp_path):
+    """In a process of its own, as MuJoCo takes the first library that it is told to for good."""
+    program = (
+        "import sys; from sb3_vla_envs.mujoco import gl_backend; gl_backend._loads = lambda library: False\n"
+        "from sb3_vla.runs.cli import main; sys.exit(main())"
+    )
+    arguments = [sys.executable, "-c", program, *commands["quickstart"], "--config", config()]
+    process = subprocess.run(arguments, env={**os.environ, "MUJOCO_GL": "osmesa"}, capture_output=True, text=True)
+    assert process.returncode == 2 and not (tmp_path / "new").exists()
+    assert "apt-get install libosmesa6" in process.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["sft", "quickstart"])
@@ -306,19 +324,19 @@ def test_unknown_backbone(command, commands, config, fail, tmp_path):
 @pytest.mark.parametrize("command", ALL)
 def test_setting_that_does_not_exist(command, commands, config, fail):
     line = fail(*commands[command], "--config", config(train={"lr": 0.1}))
-    assert "section 'train' has no setting 'lr'" in line and "'learning_rate'" in line
+    assert "no setting train.lr" in line and "learning_rate" in line
 
 
 @pytest.mark.parametrize("command", TRAINING)
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"n_steps": "many"}, "does not work"),
-        ({"batch_size": 1}, "batch_size"),
-        ({"ratio_per": "token"}, "'token'"),
+        ({"n_steps": "many"}, "train.n_steps must be an integer, got 'many'"),
+        ({"batch_size": 1}, "train.batch_size must be at least 2, got 1"),
+        ({"ratio_per": "token"}, "train.ratio_per must be 'step' or 'chunk', got 'token'"),
         ({"bc_weight": "sometimes"}, "'sometimes'"),
-        ({"n_envs": 0}, "n_envs must be at least 1, got 0"),
-        ({"total_timesteps": 0}, "total_timesteps must be at least 1, got 0"),
+        ({"n_envs": 0}, "train.n_envs must be at least 1, got 0"),
+        ({"total_timesteps": 0}, "train.total_timesteps must be at least 1, got 0"),
     ],
 )
 def test_setting_that_does_not_work(command, settings, named, commands, config, fail):
@@ -327,13 +345,13 @@ def test_setting_that_does_not_work(command, settings, named, commands, config, 
 
 @pytest.mark.parametrize("command", ["train", "eval", "record"])
 def test_chunks_of_another_size_than_the_models(command, commands, config, fail):
-    line = fail(*commands[command], "--config", config(env={"chunk_size": 4}))
+    line = fail(*commands[command], "--config", config(wrapping={"chunk_size": 4}))
     assert "4" in line and "5" in line and "chunk_size" in line
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "record"])
 def test_cameras_that_are_not_the_models(command, commands, config, fail):
-    line = fail(*commands[command], "--config", config(env={"cameras": [{"name": "corner4", "height": 64, "width": 64}]}))
+    line = fail(*commands[command], "--config", config(wrapping={"cameras": [{"name": "corner4", "height": 64, "width": 64}]}))
     assert "32" in line and "64" in line and "cameras" in line
 
 
@@ -376,15 +394,15 @@ def test_demonstrations_that_cannot_be_read(command, commands, config, fail, mad
 
 
 def test_demonstrations_of_other_cameras(commands, config, fail):
-    camera = SETTINGS["env"]["cameras"][0]
-    line = fail(*commands["sft"], "--config", config(env={"cameras": [{**camera, "height": 64, "width": 64}]}))
+    camera = SETTINGS["wrapping"]["cameras"][0]
+    line = fail(*commands["sft"], "--config", config(wrapping={"cameras": [{**camera, "height": 64, "width": 64}]}))
     assert "32" in line and "64" in line and "cameras" in line
-    line = fail(*commands["sft"], "--config", config(env={"cameras": [camera, {**camera, "name": "gripperPOV"}]}))
+    line = fail(*commands["sft"], "--config", config(wrapping={"cameras": [camera, {**camera, "name": "gripperPOV"}]}))
     assert "image_gripperPOV" in line and "cameras" in line
 
 
 def test_demonstrations_of_other_chunks(commands, config, fail):
-    line = fail(*commands["sft"], "--config", config(env={"chunk_size": 4}))
+    line = fail(*commands["sft"], "--config", config(wrapping={"chunk_size": 4}))
     assert "(5, 4)" in line and "(4, 4)" in line and "chunk_size" in line
 
 
@@ -413,7 +431,27 @@ def test_film_that_exists(commands, config, fail, tmp_path):
 
 def test_goal_that_is_not_there(commands, config, fail, tmp_path):
     line = fail("record", commands["record"][1], "--out", str(tmp_path / "films"), "--config", config(), "--goal", "-1")
-    assert "goal_index" in line and "-1" in line
+    assert "--goal must be at least 0, got -1" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--n-goals", "0"], "eval.n_goals must be at least 1, got 0"),
+        (["--suite", "mars"], "no suite 'mars'"),
+        (["--suite", "nowhere:mars"], "no module 'nowhere'"),
+    ],
+)
+def test_options_out_of_range_are_named_as_settings(option, message, commands, config, fail):
+    assert message in fail(*commands["eval"], "--config", config(), *option)
+
+
+@pytest.mark.parametrize("command", ["demos", "quickstart"])
+def test_suite_without_an_expert(command, commands, config, fail, monkeypatch):
+    monkeypatch.setattr(get_suite("metaworld"), "has_expert", lambda task: task != TASKS[1], raising=False)
+    line = fail(*commands[command], "--config", config())
+    assert f"'metaworld' has no expert for {TASKS[1]}:" in line and "sb3-vla sft --demos" in line
 
 
 def test_train_needs_either_a_new_run_or_an_old_one(fail, tmp_path):
@@ -423,7 +461,15 @@ def test_train_needs_either_a_new_run_or_an_old_one(fail, tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [["--config", "a.yml"], ["--tasks", "MT10"], ["--seed", "0"], ["--init", "a"], ["--demos", "a"], ["--timesteps", "9"]],
+    [
+        ["--config", "a.yml"],
+        ["--suite", "a"],
+        ["--tasks", "MT10"],
+        ["--seed", "0"],
+        ["--init", "a"],
+        ["--demos", "a"],
+        ["--timesteps", "9"],
+    ],
 )
 def test_resumed_run_keeps_its_configuration(option, made, fail):
     assert f"leave out {option[0]}" in fail("train", "--resume", str(made / "run"), *option)
@@ -433,14 +479,12 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(fail, tmp_path):
     assert "no run folder" in fail("train", "--resume", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     assert "not a run folder" in fail("train", "--resume", str(tmp_path / "empty"))
-    RunFolder.create(
-        tmp_path / "early", "sb3-vla train", yaml.safe_load(Path(_write(tmp_path / "c.yml")).read_text()) | {"seed": 0}
-    )
+    RunFolder.create(tmp_path / "early", "sb3-vla train", yaml.safe_load(Path(_write(tmp_path / "c.yml")).read_text()))
     assert "there is no checkpoint" in fail("train", "--resume", str(tmp_path / "early"))
 
 
 def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):
-    monkeypatch.setattr("sb3_vla.hub.hub.get_token", lambda: None)
+    monkeypatch.setattr("sb3_vla.hub.upload.get_token", lambda: None)
     run, repo = str(made / "run"), ["--repo-id", "ann/toy"]
     assert "no owner: give 'user/toy'" in fail("push", run, "--repo-id", "toy")
     assert "no run folder" in fail("push", str(tmp_path / "nowhere"), *repo)
@@ -449,6 +493,37 @@ def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("all of it")
     assert "already holds something" in fail("push", run, *repo, "--local", str(tmp_path))
     assert "no demonstration buffer" in fail("push", str(made / "sft"), *repo, "--with-demos")
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("train", {"learning_rate": 1e-3}, "train.learning_rate is 0.001, but the run began with 7e-05"),
+        ("simulation", {"horizon": 61}, "simulation.horizon is 61, but the run began with 60"),
+        ("train", {"total_timesteps": 16}, "train.total_timesteps must be at least 32"),
+        ("train", {"total_timesteps": "many"}, "train.total_timesteps must be an integer, got 'many'"),
+        ("train", {"total_timestep": 64}, "no setting train.total_timestep;"),
+        ("eval", {"n_goals": "all"}, "eval.n_goals must be an integer, got 'all'"),
+    ],
+)
+def test_resuming_with_an_edit_that_cannot_be_applied(section, change, message, made, fail, tmp_path):
+    run = shutil.copytree(made / "run", tmp_path / "edited")
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["config"][section] |= change
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    assert message in fail("train", "--resume", str(run))
+
+
+def test_resuming_applies_a_longer_training_and_settings_of_the_evaluation(made, tmp_path):
+    run = RunFolder(shutil.copytree(made / "run", tmp_path / "longer"))
+    content = yaml.safe_load(run.config_file.read_text())
+    content["config"]["train"]["total_timesteps"] = 48
+    content["config"]["eval"]["n_goals"] = 1
+    run.config_file.write_text(yaml.safe_dump(content))
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert PPOSelfBC.load(run.model).num_timesteps == 48
+    assert main(["eval", str(run.model), "--out", str(tmp_path / "longer.json")]) == 0
+    assert EvaluationResult.load(tmp_path / "longer.json").settings["n_goals"] == 1
 
 
 def test_resumed_run_may_change_its_device(made, fail):
@@ -465,6 +540,19 @@ def test_error_in_the_work_itself_keeps_its_traceback(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+def test_config_prints_what_can_be_given_again(config, tmp_path, capsys):
+    assert main(["config", "--config", config(), "--seed", "5"]) == 0
+    printed = tmp_path / "printed.yml"
+    printed.write_text(capsys.readouterr().out)
+    assert load_config(printed).to_dict() == load_config(config(seed=5)).to_dict()
+    assert main(["config", "--suite", "fetch"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["tasks"] == list(get_suite("fetch").default_tasks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Help
 
 
@@ -473,12 +561,13 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(commands.choices)
 
 
-@pytest.mark.parametrize("command", [*ALL, "push"])
+@pytest.mark.parametrize("command", [*ALL, "config", "push"])
 def test_help_describes_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert "metaworld" not in text.lower()
     for action in _parsers()[command]._actions:
         for name in action.option_strings or [action.metavar]:
             assert name in text
@@ -486,11 +575,11 @@ def test_help_describes_every_option(command, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    assert sorted(_parsers()) == sorted([*ALL, "push"])
+    assert sorted(_parsers()) == sorted([*ALL, "config", "push"])
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n    {command}" in text for command in [*ALL, "push"])
+    assert all(f"\n    {command}" in text for command in [*ALL, "config", "push"])
 
 
 def test_unknown_option_shows_the_usage(capsys):

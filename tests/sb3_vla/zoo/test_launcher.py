@@ -2,13 +2,10 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-import huggingface_hub
 import imageio_ffmpeg
 import matplotlib
 import numpy as np
@@ -17,7 +14,6 @@ import pytest
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
 import yaml
-from huggingface_hub.errors import RemoteEntryNotFoundError
 from matplotlib import pyplot as plt
 from sb3_contrib import TQC, RecurrentPPO
 from stable_baselines3 import PPO, SAC
@@ -137,31 +133,20 @@ def test_environment_arguments_reach_a_configuration_of_the_users_own(tmp_path):
     assert config["env_kwargs"] == {"horizon": 40, "chunk_size": 3}
 
 
-def test_enjoy_says_success_and_primitive_steps(capsys):
+def test_enjoy_plays_what_was_trained(capsys):
     main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "31", "--no-render"])
-    printed = capsys.readouterr().out
     # 15 chunks of 8 steps reach the horizon of 120
-    ends = re.findall(r"drawer-close-v3: (?:no success in 120 primitive steps|success after \d+ primitive steps)", printed)
-    assert len(ends) >= 2
-    assert re.search(r"Success in \d of \d episodes", printed)
+    assert re.search(r"Success rate: \d+\.\d+%", capsys.readouterr().out)
 
 
-def test_enjoy_shows_captioned_pictures_in_a_window(monkeypatch, capsys):
+def test_enjoy_shows_pictures_in_a_window(monkeypatch):
     import pygame
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     shown = []
     monkeypatch.setattr(pygame.display, "flip", lambda: shown.append(pygame.display.get_surface().get_size()))
     main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "3"])
-    assert shown and set(shown) == {(240, 308)}
-
-
-def test_enjoy_without_a_screen_says_what_to_do(monkeypatch):
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(RuntimeError, match=r"no screen.*--no-render"):
-        main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "3"])
+    assert shown and set(shown) == {(96, 96)}
 
 
 def video_frames(path):
@@ -171,45 +156,27 @@ def video_frames(path):
     return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
 
 
-def test_videos_are_upright_captioned_and_in_real_time(capsys):
+def test_videos_are_upright_and_in_real_time():
     main(["record_video", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "20", "--seed", "3"])
     (video,) = (VLA_FOLDER / "videos").glob("final-model*.mp4")
     meta, frames = video_frames(video)
-    assert meta["size"] == (240, 308)
     assert meta["fps"] == 10  # chunks of 8 steps of 12.5 ms
-    picture = np.stack(frames)[:, :240]
+    picture = np.stack(frames)
     # Upright: the arm hangs from above, so red is in the upper half, and the table's wood in the lower one
     red = (picture[..., 0] > 90) & (picture[..., 1] < 60) & (picture[..., 2] < 60)
-    assert red[:, :120].sum() > 3 * red[:, 120:].sum()
-    # The strip has text from the first frame on, and how the episode before ended after the first one
-    strip = np.stack(frames)[:, 292:306].max(axis=(1, 2, 3))
-    assert strip[0] < 60 and strip[-1] > 150
-    assert "primitive steps" in capsys.readouterr().out
+    middle = picture.shape[1] // 2
+    assert red[:, :middle].sum() > 3 * red[:, middle:].sum()
 
 
-def test_record_training_makes_one_film_of_all_checkpoints():
-    main(["record_training", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "4", "--gif"])
-    videos = VLA_FOLDER / "videos"
-    assert (videos / "training.gif").stat().st_size > 1000
-    _, frames = video_frames(videos / "training.mp4")
-    assert len(frames) >= 3 * 4  # a checkpoint, the final and the best model
-
-
-def test_benchmark_evaluates_what_was_trained(monkeypatch):
-    main(["benchmark", "--log-dir", "logs/", "--no-hub", "-n", "40", "--test-mode", "--num-threads", "1"])
-    table = Path("logs/benchmark/benchmark.md").read_text()
-    assert re.search(r"\|ppo_self_bc\|MetaWorldVLA-drawer-close-v3\|", table)
-
-
-def test_plots_are_saved_where_there_is_no_screen(capsys):
+def test_plots_find_runs_by_the_name_of_their_folder(monkeypatch):
     matplotlib.use("agg")
-    plot = ["plot_train", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-w", "1"]
-    main([*plot, "-y", "success"])
-    assert Path("Training_Success_Rate.png").stat().st_size > 5000
-    main(["plot_train", *plot[1:-2], "-w", "1000"])
-    assert "It is empty" in capsys.readouterr().out
-    main(["all_plots", "-a", "ppo_self_bc", "-e", VLA, "-f", "logs", "-k", "successes"])
-    assert list(Path().glob("Results_*.png"))
+    axes = []
+    monkeypatch.setattr(plt, "show", lambda: axes.extend(plt.gcf().axes))
+    folder = ["-a", "ppo_self_bc", "-e", VLA.replace("/", "-"), "-f", "logs"]
+    main(["plot_train", *folder, "-w", "1", "-y", "success"])
+    assert len(axes[0].lines) == 1
+    main(["all_plots", *folder, "-k", "successes"])
+    assert len(axes) == 2 and axes[1].lines
 
 
 def test_a_search_tries_chunk_sizes_and_what_it_finds_can_be_trained(tmp_path, capsys):
@@ -244,50 +211,6 @@ def test_a_search_on_pixels_reaches_the_parts_of_vla_policy(tmp_path):
     trial = dict(zip(header, row, strict=True))
     assert trial["state"] == "COMPLETE"
     assert {"params_critic_learning_rate", "params_backbone_learning_rate", "params_chunk_size"} <= trial.keys()
-
-
-class LocalHub(huggingface_hub.HfApi):
-    """The Hub as a directory."""
-
-    root = Path("hub_server")
-
-    def create_repo(self, repo_id, **kwargs):
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
-        return f"local/{repo_id}"
-
-    def snapshot_download(self, repo_id, local_dir, **kwargs):
-        shutil.copytree(self.root / repo_id, local_dir, dirs_exist_ok=True)
-
-    def upload_folder(self, *, repo_id, folder_path, **kwargs):
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
-
-
-def download_from_local_hub(repo_id, filename, **kwargs):
-    path = LocalHub.root / repo_id / filename
-    if not path.exists():
-        raise RemoteEntryNotFoundError(
-            f"no {filename}", response=httpx.Response(404, request=httpx.Request("GET", "http://hub"))
-        )
-    return str(path)
-
-
-def test_push_to_hub_uploads_what_the_commands_on_its_card_load_and_play(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
-    main(["push_to_hub", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-orga", "someone", "-n", "20"])
-    repo = LocalHub.root / "someone/ppo_self_bc-MetaWorldVLA-drawer-close-v3"
-    assert {path.name for path in repo.iterdir()} >= {"README.md", "replay.mp4", "results.json", "config.yml", "args.yml"}
-    card = (repo / "README.md").read_text()
-    assert "rl_zoo3." not in card
-    commands = re.findall(r"^(TRUST_REMOTE_CODE=True )?python -m sb3_vla.zoo (.+)", card, re.MULTILINE)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_from_local_hub)
-    shutil.copytree(LocalHub.root, tmp_path / LocalHub.root)
-    monkeypatch.chdir(tmp_path)
-    for trusting, command in commands[:2]:
-        monkeypatch.setenv("TRUST_REMOTE_CODE", str(bool(trusting)))
-        arguments = command.split()
-        main([*arguments, *(["-n", "16", "--no-render"] if arguments[0] == "enjoy" else [])])
-    assert "drawer-close-v3: " in capsys.readouterr().out
 
 
 ALGORITHMS = {"ppo": PPO, "sac": SAC, "tqc": TQC, "ppo_lstm": RecurrentPPO, "ppo_self_bc": PPOSelfBC}
@@ -329,8 +252,9 @@ def test_every_configuration_adds_up(algo, env_id):
 @pytest.mark.parametrize(("algo", "env_id"), configured())
 def test_every_configuration_trains(algo, env_id, tmp_path):
     options = ["-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "--verbose", "0", "-f", str(tmp_path)]
-    main(["train", "--algo", algo, "--env", env_id, *options, "-params", *TINY[algo]])
-    (model,) = tmp_path.glob(f"{algo}/*_1/{env_id.replace('/', '-')}.zip")
+    example = env_id.replace("*-v3", "drawer-close-v3")
+    main(["train", "--algo", algo, "--env", example, *options, "-params", *TINY[algo]])
+    (model,) = tmp_path.glob(f"{algo}/*_1/{example.replace('/', '-')}.zip")
     assert ALGORITHMS[algo].load(model).action_space.shape[0] == chunks_of(read_config(algo)[env_id])["chunk_size"]
 
 
@@ -373,14 +297,14 @@ def test_the_discount_reaches_the_chunks(tmp_path):
     ("algo", "env_id"), [("ppo_self_bc", "CartPole-v1"), ("ppo_self_bc", "MetaWorldVLA/MT50"), ("sac", "MetaWorldState/MT10")]
 )
 def test_without_hyperparameters_it_is_said_what_there_are(algo, env_id, tmp_path):
-    with pytest.raises(ValueError, match=rf"no hyperparameters of {algo} for {env_id}.*drawer-close-v3.*--conf-file"):
+    with pytest.raises(ValueError, match=rf"no hyperparameters of {algo} for {env_id}.*MetaWorldState/\*-v3.*--conf-file"):
         main(["train", "--algo", algo, "--env", env_id, "-f", str(tmp_path)])
 
 
-def test_any_task_shares_the_hyperparameters_of_the_example_task(tmp_path, capsys):
+def test_an_entry_with_a_star_serves_every_environment_that_has_none_of_its_own(tmp_path, capsys):
     options = ["-n", "8", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path), "-params", *TINY["sac"]]
     main(["train", "--algo", "sac", "--env", "MetaWorldState/reach-v3", *options])
-    assert "Using the hyperparameters of MetaWorldState/drawer-close-v3" in capsys.readouterr().out
+    assert "Using the hyperparameters of MetaWorldState/*-v3" in capsys.readouterr().out
     assert SAC.load(tmp_path / "sac/MetaWorldState-reach-v3_1/MetaWorldState-reach-v3.zip").action_space.shape == (4, 4)
 
 
@@ -400,13 +324,13 @@ def test_a_search_in_threads_is_refused_where_it_would_draw(tmp_path):
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_what_the_zoo_has_is_restored_afterwards(failing, tmp_path):
-    owners = [rl_zoo3, rl_zoo3.utils, rl_zoo3.exp_manager, subprocess, huggingface_hub, plt, sys]
+    owners = [rl_zoo3, rl_zoo3.utils, rl_zoo3.exp_manager, sys]
     before = [dict(vars(owner)) for owner in owners]
     if failing:
         with pytest.raises(FileNotFoundError):
             main(["train", "--env", "CartPole-v1", "--conf-file", "nothing.yml", "-f", str(tmp_path)])
     else:
-        main(["benchmark", "--log-dir", "logs/", "--no-hub", "-n", "20", "--test-mode", "--num-threads", "1"])
+        main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "1", "--no-render"])
     for owner, attributes in zip(owners, before, strict=True):
         changed = [name for name, value in attributes.items() if vars(owner)[name] is not value]
         assert changed == [], owner
