@@ -1,25 +1,21 @@
 """The callback that evaluates during training and keeps the model that succeeds most often, then soonest."""
 
 import os
+import warnings
 from collections import defaultdict
-from typing import Any, NamedTuple
+from copy import deepcopy
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnNoModelImprovement
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 from ..common.nested_callbacks import nested_callbacks
-
-
-class _Episode(NamedTuple):
-    """An evaluated episode; ``success`` is ``None`` where it was not reported, ``steps_to_success`` is nan without one."""
-
-    task: str
-    success: bool | None
-    steps: int
-    steps_to_success: float
+from ..evaluation.model_fit import check_model_fits
 
 
 class SuccessEvalCallback(EvalCallback):
@@ -28,9 +24,10 @@ class SuccessEvalCallback(EvalCallback):
     best model: the one with the highest success rate; among equals the one with the fewest primitive steps to success, then
     the one with the highest mean reward, which is all that counts where no episode's info reports ``is_success``.
 
-    Steps to success are ``info["steps_to_success"]``, or else the primitive steps of the episode, the sum of
-    ``info["chunk_length"]`` (1 where it is absent). All tasks (``info["task"]``) count alike in their mean. Where only some of
-    the episodes report ``is_success``, the others count as failures.
+    An episode succeeds with the first step whose info says ``is_success``, whatever follows. Steps to success are that info's
+    ``steps_to_success``, or else the primitive steps until then, the sum of ``chunk_length`` (1 where it is absent). All tasks
+    (``info["task"]``) count alike in their mean. Where only some of the episodes report ``is_success``, the others count as
+    failures.
 
     Beside SB3's arrays ``evaluations.npz`` has ``steps`` and ``steps_to_success`` (nan without a success), a row an evaluation
     and a column an episode. ``eval/steps_to_success`` and ``eval/success_rate/<task>`` are logged.
@@ -38,7 +35,9 @@ class SuccessEvalCallback(EvalCallback):
     ``best_mean_reward`` is that of the best model, and
     :class:`~stable_baselines3.common.callbacks.StopTrainingOnNoModelImprovement` counts every new best model.
 
-    :param eval_env: The environment used for initialization
+    :param eval_env: The environment to evaluate in, wrapped as the one for training: what ``VecFrameStack`` and
+        ``VecNormalize`` do to observations there, they must do here (``VecTransposeImage`` is not needed). The statistics are
+        those of training
     :param callback_on_new_best: Callback to trigger when there is a new best model
     :param callback_after_eval: Callback to trigger after every evaluation
     :param n_eval_episodes: The number of episodes to test the agent
@@ -81,18 +80,32 @@ class SuccessEvalCallback(EvalCallback):
         )
         self.evaluations_steps: list[list[int]] = []
         self.evaluations_steps_to_success: list[list[float]] = []
-        self._episodes: list[_Episode] = []
-        # Primitive steps so far of the episode under way, by environment
-        self._n_steps: dict[int, int] = defaultdict(int)
+        # The evaluated episodes, each with the name of its task, and by environment those under way
+        self._episodes: list[tuple[str, EpisodeProgress]] = []
+        self._under_way: defaultdict[int, EpisodeProgress] = defaultdict(EpisodeProgress)
         # Success rate, minus the steps to success, reward
         self._best_rank = (-np.inf, -np.inf, -np.inf)
+
+    def _init_callback(self) -> None:
+        check_model_fits(self.model, self.eval_env)
+        training, evaluation = _normalized_keys(self.training_env), _normalized_keys(self.eval_env)
+        if training != evaluation:
+            raise ValueError(
+                f"VecNormalize normalises the observations {training} of the training environment, and {evaluation} of that "
+                "for evaluation: wrap both alike, the latter in VecNormalize(eval_env, training=False, norm_reward=False, "
+                "norm_obs_keys=...) with the same norm_obs_keys, or neither."
+            )
+        with warnings.catch_warnings():
+            # SB3 compares the outermost wrappers, which may differ in what makes no difference
+            warnings.filterwarnings("ignore", message="Training and eval env are not of the same type")
+            super()._init_callback()
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
         self._sync_normalization()
-        self._episodes = []
-        self._n_steps.clear()
+        self._episodes.clear()
+        self._under_way.clear()
         rewards, lengths = evaluate_policy(
             self.model,
             self.eval_env,
@@ -104,8 +117,8 @@ class SuccessEvalCallback(EvalCallback):
             callback=self._log_success_callback,
         )
         assert isinstance(rewards, list) and isinstance(lengths, list)
-        reported = any(episode.success is not None for episode in self._episodes)
-        self._is_success_buffer = [bool(episode.success) for episode in self._episodes] if reported else []
+        reported = any(episode.success is not None for _, episode in self._episodes)
+        self._is_success_buffer = [bool(episode.success) for _, episode in self._episodes] if reported else []
         if self.log_path is not None:
             self._save_evaluations(self.log_path, rewards, lengths)
         self.last_mean_reward = float(np.mean(rewards))
@@ -121,17 +134,13 @@ class SuccessEvalCallback(EvalCallback):
         return continue_training and self._on_event()
 
     def _sync_normalization(self) -> None:
-        """Let the evaluation environment normalise as the training environment does."""
-        if self.model.get_vec_normalize_env() is None:
+        """Let the evaluation environment normalise with what the training environment has learnt."""
+        training, evaluation = unwrap_vec_normalize(self.training_env), unwrap_vec_normalize(self.eval_env)
+        if training is None or evaluation is None:
             return
-        try:
-            sync_envs_normalization(self.training_env, self.eval_env)
-        except AttributeError as error:
-            raise AssertionError(
-                "Training and eval env are not wrapped the same way, "
-                "see https://stable-baselines3.readthedocs.io/en/master/guide/callbacks.html#evalcallback "
-                "and warning above."
-            ) from error
+        if training.norm_obs:
+            evaluation.obs_rms = deepcopy(training.obs_rms)
+        evaluation.ret_rms = deepcopy(training.ret_rms)
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         """
@@ -141,22 +150,20 @@ class SuccessEvalCallback(EvalCallback):
         :param globals_: Its global variables
         """
         i, info = locals_["i"], locals_["info"]
-        self._n_steps[i] += info.get("chunk_length", 1)
+        self._under_way[i].add(info)
         # Where there is a Monitor, its word counts: a lost life is no end, see evaluate_policy
         if not locals_["done"] or (locals_["is_monitor_wrapped"] and "episode" not in info):
             return
-        steps, success = self._n_steps.pop(i), info.get("is_success")
-        steps_to_success = float(info.get("steps_to_success", steps)) if success else np.nan
-        self._episodes.append(_Episode(info.get("task", ""), success, steps, steps_to_success))
+        self._episodes.append((task_name(info), self._under_way.pop(i)))
 
     def _mean_steps_to_success(self) -> float:
         """
         :return: Mean over the tasks of the mean steps to success, infinite without a success
         """
         by_task = defaultdict(list)
-        for episode in self._episodes:
-            if episode.success:
-                by_task[episode.task].append(episode.steps_to_success)
+        for task, episode in self._episodes:
+            if episode.steps_to_success is not None:
+                by_task[task].append(episode.steps_to_success)
         return float(np.mean([np.mean(steps) for steps in by_task.values()])) if by_task else np.inf
 
     def _save_evaluations(self, log_path: str, rewards: list[float], lengths: list[int]) -> None:
@@ -168,8 +175,9 @@ class SuccessEvalCallback(EvalCallback):
         self.evaluations_timesteps.append(self.num_timesteps)
         self.evaluations_results.append(rewards)
         self.evaluations_length.append(lengths)
-        self.evaluations_steps.append([episode.steps for episode in self._episodes])
-        self.evaluations_steps_to_success.append([episode.steps_to_success for episode in self._episodes])
+        self.evaluations_steps.append([episode.steps for _, episode in self._episodes])
+        to_success = [episode.steps_to_success for _, episode in self._episodes]
+        self.evaluations_steps_to_success.append([np.nan if steps is None else steps for steps in to_success])
         arrays: dict[str, Any] = {}
         # Save success log if present
         if self._is_success_buffer:
@@ -209,8 +217,8 @@ class SuccessEvalCallback(EvalCallback):
         if np.isfinite(steps):
             self.logger.record("eval/steps_to_success", steps)
         by_task = defaultdict(list)
-        for episode in self._episodes:
-            by_task[episode.task].append(bool(episode.success))
+        for task, episode in self._episodes:
+            by_task[task].append(bool(episode.success))
         for task, successes in by_task.items():
             if task:
                 # Not on the console, whose keys are cut at 36 characters and must stay different
@@ -233,3 +241,11 @@ class SuccessEvalCallback(EvalCallback):
                 child.last_best_mean_reward = -np.inf
         # Trigger callback on new best model, if needed
         return self.callback_on_new_best is None or self.callback_on_new_best.on_step()
+
+
+def _normalized_keys(env: VecEnv) -> list[str]:
+    """The observations that ``VecNormalize`` normalises; where they have no names, "observation"."""
+    normalize = unwrap_vec_normalize(env)
+    if normalize is None or not normalize.norm_obs:
+        return []
+    return ["observation"] if normalize.norm_obs_keys is None else sorted(normalize.norm_obs_keys)

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_vla import PPOSelfBC, SuccessEvalCallback
 from sb3_vla_envs import ChunkedActionWrapper
@@ -57,10 +57,14 @@ class CountCalls(BaseCallback):
         return True
 
 
-_MODEL = PPO("MlpPolicy", Scripted([]), n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}, device="cpu")
+def small_ppo(env):
+    return PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={"net_arch": [4]}, device="cpu")
 
 
-def evaluate(evaluations, callback_class=SuccessEvalCallback, env=None, **kwargs):
+_MODEL = small_ppo(Scripted([]))
+
+
+def evaluate(evaluations, callback_class=SuccessEvalCallback, env=None, model=_MODEL, **kwargs):
     """
     Evaluate a model once for each list of scripted episodes; the k-th time (from 1 on) it has seen k timesteps.
 
@@ -78,12 +82,12 @@ def evaluate(evaluations, callback_class=SuccessEvalCallback, env=None, **kwargs
             logs.append({key: (value, self.name_to_excluded[key]) for key, value in self.name_to_value.items()})
             super().dump(step)
 
-    _MODEL.set_logger(Keep(None, []))
-    callback.init_callback(_MODEL)
+    model.set_logger(Keep(None, []))
+    callback.init_callback(model)
     callback.on_training_start({}, {})
     goes_on = []
     for k in range(1, len(evaluations) + 1):
-        _MODEL.num_timesteps = k
+        model.num_timesteps = k
         goes_on.append(callback.on_step())
     return callback, logs, goes_on
 
@@ -224,7 +228,6 @@ def test_it_speaks_if_asked(capsys):
     assert not capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
 @pytest.mark.parametrize("where", ["inside", "outside", "vec", "none"])
 def test_wherever_monitor_stands_primitive_steps_count(where, tmp_path):
     script = [(True, 7, 1.0), (True, 4, 1.0), (False, 5, 0.0)]
@@ -234,17 +237,10 @@ def test_wherever_monitor_stands_primitive_steps_count(where, tmp_path):
         env = ChunkedActionWrapper(Monitor(env) if where == "inside" else env, 3, gamma=1.0)
         return Monitor(env) if where == "outside" else env
 
-    class ThreeActions:
-        """Predicts chunks."""
-
-        def __call__(self, observation, state=None, episode_start=None, deterministic=False):
-            return np.zeros((len(observation), 3, 1), np.float32), state
-
     env = DummyVecEnv([make])
     env = VecMonitor(env) if where == "vec" else env
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_MODEL, "predict", ThreeActions())
-        evaluate([script], env=env, log_path=str(tmp_path), warn=False)
+    model = small_ppo(ChunkedActionWrapper(Scripted([]), 3, gamma=1.0))
+    evaluate([script], env=env, model=model, log_path=str(tmp_path), warn=False)
     with np.load(tmp_path / "evaluations.npz") as file:
         assert file["steps"].tolist() == [[7, 4, 5]]
         assert file["steps_to_success"][0, :2].tolist() == [7, 4]
@@ -320,16 +316,68 @@ def test_it_evaluates_every_so_many_calls_and_never_if_zero():
         assert after.n_calls == expected
 
 
-def test_normalisation_follows_the_training_environment():
-    train = VecNormalize(DummyVecEnv([lambda: Monitor(Scripted([YES] * 99))]))
-    evaluated = VecNormalize(DummyVecEnv([lambda: Monitor(Scripted([YES] * 9))]), training=False, norm_reward=False)
-    model = PPO("MlpPolicy", train, n_steps=16, batch_size=8, n_epochs=1, device="cpu")
-    callback = SuccessEvalCallback(evaluated, n_eval_episodes=1, eval_freq=16, verbose=0)
-    model.learn(16, callback=callback)
-    assert evaluated.obs_rms.count == train.obs_rms.count > 16
-    bare = DummyVecEnv([lambda: Monitor(Scripted([YES] * 9))])
-    with pytest.warns(UserWarning, match="not of the same type"), pytest.raises(AssertionError, match="wrapped the same way"):
-        model.learn(16, callback=SuccessEvalCallback(bare, eval_freq=8, verbose=0))
+def normalized(n_episodes=99, **kwargs):
+    return VecNormalize(DummyVecEnv([lambda: Monitor(Scripted([YES] * n_episodes))]), **kwargs)
+
+
+@pytest.mark.parametrize("outside", [lambda env: env, VecCheckNan])
+def test_normalisation_follows_the_training_environment(outside):
+    train, evaluated = normalized(), normalized(training=False, norm_reward=False)
+    model = PPO("MlpPolicy", outside(train), n_steps=16, batch_size=8, n_epochs=1, device="cpu")
+    model.learn(16, callback=SuccessEvalCallback(evaluated, n_eval_episodes=1, eval_freq=16, verbose=0))
+    assert evaluated.obs_rms.count == train.obs_rms.count > 16 and evaluated.obs_rms is not train.obs_rms
+    assert evaluated.ret_rms.var == train.ret_rms.var
+
+
+def test_an_environment_that_is_wrapped_differently_is_refused(make_model, make_vec_env):
+    bare, both = DummyVecEnv([lambda: Monitor(Scripted([YES] * 9))]), "the latter in VecNormalize.eval_env, training=False"
+    with pytest.raises(ValueError, match=rf"\['observation'\] of the training environment, and \[\] .*{both}"):
+        small_ppo(normalized()).learn(8, callback=SuccessEvalCallback(bare, verbose=0))
+    with pytest.raises(ValueError, match=r"\[\] of the training environment, and \['observation'\]"):
+        small_ppo(bare).learn(8, callback=SuccessEvalCallback(normalized(), verbose=0))
+    model = make_model(VecFrameStack(make_vec_env(), 2))
+    with pytest.raises(ValueError, match=r"'state': the model has Box\(6,\).* the environment Box\(3,\).*VecFrameStack"):
+        model.learn(8, callback=SuccessEvalCallback(make_vec_env(1), verbose=0))
+
+
+def test_stacked_and_normalised_alike_but_for_the_order_of_an_images_axes(make_model, make_vec_env, recwarn):
+    def stacked(n_envs, **kwargs):
+        return VecNormalize(VecFrameStack(make_vec_env(n_envs), 2), norm_obs_keys=["state"], gamma=0.9, **kwargs)
+
+    train, evaluated = stacked(2), stacked(1, training=False, norm_reward=False)
+    callback = SuccessEvalCallback(evaluated, n_eval_episodes=1, eval_freq=8, verbose=0, warn=False)
+    make_model(train).learn(16, callback=callback)
+    assert evaluated.obs_rms["state"].count == train.obs_rms["state"].count
+    assert not [warning for warning in recwarn if "same type" in str(warning.message)]
+
+
+class SucceedsInPassing(gym.Env):
+    """Success is reported at the third of seven steps, and not afterwards."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, np.float32), 0.0, False, self.t == 7, {"is_success": self.t == 3, "task": (1, "b")}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_success_in_passing_counts_as_success(chunk_size, tmp_path):
+    def make():
+        return SucceedsInPassing() if chunk_size is None else ChunkedActionWrapper(SucceedsInPassing(), chunk_size)
+
+    model = small_ppo(make())
+    _, (log,), _ = evaluate([[YES] * 2], env=DummyVecEnv([lambda: Monitor(make())]), model=model, log_path=str(tmp_path))
+    assert log["eval/success_rate"][0] == 1 and log["eval/steps_to_success"][0] == 3
+    assert log["eval/success_rate/(1, 'b')"][0] == 1
+    with np.load(tmp_path / "evaluations.npz") as file:
+        assert file["steps"].tolist() == [[7, 7]] and file["steps_to_success"].tolist() == [[3, 3]]
 
 
 # --- Models that differ -----------------------------------------------------------------------------------------------
