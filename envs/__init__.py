@@ -1,4 +1,4 @@
-"""MetaWorld for vision-language-action policies, and wrappers for action chunks: Gymnasium, NumPy and MuJoCo only."""
+"""Suites of tasks for vision-language-action policies, and wrappers for action chunks: Gymnasium, NumPy and MuJoCo only."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,22 +8,26 @@ configure_gl_backend()  # before anything imports MuJoCo, which reads the choice
 
 from .collection import collect_demonstrations  # noqa: E402
 from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
+from .make import make_env_fns, make_vla_env  # noqa: E402
 from .metaworld.env import MetaWorldEnv  # noqa: E402
 from .metaworld.goals import sample_goals  # noqa: E402
 from .metaworld.instructions import INSTRUCTIONS  # noqa: E402
-from .metaworld.make import make_env_fns, make_vla_env  # noqa: E402
-from .metaworld.registration import register_environments  # noqa: E402
-from .metaworld.tasks import MT10, MT50, resolve_tasks  # noqa: E402
-from .mujoco.camera import DEFAULT_CAMERAS, Camera  # noqa: E402
+from .metaworld.registration import register_metaworld  # noqa: E402
+from .metaworld.suite import DEFAULT_CAMERAS  # noqa: E402
+from .metaworld.tasks import MT10, MT50  # noqa: E402
+from .mujoco.camera import Camera  # noqa: E402
 from .mujoco.camera_observation import CameraObservation  # noqa: E402
+from .suite import Suite, find_suite, get_suite, register_suite, resolve_tasks  # noqa: E402
+from .task_env import MultiTaskEnv, Outcome, SimulationSettings  # noqa: E402
 from .wrappers.chunked_action import ChunkedActionWrapper  # noqa: E402
 from .wrappers.episode_caption import EpisodeCaption  # noqa: E402
 from .wrappers.instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
+from .wrapping import WrappingSettings  # noqa: E402
 
 if TYPE_CHECKING:
     from .mujoco.rendering import SceneRenderer
 
-register_environments()
+register_metaworld()
 
 
 def __getattr__(name: str) -> Any:
@@ -47,13 +51,21 @@ __all__ = [
     "EpisodeCaption",
     "InstructionObservation",
     "MetaWorldEnv",
+    "MultiTaskEnv",
+    "Outcome",
     "SceneRenderer",
+    "SimulationSettings",
+    "Suite",
+    "WrappingSettings",
     "collect_demonstrations",
     "decode_instruction",
     "encode_instruction",
+    "find_suite",
+    "get_suite",
     "load_demonstrations",
     "make_env_fns",
     "make_vla_env",
+    "register_suite",
     "resolve_tasks",
     "sample_goals",
     "save_demonstrations",

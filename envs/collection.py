@@ -1,4 +1,4 @@
-"""Demonstrations from MetaWorld's scripted experts."""
+"""Demonstrations from the expert of a suite."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
+from .argument_checks import check_count
 from .demonstrations import Demonstration
-from .metaworld.env import MetaWorldEnv
-from .metaworld.make import wrap_for_policy
-from .metaworld.tasks import resolve_tasks
+from .suite import Suite, find_suite
+from .wrappers.episode_progress import EpisodeProgress
 
 # A task is given up once it has had this many attempts and fewer than one in ten succeeded.
 _MIN_ATTEMPTS = 20
 _MIN_SUCCESS_RATE = 0.1
-
-_WRAPPER_ARGUMENTS = ("chunk_size", "n_action_steps", "gamma", "cameras", "quality", "max_instruction_bytes")
 
 
 class Attempt(NamedTuple):
@@ -44,35 +43,49 @@ def collect_demonstrations(
     seed: int = 0,
     n_workers: int = 1,
     progress: bool = True,
-    **kwargs: Any,
+    suite: str | Suite | None = None,
+    **settings: Any,
 ) -> list[Demonstration]:
     """
-    Let MetaWorld's scripted experts act, and keep the episodes that succeed.
+    Let a suite's experts act, and keep the episodes that succeed, up to their success.
 
-    Gaussian noise disturbs the executed actions, while the actions to imitate are the expert's own, clipped to [-1, 1]: so
-    the policy learns how to recover from its own small errors (DART, Laskey et al. 2017). The observations are exactly
-    those of :func:`make_vla_env` with the same arguments.
+    Gaussian noise disturbs the executed actions, while the actions to imitate are the expert's own, within the bounds of the
+    action space: so the policy learns how to recover from its own small errors (DART, Laskey et al. 2017). The observations
+    are exactly those of :func:`make_vla_env` with the same arguments.
 
     The result depends on the arguments, but not on ``n_workers``. With more than one worker, a script must guard its main
     part by ``if __name__ == "__main__":``, since workers import it.
 
-    :param tasks: Task, benchmark, comma-separated names or a sequence of them
+    :param tasks: Task, group, comma-separated names or a sequence of them
     :param n_per_task: How many successful episodes of each task
-    :param action_noise: Standard deviation of the noise on each executed action
+    :param action_noise: Standard deviation of the noise on each executed action, as a part of half the range that the action
+        space gives it (of 1 where that is infinite)
     :param seed: Seeds goals and noise
     :param n_workers: Number of processes; 1 works in this one
     :param progress: Whether to show a progress bar
-    :param kwargs: Further arguments of :func:`make_vla_env`
+    :param suite: The suite of tasks or its name; by default the one that has these
+    :param settings: Further arguments of :func:`make_vla_env`
     :return: ``n_per_task`` demonstrations of each task, task by task
-    :raises ValueError: If an argument is out of range
+    :raises TypeError: If an argument is unknown or of another type
+    :raises ValueError: If an argument is out of range, or there is no expert for a task
     :raises RuntimeError: If an expert hardly ever succeeds, or a worker process dies
     """
-    names = resolve_tasks(tasks)
-    if n_per_task < 1 or n_workers < 1:
-        raise ValueError(f"n_per_task and n_workers must be at least 1, got {n_per_task} and {n_workers}")
-    if action_noise < 0:
-        raise ValueError(f"action_noise must not be negative, got {action_noise}")
-    build = (names, float(action_noise), seed, kwargs)
+    found = find_suite(tasks, suite)
+    names = found.resolve_tasks(tasks)
+    check_count("n_per_task", n_per_task)
+    check_count("n_workers", n_workers)
+    check_count("seed", seed, least=0)
+    if not (np.isfinite(action_noise) and action_noise >= 0):
+        raise ValueError(f"action_noise must be finite and not negative, got {action_noise}")
+    without_expert = [name for name in names if not found.has_expert(name)]
+    if without_expert:
+        raise ValueError(
+            f"The suite {found.name!r} has no expert for {', '.join(without_expert)}: leave it out, or make demonstrations "
+            "in another way (sb3_vla_envs.Demonstration)"
+        )
+    found.split_settings(settings)
+    # By name, as a worker finds it; a suite that is not registered goes there itself
+    build = (suite if isinstance(suite, Suite) else found.address, names, float(action_noise), seed, settings)
     with _attempts(build, n_workers) as attempt, _progress_bar(len(names) * n_per_task, progress) as bar:
         kept = _keep_successes(names, n_per_task, attempt, bar.update)
     return [demo for name in names for demo in kept[name]]
@@ -101,7 +114,7 @@ def _keep_successes(
 def _check_success_rate(task: str, n_successes: int, n_tried: int) -> None:
     if n_tried >= _MIN_ATTEMPTS and n_successes < _MIN_SUCCESS_RATE * n_tried:
         raise RuntimeError(
-            f"The scripted expert of {task} succeeded in only {n_successes} of {n_tried} attempts: lower action_noise, raise "
+            f"The expert of {task} succeeded in only {n_successes} of {n_tried} attempts: lower action_noise, raise "
             "horizon, or leave this task out"
         )
 
@@ -111,15 +124,23 @@ class ExpertActions(gym.Wrapper):
     Ignores the actions it is given and takes the expert's with noise, inside the chunks: whatever is wrapped around it
     sees exactly what a policy acting like that would see.
 
-    :param env: A :class:`MetaWorldEnv`, wrapped or not
-    :param noise: Standard deviation of the noise
+    :param env: A :class:`MultiTaskEnv`, wrapped or not
+    :param suite: Its suite
+    :param noise: Standard deviation of the noise, see :func:`collect_demonstrations`
+    :raises TypeError: If its actions are no vectors
     """
 
-    def __init__(self, env: gym.Env, noise: float) -> None:
+    def __init__(self, env: gym.Env, suite: Suite, noise: float) -> None:
         super().__init__(env)
-        self.noise = noise
+        if not isinstance(env.action_space, spaces.Box):
+            raise TypeError(f"Demonstrations are of actions in a Box, the suite {suite.name!r} has {env.action_space}")
+        self.suite = suite
+        self.low, self.high = env.action_space.low, env.action_space.high
+        with np.errstate(over="ignore"):
+            half_range = (self.high - self.low) / 2
+        self.deviation = noise * np.where(np.isfinite(half_range), half_range, 1.0)
         self.rng = np.random.default_rng()
-        self.taken: list[NDArray[np.float32]] = []
+        self.taken: list[NDArray[Any]] = []
 
     def step(self, action: Any) -> Any:
         """
@@ -128,32 +149,35 @@ class ExpertActions(gym.Wrapper):
         :param action: Ignored
         :return: What the environment returns
         """
-        clean = cast(MetaWorldEnv, self.env.unwrapped).expert_action()
+        clean = self.suite.expert_action(self.env)
         self.taken.append(clean)
-        noisy = clean + self.rng.normal(0.0, self.noise, clean.shape)
-        return self.env.step(np.clip(noisy, -1.0, 1.0).astype(np.float32))
+        noisy = clean + self.rng.standard_normal(clean.shape) * self.deviation
+        return self.env.step(np.clip(noisy, self.low, self.high).astype(clean.dtype))
 
 
 class ExpertRunner:
     """
     Makes attempts, in one process.
 
+    :param suite: The suite or its name
     :param tasks: The tasks it may be asked for
-    :param action_noise: Standard deviation of the noise on each executed action
+    :param action_noise: Standard deviation of the noise, see :func:`collect_demonstrations`
     :param seed: Seeds goals and noise
-    :param kwargs: Arguments of :func:`make_vla_env`
+    :param settings: Of simulation and wrapping
     """
 
-    def __init__(self, tasks: Sequence[str], action_noise: float, seed: int, kwargs: dict[str, Any]) -> None:
-        wrapping = {name: value for name, value in kwargs.items() if name in _WRAPPER_ARGUMENTS}
-        simulation = {name: value for name, value in kwargs.items() if name not in _WRAPPER_ARGUMENTS}
+    def __init__(
+        self, suite: str | Suite, tasks: Sequence[str], action_noise: float, seed: int, settings: dict[str, Any]
+    ) -> None:
+        found = find_suite(tasks, suite)
+        simulation, wrapping = found.split_settings(settings)
         self.seed = seed
-        self.expert = ExpertActions(MetaWorldEnv(tasks, **simulation), action_noise)
-        self.env = wrap_for_policy(self.expert, **wrapping)
+        self.expert = ExpertActions(found.make_simulation(tasks, **simulation), found, action_noise)
+        self.env = found.wrap(self.expert, **wrapping)
 
     def __call__(self, attempt: Attempt) -> Demonstration:
         """
-        Play one episode.
+        Play one episode, up to its success where it has one.
 
         :param attempt: Which one
         :return: The episode, successful or not
@@ -161,25 +185,30 @@ class ExpertRunner:
         # Everything random in the episode follows from these numbers, not from what this process did before.
         entropy = np.random.SeedSequence([self.seed, zlib.crc32(attempt.task.encode()), attempt.number])
         self.expert.rng = np.random.default_rng(entropy)
-        observation, info = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
+        observation, _ = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
         observations, actions, lengths = [], [], []
         nothing = np.zeros(self.env.action_space.shape or (), dtype=np.float32)
+        progress = EpisodeProgress()
         done = False
         while not done:
             observations.append(observation)
             self.expert.taken.clear()
+            before = progress.steps
             observation, _, terminated, truncated, info = self.env.step(nothing)
+            progress.add(info)
+            # Success ends a demonstration, in mid-chunk too, even where it does not end the episode
+            executed = (progress.steps if progress.steps_to_success is None else progress.steps_to_success) - before
             chunk = nothing.copy()
-            chunk[: len(self.expert.taken)] = self.expert.taken
+            chunk[:executed] = self.expert.taken[:executed]
             actions.append(chunk)
-            lengths.append(info["chunk_length"])
-            done = terminated or truncated
+            lengths.append(executed)
+            done = bool(progress.success) or terminated or truncated
         return Demonstration(
             task=attempt.task,
             observations={key: np.stack([seen[key] for seen in observations]) for key in observations[0]},
             actions=np.stack(actions),
             chunk_lengths=np.array(lengths, dtype=np.int64),
-            success=info["is_success"],
+            success=bool(progress.success),
         )
 
 
@@ -229,7 +258,7 @@ def _attempt_in_worker(attempt: Attempt) -> Demonstration:
 
 @contextmanager
 def _progress_bar(total: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm  # of the [metaworld] extra
+    from tqdm import tqdm  # here: environments alone do not need it
 
     with tqdm(total=total, desc="expert demonstrations", unit="episode", disable=not progress) as bar:
         yield bar

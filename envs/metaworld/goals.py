@@ -5,20 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..argument_checks import check_choice, check_count
+from ..goal_split import round_goal, split_of
+from ..task_env import SPLITS, GoalSplit
 from .simulator import build_simulator
-from .tasks import resolve_tasks
-
-GoalSplit = Literal["train", "test"]
-SPLITS: tuple[GoalSplit, ...] = ("train", "test")
-
-# Positions are rounded to a micrometre: it makes the lists the same on every machine, whatever its floating-point unit
-# does with the last bit of ``low + (high - low) * u``, and gives each goal an integer identity to split by.
-_DECIMALS = 6
+from .suite import METAWORLD
 
 
 def sample_goals(task: str, split: GoalSplit, n_goals: int = 50, seed: int = 0) -> NDArray[np.float64]:
@@ -34,15 +30,13 @@ def sample_goals(task: str, split: GoalSplit, n_goals: int = 50, seed: int = 0) 
     :param n_goals: How many goals
     :param seed: Which list
     :return: The goals, shape ``(n_goals, rand_vec_dim)``, all different, read-only
+    :raises TypeError: If ``n_goals`` or ``seed`` is no integer
     :raises ValueError: If the task or the split is unknown, or ``n_goals`` or ``seed`` out of range
     """
-    (task,) = resolve_tasks(task)
-    if split not in SPLITS:
-        raise ValueError(f"Unknown goal split {split!r}, allowed are {', '.join(map(repr, SPLITS))}")
-    if n_goals < 1:
-        raise ValueError(f"n_goals must be at least 1, got {n_goals}")
-    if seed < 0:
-        raise ValueError(f"The seed of a goal list must not be negative, got {seed}")
+    (task,) = METAWORLD.resolve_tasks(task)
+    check_choice("goal split", split, SPLITS)
+    check_count("n_goals", n_goals)
+    check_count("seed", seed, least=0)
     return _sample_goals(task, split, int(n_goals), int(seed))
 
 
@@ -51,7 +45,7 @@ def _sample_goals(task: str, split: GoalSplit, n_goals: int, seed: int) -> NDArr
     simulator: Any = build_simulator(task)
     space = simulator._random_reset_space
     rng = np.random.default_rng([zlib.crc32(task.encode()), SPLITS.index(split), seed])
-    candidate = _candidates(rng, space.low, space.high, SPLITS.index(split))
+    candidate = _candidates(rng, space.low, space.high, split)
     last: NDArray[np.float64] = np.empty(0)
 
     def draw() -> NDArray[np.float64]:
@@ -74,21 +68,15 @@ def _sample_goals(task: str, split: GoalSplit, n_goals: int, seed: int) -> NDArr
 
 
 def _candidates(
-    rng: np.random.Generator, low: NDArray[Any], high: NDArray[Any], split_index: int
+    rng: np.random.Generator, low: NDArray[Any], high: NDArray[Any], split: GoalSplit
 ) -> Callable[[], NDArray[np.float64]]:
     def draw() -> NDArray[np.float64]:
         while True:
-            goal = np.round(rng.uniform(low, high), _DECIMALS)
-            if _split_of(goal) == split_index:
+            goal = round_goal(rng.uniform(low, high))
+            if split_of(goal) == split:
                 return goal
 
     return draw
-
-
-def _split_of(goal: NDArray[np.float64]) -> int:
-    """Which split owns a goal, 0 or 1: the parity of a checksum over its micrometres."""
-    micrometres = np.rint(goal * 10**_DECIMALS).astype("<i8")
-    return zlib.crc32(micrometres.tobytes()) % 2
 
 
 def _no_simulation(ctrl: Any, n_frames: int) -> None:

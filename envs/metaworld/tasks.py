@@ -1,9 +1,6 @@
-"""The MetaWorld v3 tasks and how a user names a set of them."""
+"""The MetaWorld v3 tasks."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Sequence
 
 # Spelled out, not read from MetaWorld, so that listing tasks and registering ids does not import a simulator.
 # A test holds them equal to MetaWorld's own lists.
@@ -74,34 +71,3 @@ MT50: tuple[str, ...] = (
 )
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": MT10, "MT50": MT50}
-
-
-def resolve_tasks(tasks: str | Sequence[str]) -> tuple[str, ...]:
-    """
-    Turn any way of naming tasks into a tuple of task names, without duplicates and in the order given.
-
-    :param tasks: A task (``"window-open-v3"``), a benchmark (``"MT10"``, ``"MT50"``), several of them separated by
-        commas, or a sequence of such names
-    :return: The task names
-    :raises TypeError: If ``tasks`` is neither a string nor a sequence of strings
-    :raises ValueError: If there is no task, or one that MetaWorld does not have
-    """
-    names: list[str] = []
-    for entry in [tasks] if isinstance(tasks, str) else tasks:
-        if not isinstance(entry, str):
-            raise TypeError(f"A task is named by a string, got {entry!r} of type {type(entry).__name__}")
-        names.extend(name.strip() for name in entry.split(",") if name.strip())
-    resolved: dict[str, None] = {}
-    for name in names:
-        resolved.update(dict.fromkeys(BENCHMARKS.get(name) or (_known(name),)))
-    if not resolved:
-        raise ValueError(f"No task given (got {tasks!r}): name at least one, for example 'window-open-v3' or 'MT10'")
-    return tuple(resolved)
-
-
-def _known(name: str) -> str:
-    if name in MT50:
-        return name
-    matches = difflib.get_close_matches(name, [*BENCHMARKS, *MT50], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(match) for match in matches)}?" if matches else "see sb3_vla_envs.MT50."
-    raise ValueError(f"Unknown task {name!r}; {hint} Allowed are the 50 MetaWorld v3 tasks and 'MT10', 'MT50'.")

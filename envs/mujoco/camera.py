@@ -1,10 +1,13 @@
-"""What a camera is, without any rendering."""
+"""What a camera is and how its pictures may be drawn, without any rendering."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Quality = Literal["fast", "plain", "full"]
+QUALITIES: tuple[Quality, ...] = ("fast", "plain", "full")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,6 @@ class Camera:
 
 
 CameraLike = Camera | str | Mapping[str, Any]
-
-# The scene camera is narrowed from 60 to 42 degrees: still the whole workspace, but small pucks and goal markers cover
-# twice as many pixels. The wrist camera sees what the hand hides.
-DEFAULT_CAMERAS: tuple[Camera, ...] = (Camera("corner4", 96, 96, fovy=42.0), Camera("gripperPOV", 64, 64))
 
 
 def as_cameras(cameras: Sequence[CameraLike]) -> tuple[Camera, ...]:

@@ -11,10 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from .camera import DEFAULT_CAMERAS, CameraLike, as_cameras
+from .camera import CameraLike, Quality, as_cameras
 
 if TYPE_CHECKING:
-    from .gl_context import Quality
     from .rendering import SceneRenderer
 
 
@@ -33,20 +32,23 @@ class CameraObservation(gym.ObservationWrapper, RecordConstructorArgs):
         ((96, 96, 3), dtype('uint8'))
 
     :param env: The environment to wrap
-    :param cameras: :class:`Camera` objects, names of cameras, or mappings with a camera's fields
+    :param cameras: :class:`Camera` objects, names of cameras, or mappings with a camera's fields; by default those of the
+        environment's suite
     :param quality: ``"fast"``, ``"plain"`` or ``"full"``, see :class:`SceneRenderer`
     :raises TypeError: If the environment's observation is not a dictionary
-    :raises ValueError: If a camera or the quality is unknown
+    :raises ValueError: If a camera or the quality is unknown, none is given, or the environment has no MuJoCo scene
     :raises RuntimeError: If no OpenGL library is installed
     """
 
-    def __init__(self, env: gym.Env, cameras: Sequence[CameraLike] = DEFAULT_CAMERAS, quality: Quality = "fast") -> None:
-        self.cameras = as_cameras(cameras)
+    def __init__(self, env: gym.Env, cameras: Sequence[CameraLike] | None = None, quality: Quality = "fast") -> None:
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise TypeError(f"CameraObservation adds to a Dict observation space, got {env.observation_space}")
+        self.cameras = as_cameras(_suites_cameras(env) if cameras is None else cameras)
         # Recorded as plain dictionaries, so that a spec can be written as JSON.
         RecordConstructorArgs.__init__(self, cameras=[asdict(camera) for camera in self.cameras], quality=quality)
         gym.ObservationWrapper.__init__(self, env)
-        if not isinstance(env.observation_space, spaces.Dict):
-            raise TypeError(f"CameraObservation adds to a Dict observation space, got {env.observation_space}")
+        if not (env.has_wrapper_attr("model") and env.has_wrapper_attr("data")):
+            raise ValueError(f"Cameras need MuJoCo's `model` and `data` as attributes of the environment, {env} has none")
         self.quality = quality
         self._keys = ["image", *(f"image_{camera.name}" for camera in self.cameras[1:])]
         pictures = {
@@ -81,3 +83,10 @@ class CameraObservation(gym.ObservationWrapper, RecordConstructorArgs):
         if id(model) not in self._renderers:
             self._renderers[id(model)] = SceneRenderer(model, self.cameras, self.quality)
         return self._renderers[id(model)]
+
+
+def _suites_cameras(env: gym.Env) -> Sequence[CameraLike]:
+    cameras = env.get_wrapper_attr("suite").wrapping.cameras if env.has_wrapper_attr("suite") else None
+    if cameras is None:
+        raise ValueError(f"{env} has no cameras of its own: name some, as in CameraObservation(env, cameras=['top'])")
+    return cameras  # type: ignore[no-any-return]

@@ -6,17 +6,14 @@ import copy
 import os
 import zlib
 from functools import cache
-from typing import Literal
 
 import mujoco
 
+from .camera import Quality
 from .gl_backend import select_gl_backend
 from .mesh_decimation import with_decimated_meshes
 
-Quality = Literal["fast", "plain", "full"]
-QUALITIES: tuple[Quality, ...] = ("fast", "plain", "full")
-
-# More geoms than any scene of MetaWorld has (about 70), with room for richer models.
+# Scenes of a robot and a few objects have about 70 geoms: with room for richer ones.
 _MAX_GEOMS = 2000
 
 # Fewer triangles for balls, cylinders and capsules than MuJoCo's 28 and 16: still as round as small pictures can show.

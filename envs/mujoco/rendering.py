@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 import mujoco
 
-from .camera import Camera
+from ..argument_checks import check_choice
+from .camera import QUALITIES, Camera, Quality
 from .frustum import outside_view
-from .gl_context import QUALITIES, Quality, shared_gl_context
+from .gl_context import shared_gl_context
 
 # MuJoCo has six groups of geoms, of which models use the first few; those out of view are moved to the last for a picture.
 _HIDDEN_GROUP = 5
@@ -37,8 +38,7 @@ class SceneRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel, cameras: Sequence[Camera], quality: Quality = "fast") -> None:
-        if quality not in QUALITIES:
-            raise ValueError(f"Unknown rendering quality {quality!r}, allowed are {', '.join(map(repr, QUALITIES))}")
+        check_choice("rendering quality", quality, QUALITIES)
         self.model = model
         self.cameras = tuple(cameras)
         self.quality = quality

@@ -10,6 +10,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from ..argument_checks import check_chunk_size, check_gamma
+
 
 class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
     """
@@ -48,19 +50,10 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, chunk_size: int, n_action_steps: int | None = None, gamma: float = 1.0) -> None:
         RecordConstructorArgs.__init__(self, chunk_size=chunk_size, n_action_steps=n_action_steps, gamma=gamma)
         gym.Wrapper.__init__(self, env)
-        n_action_steps = chunk_size if n_action_steps is None else n_action_steps
-        _check_count("chunk_size", chunk_size)
-        _check_count("n_action_steps", n_action_steps)
-        if n_action_steps > chunk_size:
-            raise ValueError(
-                f"n_action_steps={n_action_steps} exceeds chunk_size={chunk_size}: lower it or predict longer chunks"
-            )
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.number)):
-            raise TypeError(f"gamma must be a number, got {gamma!r} of type {type(gamma).__name__}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        check_chunk_size(chunk_size, n_action_steps)
+        check_gamma("gamma", gamma)
         self.chunk_size = int(chunk_size)
-        self.n_action_steps = int(n_action_steps)
+        self.n_action_steps = int(chunk_size if n_action_steps is None else n_action_steps)
         self.chunk_gamma = float(gamma)
         self.action_space, self._single_shape = _chunk_space(env.action_space, self.chunk_size)
         if env.render_mode == "rgb_array" and "render_fps" in env.metadata:
@@ -95,13 +88,6 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
                 f"{self.action_space.shape}: pass one whole chunk, as in env.action_space.sample()"
             )
         return chunk.reshape(self.chunk_size, *self._single_shape)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _chunk_space(space: spaces.Space, chunk_size: int) -> tuple[spaces.Space, tuple[int, ...]]:

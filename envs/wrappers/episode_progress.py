@@ -7,6 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def task_name(info: Mapping[str, Any]) -> str:
+    """
+    :param info: Of a reset or a step
+    :return: The task in it as text, whatever it is there; "" where there is none
+    """
+    return as_task_name(info.get("task"))
+
+
+def as_task_name(task: Any) -> str:
+    """
+    :param task: A task's name, or a number or anything else that stands for it
+    :return: The same as text, "" for ``None``
+    """
+    return "" if task is None else str(task)
+
+
 @dataclass
 class EpisodeProgress:
     """

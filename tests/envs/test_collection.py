@@ -3,8 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from sb3_vla_envs import Camera, collect_demonstrations, make_vla_env
-from sb3_vla_envs import collection as expert
+from sb3_vla_envs import Camera, collect_demonstrations, get_suite, make_vla_env
 
 TASKS = ("drawer-close-v3", "window-open-v3")
 SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, "progress": False}
@@ -85,25 +84,12 @@ def test_hopeless_task_is_given_up_and_named():
         collect_demonstrations("push-v3", 30, horizon=1, **SMALL)
 
 
-def test_failures_are_replaced_by_further_attempts():
-    outcomes = iter([False, True, False, False, True, True])
-
-    def attempt(todo):
-        for task, _ in todo:
-            asked.append(task)
-            yield expert.Demonstration(task, {}, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int64), next(outcomes))
-
-    asked: list[str] = []
-    kept = expert._keep_successes(["push-v3"], 3, attempt, lambda n: None)
-    assert len(kept["push-v3"]) == 3 and len(asked) == 6
-
-
 def test_errors_of_workers_reach_the_caller():
     with pytest.raises(ValueError, match="Unknown camera 'corner9'"):
         collect_demonstrations("push-v3", 1, n_workers=2, cameras=["corner9"], progress=False)
 
 
-class Fatal:
+class Fatal(type(get_suite("metaworld"))):
     """Kills the process that unpickles it, as running out of memory would."""
 
     def __reduce__(self):
@@ -112,15 +98,16 @@ class Fatal:
 
 def test_death_of_a_worker_is_reported():
     with pytest.raises(RuntimeError, match="worker process that collects demonstrations died"):
-        collect_demonstrations("push-v3", 1, n_workers=2, n_goals=Fatal(), progress=False)
+        collect_demonstrations("push-v3", 1, n_workers=2, suite=Fatal(), progress=False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_per_task": 0}, "must be at least 1, got 0 and 1"),
-        ({"n_workers": 0}, "must be at least 1, got 1 and 0"),
-        ({"action_noise": -0.1}, "action_noise must not be negative, got -0.1"),
+        ({"n_per_task": 0}, "n_per_task must be at least 1, got 0"),
+        ({"n_workers": 0}, "n_workers must be at least 1, got 0"),
+        ({"action_noise": -0.1}, "action_noise must be finite and not negative, got -0.1"),
+        ({"action_noise": float("nan")}, "action_noise must be finite and not negative, got nan"),
         ({"tasks": "puhs-v3"}, "Unknown task 'puhs-v3'"),
     ],
 )

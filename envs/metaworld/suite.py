@@ -1,0 +1,60 @@
+"""MetaWorld v3 as a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from ..mujoco.camera import Camera
+from ..suite import Suite
+from ..wrapping import WrappingSettings
+from .instructions import INSTRUCTIONS
+from .tasks import BENCHMARKS, MT50
+
+# The scene camera is narrowed from 60 to 42 degrees: still the whole workspace, but small pucks and goal markers cover
+# twice as many pixels. The wrist camera sees what the hand hides.
+DEFAULT_CAMERAS: tuple[Camera, ...] = (Camera("corner4", 96, 96, fovy=42.0), Camera("gripperPOV", 64, 64))
+
+
+class MetaWorldSuite(Suite):
+    """The 50 tasks of MetaWorld v3, a Sawyer arm at a table, each with a scripted expert."""
+
+    name = "metaworld"
+    default_tasks = ("window-open-v3", "drawer-close-v3", "button-press-topdown-v3")
+    wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
+    groups = BENCHMARKS
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The 50 tasks."""
+        return MT50
+
+    def instructions(self, task: str) -> tuple[str, ...]:
+        """
+        :param task: A task
+        :return: The ways of saying what is to be done, the first one the default
+        """
+        return INSTRUCTIONS[task]
+
+    def has_expert(self, task: str) -> bool:
+        """
+        :param task: A task
+        :return: True: MetaWorld has a scripted policy for each
+        """
+        return True
+
+    def make_simulation(self, tasks: str | Sequence[str], render_mode: str | None = None, **simulation: Any) -> gym.Env:
+        """
+        :param tasks: Some tasks
+        :param render_mode: ``None`` or ``"rgb_array"``
+        :param simulation: Settings, see :class:`SimulationSettings`
+        :return: A :class:`MetaWorldEnv`
+        """
+        from .env import MetaWorldEnv  # itself needs the suite
+
+        return MetaWorldEnv(tasks, render_mode=render_mode, **simulation)
+
+
+METAWORLD = MetaWorldSuite()
