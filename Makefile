@@ -8,6 +8,8 @@ SEEDS ?= 0
 TORCH_OPTIONS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
+# Torch's threads wait without spinning, so that two runs share a machine; a setting of your own counts
+export OMP_WAIT_POLICY ?= passive
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test check format setup system results ablations benchmark benchmark-quickstart chunking clean
@@ -34,7 +36,7 @@ ablations: setup  ## After the quickstart: post-train its SFT model again with o
 	done
 
 benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the README's table
-	set -e; for name in frames vec_envs chunk update learning table; do $(BIN)/python benchmarks/speed/$$name.py; done
+	set -e; for name in frames vec_envs chunk update learning busy table; do $(BIN)/python benchmarks/speed/$$name.py; done
 
 benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)

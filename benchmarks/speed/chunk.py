@@ -19,7 +19,7 @@ from sb3_vla.runs.config import load_config
 from sb3_vla.vec_env.make import preload_workers
 from sb3_vla_envs import make_vla_env
 
-TASKS = load_config()["tasks"]
+TASKS = load_config().tasks
 PARTS = {"OpenGL": ("mjr_render", "mjr_readPixels"), "MuJoCo": ("mj_step", "mj_forward")}
 N_ENVS, N_CHUNKS, N_ROUNDS = 16, 60, 5
 

@@ -6,13 +6,16 @@ import statistics
 import time
 from pathlib import Path
 
+import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_vla
 from sb3_vla import PPOSelfBC, fine_tune, make_vla_vec_env
-from sb3_vla.runs.config import load_config
 from sb3_vla_envs import collect_demonstrations
 
+# The quickstart's, read without help of a version's own functions
+DEFAULTS = Path(__file__).parents[2] / "sb3_vla" / "runs" / "defaults.yml"
+TASKS = ("window-open-v3", "drawer-close-v3", "button-press-topdown-v3")
 N_PER_TASK, N_EPOCHS, N_UPDATES = 12, 3, 5
 # The first updates, in which the critic learns alone
 N_WARMUP = 1
@@ -37,18 +40,18 @@ class UpdateClock(BaseCallback):
 
 
 def main() -> None:
-    """Fine-tune on a few demonstrations, then post-train for a few updates, with the version's own default settings."""
-    config = load_config()
-    settings, gamma = dict(config["train"]), config["env"]["gamma"]
+    """Fine-tune on a few demonstrations, then post-train for a few updates, with the quickstart's settings."""
+    config = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+    settings, wrapping = config["train"], config["wrapping"]
     for name in ("total_timesteps", "checkpoint_every"):
         del settings[name]
     n_envs, policy_kwargs = settings.pop("n_envs"), {**config["policy"], **settings.pop("policy_kwargs")}
     n_chunks = n_envs * settings["n_steps"]
-    settings |= {"critic_warmup_steps": N_WARMUP * n_chunks, "gamma": gamma, "seed": 0}
+    settings |= {"critic_warmup_steps": N_WARMUP * n_chunks, "gamma": wrapping["gamma"], "seed": 0}
 
-    demonstrations = collect_demonstrations(config["tasks"], n_per_task=N_PER_TASK, progress=False, **config["env"])
-    env = make_vla_vec_env(config["tasks"], n_envs, **config["env"])
-    sft = PPOSelfBC("VLAPolicy", env, gamma=gamma, n_steps=4, batch_size=4, policy_kwargs=config["policy"], seed=0)
+    demonstrations = collect_demonstrations(TASKS, n_per_task=N_PER_TASK, progress=False, **wrapping)
+    env = make_vla_vec_env(TASKS, n_envs, **wrapping)
+    sft = PPOSelfBC("VLAPolicy", env, gamma=wrapping["gamma"], n_steps=4, batch_size=4, policy_kwargs=config["policy"], seed=0)
     start = time.perf_counter()
     fine_tune(sft.policy, demonstrations, n_epochs=N_EPOCHS, progress=False)  # type: ignore[arg-type]
     sft_seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ from measure import RESULTS, table_line
 README = RESULTS.parents[1] / "README.md"
 BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->"
 # In the order of the table
-BENCHMARKS = ("frames", "vec_envs", "chunk", "update", "learning", "quickstart")
+BENCHMARKS = ("frames", "vec_envs", "chunk", "update", "learning", "busy", "quickstart")
 
 
 def main() -> None:

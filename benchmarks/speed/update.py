@@ -21,13 +21,13 @@ N_ROUNDS = 7
 def main() -> None:
     """Fill rollout buffers once, at the quickstart's settings, and learn from them in turn."""
     config = load_config()
-    settings = {k: v for k, v in config["train"].items() if k not in ("total_timesteps", "n_envs", "checkpoint_every")}
     # No early stop, so that all do the same work; standardising per task would change the buffer at each update from it
-    settings |= {"target_kl": None, "critic_warmup_steps": 0, "normalize_advantage": True}
-    settings |= {"seed": 0, "gamma": config["env"]["gamma"]}
-    policy_kwargs = {**config["policy"], **settings.pop("policy_kwargs")}
-    demonstrations = collect_demonstrations(config["tasks"], n_per_task=8, progress=False, **config["env"])
-    env = make_vla_vec_env(config["tasks"], config["train"]["n_envs"], **config["env"])
+    settings = {**config.train.model_arguments(), "target_kl": None, "critic_warmup_steps": 0, "normalize_advantage": True}
+    settings |= {"seed": 0, "gamma": config.wrapping.gamma}
+    policy_kwargs = {**vars(config.policy), **settings.pop("policy_kwargs")}
+    env_settings = config.env_settings()
+    demonstrations = collect_demonstrations(config.tasks, n_per_task=8, progress=False, **env_settings)
+    env = make_vla_vec_env(config.tasks, config.train.n_envs, **env_settings)
     try:
         ours = PPOSelfBC("VLAPolicy", env, policy_kwargs=policy_kwargs, **settings)
         assert ours.replay_buffer is not None
@@ -37,8 +37,9 @@ def main() -> None:
         ppo_settings: dict[str, Any] = {"policy_kwargs": policy_kwargs, **{name: settings[name] for name in names}}
         sb3 = PPO(SummedVLAPolicy, env, **ppo_settings).learn(1)
         ours_as_ppo = PPOSelfBC("VLAPolicy", env, bc_weight=0, **ppo_settings).learn(1)
-        float32 = PPOSelfBC("VLAPolicy", env, policy_kwargs={**config["policy"], "autocast": None}, n_steps=4, batch_size=4)
-        auto = PPOSelfBC("VLAPolicy", env, policy_kwargs=config["policy"], n_steps=4, batch_size=4)
+        as_they_are = dict(vars(config.policy))
+        float32 = PPOSelfBC("VLAPolicy", env, policy_kwargs={**as_they_are, "autocast": None}, n_steps=4, batch_size=4)
+        auto = PPOSelfBC("VLAPolicy", env, policy_kwargs=as_they_are, n_steps=4, batch_size=4)
     finally:
         env.close()
     raw = {

@@ -18,7 +18,7 @@ from sb3_vla_envs import Camera, make_env_fns
 
 CHUNK_SIZE = 8
 SCENE = Camera("corner4", 96, 96)
-TASKS = load_config()["tasks"]
+TASKS = load_config().tasks
 N_ROUNDS = 5
 
 

@@ -146,7 +146,7 @@ def test_enjoy_shows_pictures_in_a_window(monkeypatch):
     shown = []
     monkeypatch.setattr(pygame.display, "flip", lambda: shown.append(pygame.display.get_surface().get_size()))
     main(["enjoy", "--algo", "ppo_self_bc", "--env", VLA, "-f", "logs", "-n", "3"])
-    assert shown and set(shown) == {(96, 96)}
+    assert shown and set(shown) == {(240, 240)}
 
 
 def video_frames(path):
