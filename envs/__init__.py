@@ -8,6 +8,7 @@ configure_gl_backend()  # before anything imports MuJoCo, which reads the choice
 
 from .collection import collect_demonstrations  # noqa: E402
 from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
+from .gym_suite import GymSuite, GymTask  # noqa: E402
 from .make import make_env_fns, make_vla_env  # noqa: E402
 from .metaworld.env import MetaWorldEnv  # noqa: E402
 from .metaworld.goals import sample_goals  # noqa: E402
@@ -22,6 +23,8 @@ from .task_env import MultiTaskEnv, Outcome, SimulationSettings  # noqa: E402
 from .wrappers.chunked_action import ChunkedActionWrapper  # noqa: E402
 from .wrappers.episode_caption import EpisodeCaption  # noqa: E402
 from .wrappers.instruction_observation import InstructionObservation, decode_instruction, encode_instruction  # noqa: E402
+from .wrappers.observation_keys import ObservationKeys  # noqa: E402
+from .wrappers.picture_observation import PictureObservation  # noqa: E402
 from .wrapping import WrappingSettings  # noqa: E402
 
 if TYPE_CHECKING:
@@ -49,10 +52,14 @@ __all__ = [
     "ChunkedActionWrapper",
     "Demonstration",
     "EpisodeCaption",
+    "GymSuite",
+    "GymTask",
     "InstructionObservation",
     "MetaWorldEnv",
     "MultiTaskEnv",
+    "ObservationKeys",
     "Outcome",
+    "PictureObservation",
     "SceneRenderer",
     "SimulationSettings",
     "Suite",

@@ -135,9 +135,8 @@ class ExpertActions(gym.Wrapper):
         if not isinstance(env.action_space, spaces.Box):
             raise TypeError(f"Demonstrations are of actions in a Box, the suite {suite.name!r} has {env.action_space}")
         self.suite = suite
-        self.low, self.high = env.action_space.low, env.action_space.high
-        with np.errstate(over="ignore"):
-            half_range = (self.high - self.low) / 2
+        self.low, self.high = env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64)
+        half_range = self.high / 2 - self.low / 2
         self.deviation = noise * np.where(np.isfinite(half_range), half_range, 1.0)
         self.rng = np.random.default_rng()
         self.taken: list[NDArray[Any]] = []

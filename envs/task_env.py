@@ -311,7 +311,7 @@ class MultiTaskEnv(gym.Env):
                 "Perhaps the policy's weights are no longer finite"
             )
         low, high = self._bounds  # type: ignore[misc]
-        return np.clip(action, low, high)  # type: ignore[no-any-return]
+        return np.minimum(np.maximum(action, low), high)  # np.clip takes three times as long
 
     def _observation(self) -> Observation:
         observation = self._observe()
