@@ -1,5 +1,6 @@
 """Supervised fine-tuning as the first thing of a training run."""
 
+import io
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,11 +18,12 @@ class SFTCallback(BaseCallback):
     path in one ``learn()``, e.g. from a configuration of the zoo. A policy that has been fine-tuned or trained before is left
     alone.
 
-    The demonstrations are those of a file, or of MetaWorld's scripted experts, collected with the arguments of the training
-    environment (``MetaWorldVLA/...``, :func:`~sb3_vla.make_vla_vec_env`), but without further wrappers around that. Parts of
-    the backbone that are frozen in post-training take part in the fine-tuning.
+    The demonstrations are those of a file, or of the experts of the training environment's suite, collected with the settings
+    that it was made with (:func:`~sb3_vla.make_vla_vec_env`, :func:`sb3_vla_envs.make_vla_env`, ``gymnasium.make``). Of the
+    wrappers around that, ``VecFrameStack`` and ``VecNormalize`` are followed, others are not. Parts of the backbone that are
+    frozen in post-training take part in the fine-tuning.
 
-    :param n_per_task: Scripted-expert demonstrations of each task
+    :param n_per_task: Demonstrations that the experts give of each task
     :param demonstrations: File of demonstrations (``sb3-vla demos``, :func:`sb3_vla_envs.save_demonstrations`) instead
     :param action_noise: Standard deviation of the noise on the expert's executed actions
     :param n_workers: Processes that collect
@@ -61,16 +63,13 @@ class SFTCallback(BaseCallback):
                 f"SFTCallback fine-tunes the VLAPolicy of a PPOSelfBC, got {type(model).__name__} with "
                 f"{type(model.policy).__name__}"
             )
-        policy = model.policy
-        if model._n_updates > 0 or policy.state_normalizer.is_fitted:
+        if model._n_updates > 0 or model.policy.is_fine_tuned:
             return
         seed = self.seed if self.seed is not None else model.seed or 0
         demonstrations = self._demonstrations(seed)
-        # A twin of which all is trained
-        twin = VLAPolicy(**{**policy._get_constructor_parameters(), "frozen": ()}).to(policy.device)
-        twin.load_state_dict(policy.state_dict())
+        student = _unfrozen_copy(model) if model.policy.frozen else model
         fine_tune(
-            twin,
+            student,
             demonstrations,
             n_epochs=self.n_epochs,
             batch_size=self.batch_size,
@@ -78,7 +77,8 @@ class SFTCallback(BaseCallback):
             seed=seed,
             progress=self.verbose > 0,
         )
-        policy.load_state_dict(twin.state_dict())
+        if student is not model:
+            model.policy.load_state_dict(student.policy.state_dict())
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
 
@@ -86,28 +86,36 @@ class SFTCallback(BaseCallback):
         """
         :param seed: Seed of goals and noise
         :return: What to imitate
-        :raises ValueError: if there is no file, and the environment has no scripted experts
+        :raises ValueError: If there is no file, and the environment is not of a suite that has experts
         """
         if self.demonstrations is not None:
             return load_demonstrations(self.demonstrations)
         spec = self.training_env.get_attr("spec", indices=0)[0]
-        env_kwargs = {} if spec is None else dict(spec.kwargs)
-        if "tasks" not in env_kwargs:
+        settings = {} if spec is None else {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+        if "tasks" not in settings:
             raise ValueError(
-                "the environment is none of MetaWorldVLA/..., whose scripted experts SFTCallback knows: give it "
+                "SFTCallback asks the expert of the environment's suite for demonstrations, but the environment was not made "
+                "by sb3_vla_envs.make_vla_env, sb3_vla.make_vla_vec_env or gymnasium.make with an id of a suite: give it "
                 "demonstrations=FILE, as sb3_vla_envs.save_demonstrations writes it"
             )
-        env_kwargs.pop("render_mode", None)
         # Each of several environments may have a part of the tasks only
-        env_kwargs["tasks"] = env_kwargs.get("task_ids") or env_kwargs["tasks"]
+        settings["tasks"] = settings.get("task_ids") or settings["tasks"]
         return collect_demonstrations(
             n_per_task=self.n_per_task,
             action_noise=self.action_noise,
             n_workers=self.n_workers,
             seed=seed,
             progress=self.verbose > 0,
-            **env_kwargs,
+            **settings,
         )
 
     def _on_step(self) -> bool:
         return True
+
+
+def _unfrozen_copy(model: PPOSelfBC) -> PPOSelfBC:
+    """The model as it would be had none of its parts been frozen, in the same environment, which is left as it is."""
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    return type(model).load(file, env=model.get_env(), device=model.device, seed=None, policy_kwargs={"frozen": ()})

@@ -20,7 +20,7 @@ from ..vec_env.make import make_vec_env_from_fns
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .episode_schedule import EpisodeJob, EpisodeSchedule, episode_jobs
 from .model_fit import check_model_fits, model_settings
-from .normalization import normalize_like
+from .normalize_like import normalize_like
 from .result import EpisodeRecord, EvaluationResult
 
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Suite, decode_instruction, make_vla_env
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
+from ..common.observation_normalization import normalize_observations, observation_normalizer
 from .episode_schedule import episode_seed
 from .model_fit import check_model_fits, model_settings
-from .normalization import observation_normalizer
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def record_episode(
     pictures.add(env.render())
     state, start, done = None, np.ones(1, dtype=bool), False
     while not done:
-        seen = observation if normalizer is None else normalizer.normalize_obs(observation)
-        action, state = model.predict(seen, state=state, episode_start=start, deterministic=deterministic)
+        action, state = model.predict(
+            _as_seen(observation, normalizer), state=state, episode_start=start, deterministic=deterministic
+        )
         observation, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
         start = np.array([done])
@@ -148,6 +150,15 @@ class _PictureCollector:
     def _keep(self, picture: NDArray[np.uint8]) -> None:
         self.frames.append(picture)
         self.steps.append(self.step)
+
+
+def _as_seen(observation: Any, normalizer: VecNormalize | None) -> Any:
+    """What a model sees of an observation."""
+    if normalizer is None:
+        return observation
+    if isinstance(observation, dict):
+        return normalize_observations(normalizer, observation)
+    return normalizer.normalize_obs(observation)
 
 
 def _instruction(observation: Any) -> str:

@@ -15,7 +15,7 @@ from sb3_vla.evaluation.episode_schedule import EpisodeSchedule, episode_jobs
 from sb3_vla.evaluation.evaluate import evaluate, evaluate_on_tasks
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.vec_env.make import make_vec_env_from_fns
-from sb3_vla_envs import make_vla_env
+from sb3_vla_envs import ChunkedActionWrapper, make_vla_env
 
 
 class ReachEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -155,6 +155,31 @@ def test_environments_without_tasks_and_chunks() -> None:
     venv = DummyVecEnv([partial(scheduled, Corridor)] * 2)
     result = evaluate(ConstantPolicy(), venv, episode_jobs([""], 3), progress=False)
     assert result.episodes == [EpisodeRecord("", goal, True, 3, 3, 3.0) for goal in range(3)]
+
+
+class SucceedsInPassing(gym.Env[Any, Any]):
+    """Success is reported at the third of seven steps, and not afterwards; the task by a number."""
+
+    observation_space = spaces.Discrete(8)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        self.t, self.task = 0, None if options is None else int(options["task"])
+        return 0, {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.t, 0.0, False, self.t == 7, {"is_success": self.t == 3, "task": self.task}
+
+
+@pytest.mark.parametrize("task", ["", "7"])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_success_at_any_step_counts_inside_chunks_too(chunk_size: int | None, task: str) -> None:
+    def make() -> gym.Env[Any, Any]:
+        return SucceedsInPassing() if chunk_size is None else ChunkedActionWrapper(SucceedsInPassing(), chunk_size)
+
+    result = evaluate(ConstantPolicy(), DummyVecEnv([partial(scheduled, make)]), episode_jobs([task], 1), progress=False)
+    assert result.episodes == [EpisodeRecord(task, 0, True, 3, 7, 0.0)]
 
 
 def test_recurrent_policies_keep_their_state_and_learn_of_new_episodes() -> None:

@@ -460,6 +460,42 @@ def test_a_script_that_does_not_close_ends_in_silence_and_leaves_nothing(tmp_pat
     assert shared_memory_files() <= before
 
 
+WITHOUT_GUARD = """
+import gymnasium as gym
+from sb3_vla import SharedMemoryVecEnv
+
+SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 2, n_workers=2, start_method="{method}")
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_script_without_a_main_guard_is_told_so(method, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_GUARD.format(method=method))
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("RuntimeError: The worker process of environments [") and "ended with exit code 1" in last
+    assert "must stand in an `if __name__ == '__main__':` block" in last
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), BrokenPipeError("Broken pipe")])
+def test_a_worker_that_cannot_be_started_is_named_and_the_others_ended(error, monkeypatch):
+    started = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def start_one_only(process):
+        if started:
+            raise error
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_one_only)
+    with pytest.raises(RuntimeError, match=rf"Worker 1 of 2 could not be started .{type(error).__name__}: {error}.*__main__"):
+        SharedMemoryVecEnv(toy_env_fns(2), n_workers=2)
+    assert not started[0].is_alive()
+
+
 def shared_memory_files():
     return {path.name for path in Path("/dev/shm").glob("psm_*")}
 

@@ -3,7 +3,10 @@
 from copy import deepcopy
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from ..common.observation_normalization import observation_normalizer
 
 
 def normalize_like(model: Any, venv: VecEnv) -> VecEnv:
@@ -19,33 +22,17 @@ def normalize_like(model: Any, venv: VecEnv) -> VecEnv:
     normalizer = observation_normalizer(model)
     if normalizer is None:
         return venv
+    statistics: Any = deepcopy(normalizer.obs_rms)
+    if isinstance(venv.observation_space, spaces.Dict):
+        # The environment may do without what only a critic reads
+        statistics = {key: value for key, value in statistics.items() if key in venv.observation_space.spaces}
     copy = VecNormalize(
         venv,
         training=False,
         norm_reward=False,
         clip_obs=normalizer.clip_obs,
         epsilon=normalizer.epsilon,
-        norm_obs_keys=deepcopy(normalizer.norm_obs_keys),
+        norm_obs_keys=list(statistics) if isinstance(statistics, dict) else None,
     )
-    copy.obs_rms = deepcopy(normalizer.obs_rms)
+    copy.obs_rms = statistics
     return copy
-
-
-def observation_normalizer(model: Any) -> VecNormalize | None:
-    """
-    :param model: An SB3 model, or anything that predicts
-    :return: What normalised its observations in training, or ``None`` if nothing did
-    :raises ValueError: If something did, and the model is here without its statistics
-    """
-    normalizer = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
-    if normalizer is not None and normalizer.norm_obs:
-        return normalizer
-    keys = getattr(model, "normalized_keys", ())
-    if keys:
-        raise ValueError(
-            f"In training VecNormalize normalised the observations {list(keys)} of this model, but it was loaded without the "
-            "statistics, which are in a file of their own. Save them beside the model by "
-            "model.get_vec_normalize_env().save('vecnormalize.pkl'), and load both: "
-            f"{type(model).__name__}.load('model.zip', env=VecNormalize.load('vecnormalize.pkl', venv))."
-        )
-    return None
