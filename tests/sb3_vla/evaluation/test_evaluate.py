@@ -15,7 +15,7 @@ from sb3_vla.evaluation.episode_schedule import EpisodeSchedule, episode_jobs
 from sb3_vla.evaluation.evaluate import evaluate, evaluate_on_tasks
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.vec_env.make import make_vec_env_from_fns
-from sb3_vla_envs import ChunkedActionWrapper, make_vla_env
+from sb3_vla_envs import ChunkedActionWrapper, GymSuite, GymTask, make_vla_env
 
 
 class ReachEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -250,8 +250,11 @@ def test_metaworld_evaluation_runs_every_goal_of_the_split(metaworld_model: Any)
     assert [(e.task, e.goal_index, e.n_steps) for e in one.episodes] == [
         (task, goal, 10) for task in ("drawer-close-v3", "window-open-v3") for goal in (0, 1)
     ]
-    expected = {"goal_split": "test", "chunk_size": 8, "gamma": 0.97, "horizon": 10, "seed": 0, "deterministic": True}
-    assert expected.items() <= one.settings.items()
+    told = {"suite": "metaworld", "goal_split": "test", "chunk_size": 8, "gamma": 0.97, "horizon": 10, "deterministic": True}
+    assert told.items() <= one.settings.items()
+    # What goes without saying is said, but for what matters in training only
+    silent = {"quality": "fast", "goal_seed": 0, "n_action_steps": None, "reward": "sparse", "terminate_on_success": True}
+    assert silent.items() <= one.settings.items() and not {"task_order", "goal_order", "task_ids"} & one.settings.keys()
 
 
 def test_metaworld_sampling_follows_the_seed_and_leaves_training_alone(metaworld_model: Any) -> None:
@@ -272,3 +275,53 @@ def test_metaworld_evaluation_refuses_misfits_and_unknown_tasks(metaworld_model:
         evaluate_on_tasks(metaworld_model, "drawer-close-v3", **{**METAWORLD, "cameras": ["corner4", "gripperPOV"]})
     with pytest.raises(ValueError, match="drawer-clothes-v3"):
         evaluate_on_tasks(metaworld_model, "drawer-clothes-v3", **METAWORLD)
+
+
+class Slide(gym.Env[Any, Any]):
+    """A block that positive actions push; it arrives after so many steps as its seed's parity says: six if even, else nine."""
+
+    observation_space = spaces.Dict(
+        {"image": spaces.Box(0, 255, (8, 8, 3), np.uint8), "state": spaces.Box(-np.inf, np.inf, (1,), np.float32)}
+    )
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # declared as an instance attribute by gym
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        assert seed is not None
+        self.left = 9 if seed % 2 else 6
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= int(action[0] > 0)
+        return self._observation(), 0.0, False, False, {"arrived": self.left == 0}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"image": np.zeros((8, 8, 3), np.uint8), "state": np.array([self.left], np.float32)}
+
+
+def test_a_suite_of_ones_own_is_evaluated_and_named_in_the_result() -> None:
+    gym.register("Slide-v0", entry_point=Slide)
+    suite = GymSuite("sliding", {"slide": GymTask("Slide-v0", "slide the block")}, success="arrived", horizon=20)
+    env = make_vla_env("slide", suite=suite, chunk_size=4)
+
+    class Push(SamplingModel):
+        def __init__(self) -> None:
+            self.observation_space, self.action_space = env.observation_space, env.action_space  # type: ignore[assignment]
+
+        def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+            return np.ones((len(observation["state"]), *self.action_space.shape), np.float32), state
+
+    model: Any = Push()
+    arguments: dict[str, Any] = {"suite": suite, "vec_env_cls": DummyVecEnv, "progress": False}
+    for split, steps in (("test", 6), ("train", 9)):  # goals of the one are even seeds, of the other odd ones
+        result = evaluate_on_tasks(model, "slide", 2, split, **arguments)
+        assert [(e.task, e.goal_index, e.steps_to_success, e.n_steps) for e in result.episodes] == [
+            ("slide", goal, steps, steps) for goal in (0, 1)
+        ]
+        told = {"suite": "sliding", "tasks": ["slide"], "goal_split": split, "n_goals": 2, "chunk_size": 4, "horizon": 20}
+        assert told.items() <= result.settings.items()
+    with pytest.raises(TypeError, match="no setting 'horizont'; did you mean 'horizon'"):
+        evaluate_on_tasks(model, "slide", horizont=9, **arguments)
