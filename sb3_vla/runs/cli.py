@@ -128,8 +128,9 @@ def _load(arguments: argparse.Namespace, **sections: dict[str, Any]) -> Config:
     :param sections: Settings given as arguments, by section
     :return: The configuration
     """
-    top = {name: getattr(arguments, name) for name in ("suite", "tasks", "seed", "device")}
-    return load_config(arguments.config, **top, **sections)
+    return load_config(
+        *(arguments.config, arguments.suite, arguments.tasks), seed=arguments.seed, device=arguments.device, **sections
+    )
 
 
 def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:

@@ -135,7 +135,7 @@ _SECTIONS = {
     "eval": EvalSettings,
 }
 # What may be said of each setting above the sections, and of each section as a whole
-_TYPES = {"suite": str, "tasks": str | Sequence[str], "seed": int, "device": str}
+_TYPES: dict[str, Any] = {"suite": str, "tasks": str | Sequence[str], "seed": int, "device": str}
 _TYPES |= dict.fromkeys(("simulation", "wrapping", *_SECTIONS), Mapping)
 
 

@@ -240,7 +240,8 @@ class TrialSuccessCallback(TrialEvalCallback, SuccessEvalCallback):
         super()._log_evaluation(rewards, lengths)
         if self._is_success_buffer:
             gamma = self.model.gamma  # type: ignore[attr-defined]
-            steps = [episode.steps_to_success if episode.success else np.inf for _, episode in self._episodes]
+            to_success = [episode.steps_to_success for _, episode in self._episodes]
+            steps = [np.inf if n is None else float(n) for n in to_success]
             self.last_mean_reward = float(np.mean(np.power(gamma, steps)))
 
 
