@@ -116,8 +116,12 @@ def evaluate_on_tasks(
     :param suite: Suite of the tasks, by default the one that knows them
     :param settings: Settings of the environments (``cameras``, ``horizon``, ``n_action_steps``, ...), as in training
     :return: The result
-    :raises ValueError: If a task is unknown, or the model and the environment disagree on actions or observations
+    :raises TypeError: If a setting is unknown
+    :raises ValueError: If a task is unknown, an argument is out of range, the model and the environment disagree on actions or
+        observations, or the model has lost its ``VecNormalize``
     """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, got {n_envs}")
     found = find_suite(tasks, suite)
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_goals, seed)

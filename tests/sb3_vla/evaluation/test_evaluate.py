@@ -275,6 +275,11 @@ def test_metaworld_evaluation_refuses_misfits_and_unknown_tasks(metaworld_model:
         evaluate_on_tasks(metaworld_model, "drawer-close-v3", **{**METAWORLD, "cameras": ["corner4", "gripperPOV"]})
     with pytest.raises(ValueError, match="drawer-clothes-v3"):
         evaluate_on_tasks(metaworld_model, "drawer-clothes-v3", **METAWORLD)
+    with pytest.raises(ValueError, match="There is no suite 'metawelt'"):
+        evaluate_on_tasks(metaworld_model, "drawer-close-v3", suite="metawelt", **METAWORLD)
+    for name in ("n_envs", "n_goals"):
+        with pytest.raises(ValueError, match=name):
+            evaluate_on_tasks(metaworld_model, "drawer-close-v3", **{name: 0, **METAWORLD})
 
 
 class Slide(gym.Env[Any, Any]):

@@ -110,3 +110,7 @@ def test_mistake_in_a_worker_is_raised_here(make):
         make(n_envs=0)
     with pytest.raises(ValueError, match="Unknown task 'reach-v9'"):
         make("reach-v9")
+    with pytest.raises(ValueError, match="There is no suite 'metawelt'"):
+        make("reach-v3", suite="metawelt")
+    with pytest.raises(TypeError, match="no setting 'horizont'"):
+        make("reach-v3", horizont=9)
