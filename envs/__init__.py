@@ -7,7 +7,11 @@ from .mujoco.gl_backend import configure_gl_backend, select_gl_backend
 configure_gl_backend()  # before anything imports MuJoCo, which reads the choice only then
 
 from .collection import collect_demonstrations  # noqa: E402
-from .demonstrations import Demonstration, load_demonstrations, save_demonstrations  # noqa: E402
+from .demonstration_file import load_demonstrations, save_demonstrations  # noqa: E402
+from .demonstrations import Demonstration  # noqa: E402
+from .fetch.env import FetchEnv  # noqa: E402
+from .fetch.goals import sample_fetch_goals  # noqa: E402
+from .fetch.registration import register_fetch  # noqa: E402
 from .gym_suite import GymSuite, GymTask  # noqa: E402
 from .make import make_env_fns, make_vla_env  # noqa: E402
 from .metaworld.env import MetaWorldEnv  # noqa: E402
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from .mujoco.rendering import SceneRenderer
 
 register_metaworld()
+register_fetch()
 
 
 def __getattr__(name: str) -> Any:
@@ -52,6 +57,7 @@ __all__ = [
     "ChunkedActionWrapper",
     "Demonstration",
     "EpisodeCaption",
+    "FetchEnv",
     "GymSuite",
     "GymTask",
     "InstructionObservation",
@@ -74,6 +80,7 @@ __all__ = [
     "make_vla_env",
     "register_suite",
     "resolve_tasks",
+    "sample_fetch_goals",
     "sample_goals",
     "save_demonstrations",
     "select_gl_backend",

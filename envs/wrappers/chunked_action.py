@@ -11,6 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from ..argument_checks import check_chunk_size, check_gamma
+from .episode_progress import EpisodeProgress
 
 
 class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
@@ -20,7 +21,8 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
     Execution stops at the first step that terminates or truncates the episode. The reward of a chunk is
     ``sum_i gamma**i * r_i`` over the steps executed; the observation and the info are those of the last one, with
     ``chunk_length``, the number of steps executed, added to the info. Whoever discounts on must do so with
-    ``gamma ** chunk_length`` (a semi-Markov decision process).
+    ``gamma ** chunk_length`` (a semi-Markov decision process). A success (``is_success``) at any step of the chunk shows in
+    its info, with ``steps_to_success``, the number of steps since the episode began, unless the environment itself says that.
 
     The action space becomes, for an original space
 
@@ -55,10 +57,22 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
         self.chunk_size = int(chunk_size)
         self.n_action_steps = int(chunk_size if n_action_steps is None else n_action_steps)
         self.chunk_gamma = float(gamma)
+        self._progress = EpisodeProgress()
         self.action_space, self._single_shape = _chunk_space(env.action_space, self.chunk_size)
         if env.render_mode == "rgb_array" and "render_fps" in env.metadata:
             # Whoever films takes one picture a chunk: without this, films would run n_action_steps times too fast
             self.metadata = {**env.metadata, "render_fps": env.metadata["render_fps"] / self.n_action_steps}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Begin an episode.
+
+        :param seed: Of the wrapped environment
+        :param options: Of the wrapped environment
+        :return: Observation and info
+        """
+        self._progress = EpisodeProgress()
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
@@ -69,15 +83,21 @@ class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
         :raises ValueError: If the chunk has the wrong shape
         """
         chunk = self._split(action)
-        total, discount, executed = 0.0, 1.0, 0
+        total, discount, executed, success = 0.0, 1.0, 0, False
         for single in chunk[: self.n_action_steps]:
             obs, reward, terminated, truncated, info = self.env.step(single)
+            self._progress.add(info)
+            success = success or bool(info.get("is_success", False))
             total += discount * float(reward)
             discount *= self.chunk_gamma
             executed += 1
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, {**info, "chunk_length": executed}
+        info = {**info, "chunk_length": executed}
+        if success:
+            info["is_success"] = True
+            info.setdefault("steps_to_success", self._progress.steps_to_success)
+        return obs, total, terminated, truncated, info
 
     def _split(self, action: Any) -> NDArray[Any]:
         """The chunk as an array of single actions, shape ``(chunk_size, *single_shape)``."""

@@ -58,7 +58,8 @@ class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
 
     :param env: The environment to wrap
     :param max_bytes: Length of the observation
-    :param instruction: The text; by default the ``instruction`` attribute of the environment, read at every step
+    :param instruction: The text; by default what is observed as ``instruction`` where that is a ``Text``, else the
+        ``instruction`` attribute of the environment, read at every step
     :raises TypeError: If the environment's observation is not a dictionary
     :raises ValueError: If there is no instruction, or one too long, among all that the environment has (``instructions``)
     """
@@ -70,7 +71,8 @@ class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
             raise TypeError(f"InstructionObservation adds to a Dict observation space, got {env.observation_space}")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-        if instruction is None and not env.has_wrapper_attr("instruction"):
+        self._is_observed = isinstance(env.observation_space.spaces.get("instruction"), spaces.Text)
+        if instruction is None and not self._is_observed and not env.has_wrapper_attr("instruction"):
             raise ValueError("The environment has no attribute 'instruction': pass the text as instruction=...")
         self.max_bytes = max_bytes
         self._fixed = instruction
@@ -88,12 +90,17 @@ class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
         :return: The same with ``instruction``, shape ``(max_bytes,)``, uint8
         :raises ValueError: If the instruction is too long
         """
-        text = self._fixed if self._fixed is not None else self.env.get_wrapper_attr("instruction")
+        if self._fixed is not None:
+            text = self._fixed
+        else:
+            text = observation["instruction"] if self._is_observed else self.env.get_wrapper_attr("instruction")
         return {**observation, "instruction": self._encode(text).copy()}
 
     def _all_texts(self) -> tuple[str, ...]:
         if self._fixed is not None:
             return (self._fixed,)
+        if self._is_observed:
+            return ()
         if self.env.has_wrapper_attr("instructions"):
             return tuple(self.env.get_wrapper_attr("instructions"))
         return (self.env.get_wrapper_attr("instruction"),)

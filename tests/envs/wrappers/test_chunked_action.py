@@ -45,7 +45,7 @@ def test_reward_is_discounted_by_hand():
     observation, reward, terminated, truncated, info = env.step(chunk)  # the episode ends in mid-chunk
     assert reward == 8.0 + 0.5 * 16.0
     assert (observation[0], terminated, truncated) == (5.0, True, False)
-    assert info == {"n": 5, "is_success": True, "chunk_length": 2}
+    assert info == {"n": 5, "is_success": True, "chunk_length": 2, "steps_to_success": 5}
 
 
 @given(
@@ -69,6 +69,33 @@ def test_chunks_stop_at_the_end_and_their_returns_make_up_the_episodes(rewards, 
     assert steps == len(rewards)  # the inner environment asserts that none went past the end
     assert (terminated, truncated) == (not truncates, truncates)
     assert total == pytest.approx(sum(gamma**i * r for i, r in enumerate(rewards)), abs=1e-9)
+
+
+class Flashing(gym.Env):
+    """Reports success at its fourth step alone, and goes on; perhaps says how many steps that took, by its own count."""
+
+    observation_space = action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, **said):
+        self.said = said
+
+    def reset(self, *, seed=None, options=None):
+        self.n = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.n += 1
+        return np.zeros(1, np.float32), 0.0, False, self.n == 9, {"is_success": True, **self.said} if self.n == 4 else {}
+
+
+@pytest.mark.parametrize(("said", "expected"), [({}, 4), ({"steps_to_success": 40}, 40)])
+def test_success_inside_a_chunk_is_not_lost(said, expected):
+    env = ChunkedActionWrapper(Flashing(**said), 3)
+    for _ in range(2):  # the second episode counts from its own beginning
+        env.reset()
+        infos = [env.step(np.zeros((3, 1), np.float32))[-1] for _ in range(3)]
+        assert infos[0] == infos[2] == {"chunk_length": 3}
+        assert infos[1] == {"chunk_length": 3, "is_success": True, "steps_to_success": expected}
 
 
 def test_box_of_any_shape():

@@ -1,6 +1,6 @@
 import pytest
 
-from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
+from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 OPEN, DONE = {"is_success": False}, {"is_success": True}
 
@@ -22,3 +22,11 @@ def test_steps_and_success(infos, expected):
     for info in infos:
         progress.add(info)
     assert (progress.steps, progress.success, progress.steps_to_success) == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [({}, ""), ({"task": None}, ""), ({"task": "push"}, "push"), ({"task": 3}, "3"), ({"task": (1, "a")}, "(1, 'a')")],
+)
+def test_task_of_any_type_becomes_text(info, name):
+    assert task_name(info) == name

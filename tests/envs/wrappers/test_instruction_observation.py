@@ -68,6 +68,25 @@ def test_environment_without_instructions_needs_one():
     assert "instruction" in InstructionObservation(Blank(), instruction="go").observation_space.spaces
 
 
+class Spoken(gym.Env):
+    """Observes what it is told, another thing each episode."""
+
+    observation_space = gym.spaces.Dict(x=gym.spaces.Discrete(2), instruction=gym.spaces.Text(20))
+    action_space = gym.spaces.Discrete(2)
+    texts = iter(["go left", "go right", "go nowhere"])
+
+    def reset(self, *, seed=None, options=None):
+        return {"x": 0, "instruction": next(self.texts)}, {}
+
+
+def test_text_that_is_observed_is_encoded():
+    env = InstructionObservation(Spoken(), max_bytes=8)
+    assert env.observation_space["instruction"] == gym.spaces.Box(0, 255, (8,), np.uint8)
+    assert [decode_instruction(env.reset()[0]["instruction"]) for _ in range(2)] == ["go left", "go right"]
+    with pytest.raises(ValueError, match="'go nowhere' has 10 bytes, but only 8 fit"):
+        env.reset()
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match="Dict observation space, got Box"):
         InstructionObservation(gym.make("CartPole-v1"), instruction="balance")
