@@ -77,13 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> PPOSelfBC:
     args = parser.parse_args(arguments)
 
     env = make_vla_vec_env(TASK, n_envs=args.n_envs, seed=args.seed)
-    policy = {"backbone": ConvFiLM, "backbone_kwargs": {"width": 24}, "noise_correlation": 1.0}
+    policy = {"backbone": ConvFiLM, "backbone_kwargs": {"width": 24}, "head_kwargs": {"noise_correlation": 1.0}}
     settings = {"learning_rate": 1e-4, "n_steps": 120, "batch_size": 160, "n_epochs": 2, "gae_lambda": 0.7, "bc_weight": 0.2}
     critic = {"critic_learning_rate": 1e-3, "critic_epochs": 20, "critic_warmup_steps": 1_920}
     model = PPOSelfBC("VLAPolicy", env, policy_kwargs=policy, seed=args.seed, verbose=1, **settings, **critic)
 
     demonstrations = collect_demonstrations(TASK, args.demonstrations, seed=args.seed)
-    fine_tune(model.policy, demonstrations, n_epochs=args.epochs, seed=args.seed)
+    fine_tune(model, demonstrations, n_epochs=args.epochs, seed=args.seed)
     model.replay_buffer.extend(demonstrations)
     print("after fine-tuning", evaluate_on_metaworld(model, TASK, args.eval_goals, n_envs=args.n_envs).table(), sep="\n")
     model.learn(args.timesteps)

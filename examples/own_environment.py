@@ -134,12 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> PPOSelfBC:
     env = DummyVecEnv([lambda: Monitor(make_vla_ready())] * 16)
     settings = {"learning_rate": 2e-4, "n_steps": 60, "batch_size": 160, "n_epochs": 2, "gae_lambda": 0.9, "bc_weight": 0.1}
     critic = {"critic_learning_rate": 1e-3, "critic_epochs": 10, "critic_warmup_steps": 2 * 960}
-    policy = {"noise_correlation": 1.0, "autocast": "auto"}
+    policy = {"head_kwargs": {"noise_correlation": 1.0}, "autocast": "auto"}
     model = PPOSelfBC("VLAPolicy", env, gamma=GAMMA, policy_kwargs=policy, seed=args.seed, verbose=1, **settings, **critic)
 
     expert_env = make_vla_ready()
     demonstrations = [demonstrate(expert_env, task, args.seed + i) for task in COLOURS for i in range(args.demonstrations)]
-    fine_tune(model.policy, demonstrations, n_epochs=args.epochs, max_shift=2, seed=args.seed)
+    fine_tune(model, demonstrations, n_epochs=args.epochs, max_shift=2, seed=args.seed)
     print(f"After fine-tuning on {len(demonstrations)} demonstrations\n{evaluated(model, args.eval_episodes).table()}")
 
     model.replay_buffer.extend(demonstrations)

@@ -13,6 +13,7 @@ from .hub.upload import push_to_hub
 from .imitation.demonstration_buffer import DemonstrationBuffer
 from .imitation.sft import fine_tune
 from .policies.backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
+from .policies.heads import ActionHead, ChunkDistribution, ChunkSample, GaussianHead
 from .policies.vla_policy import VLAPolicy
 from .ppo_self_bc.bc_weight import (
     BCWeight,
@@ -32,12 +33,16 @@ __version__ = "0.1.0"
 evaluate_on_metaworld = evaluate_on_tasks  # its name before there were other suites
 
 __all__ = [
+    "ActionHead",
     "BCWeight",
     "BackboneFeatures",
+    "ChunkDistribution",
+    "ChunkSample",
     "ConstantWeight",
     "DemonstrationBuffer",
     "EpisodeSchedule",
     "EvaluationResult",
+    "GaussianHead",
     "GradientBalance",
     "LossWeights",
     "PPOSelfBC",

@@ -1,18 +1,21 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
 
+from ..common.observation_normalization import normalize_observations, observation_normalizer
+from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
-from ..ppo_self_bc.losses import bc_mse_loss, executed_mask
-from .demonstration_buffer import DemonstrationBuffer
+from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
 
 
 @dataclass
@@ -32,31 +35,42 @@ class SFTResult:
 
 @dataclass
 class _Pairs:
-    """Observation-chunk pairs as tensors, first dimension the pair."""
+    """
+    Observation-chunk pairs of some episodes.
 
-    observations: dict[str, th.Tensor]
-    actions: th.Tensor
-    chunk_lengths: th.Tensor
+    :param demonstrations: The set that makes batches of them
+    :param episodes: The episodes
+    :param device: Where batches go
+    :param normalizer: What normalises their observations
+    """
 
-    def __len__(self) -> int:
-        return len(self.actions)
+    demonstrations: DemonstrationSet
+    episodes: list[Demonstration]
+    device: th.device
+    normalizer: VecNormalize | None
 
-    def select(self, index: th.Tensor | slice, device: th.device) -> "_Pairs":
-        return _Pairs(
-            {key: value[index].to(device) for key, value in self.observations.items()},
-            self.actions[index].to(device),
-            self.chunk_lengths[index].to(device),
-        )
+    def __post_init__(self) -> None:
+        self.pairs: list[Pair] = [(demo, step) for demo in self.episodes for step in range(len(demo))]
+
+    def batches(self, order: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[DemonstrationSamples]:
+        for start in range(0, len(order), batch_size):
+            pairs = [self.pairs[i] for i in order[start : start + batch_size]]
+            yield self.demonstrations.batch(pairs, self.device, self.normalizer)
+
+    def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """All observations of some low-dimensional keys, before normalisation."""
+        return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
 
 
 def fine_tune(
-    policy: VLAPolicy,
+    model: BaseAlgorithm | VLAPolicy,
     demonstrations: Sequence[Demonstration],
     n_epochs: int = 30,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-4,
     max_grad_norm: float = 1.0,
+    loss: str = "auto",
     held_out_fraction: float = 0.1,
     patience: int | None = None,
     max_shift: int = 4,
@@ -64,39 +78,44 @@ def fine_tune(
     progress: bool = True,
 ) -> SFTResult:
     """
-    Clone demonstrations: mean squared error between the policy's mean chunk and the demonstrated one, over executed steps.
+    Clone demonstrations by the imitation loss of the policy's head, over executed steps.
 
     AdamW with a linear warm-up over the first twentieth of the steps and a cosine decay to zero. Every task's episodes are
     split into training and held-out ones, and the weights of the epoch with the lowest held-out loss are kept. ``state`` (and
-    ``privileged``) are standardised with the statistics of the training episodes.
+    ``privileged``) are standardised with the statistics of the training episodes; those go into the model's ``VecNormalize``,
+    too, if it has one. Parts of the backbone that are frozen stay as they are.
 
-    :param policy: The policy, changed in place
+    :param model: A model with a VLAPolicy, or the policy alone where no ``VecNormalize`` stands before it; changed in place
     :param demonstrations: Successful episodes
     :param n_epochs: Passes over the training pairs
     :param batch_size: Pairs in a batch
     :param learning_rate: Peak learning rate
     :param weight_decay: AdamW's
     :param max_grad_norm: Gradient clipping
+    :param loss: One of the imitation losses of the policy's head, ``"auto"`` for its own choice
     :param held_out_fraction: Part of each task's episodes that is held out, at least one episode
     :param patience: Stop after so many epochs without a lower held-out loss; ``None`` never stops early
     :param max_shift: Augmentation: each image is shifted by up to so many pixels, at random (Yarats et al. 2021, DrQ)
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
     :return: Losses by epoch
-    :raises ValueError: if ``n_epochs`` is not positive, a task has fewer than two episodes, or the demonstrations don't fit
-        the policy's spaces
+    :raises ValueError: If ``n_epochs`` is not positive, a task has fewer than two episodes, the demonstrations don't fit
+        the policy's spaces, or the observations that the policy sees are normalised by a ``VecNormalize`` that is not here
+    :raises TypeError: If there is no VLAPolicy
+    :raises FloatingPointError: If the loss is no longer finite
     """
-    if n_epochs < 1:
-        raise ValueError(f"n_epochs must be at least 1, got {n_epochs}")
+    for name, number in (("n_epochs", n_epochs), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    policy, normalizer = _policy_and_normalizer(model)
+    adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
-    train_episodes, held_out_episodes = _split_episodes(policy, demonstrations, held_out_fraction, rng)
-    train, held_out = _to_pairs(train_episodes), _to_pairs(held_out_episodes)
-    policy.fit_normalizers({key: train.observations[key].to(policy.device) for key in policy.normalized_keys})
+    train, held_out = _split_episodes(adapter, demonstrations, held_out_fraction, rng, normalizer)
+    _fit_normalizers(policy, normalizer, train)
     parameters = [p for part in (policy.backbone, policy.head) for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    n_batches = -(-len(train) // batch_size)
-    n_steps = n_epochs * n_batches
+    n_steps = n_epochs * -(-len(train.pairs) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     result = SFTResult()
     best_weights = {}
@@ -104,22 +123,22 @@ def fine_tune(
     with tqdm(total=n_steps, desc="SFT", unit="batch", disable=not progress) as bar:
         for epoch in range(n_epochs):
             losses = []
-            order = th.randperm(len(train), generator=generator)
-            for index in order.split(batch_size):
-                batch = train.select(index, policy.device)
+            order = th.randperm(len(train.pairs), generator=generator).numpy()
+            for batch in train.batches(order, batch_size):
                 for key in policy.image_keys:
-                    batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)
-                loss = _loss(policy, batch)
+                    batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)  # type: ignore[index]
+                batch_loss = _loss(adapter, batch)
                 optimizer.zero_grad()
-                loss.backward()
+                batch_loss.backward()
                 th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 optimizer.step()
                 schedule.step()
-                losses.append(loss.detach())
+                losses.append(batch_loss.detach())
                 bar.update()
             result.train_losses.append(th.stack(losses).double().mean().item())
-            result.held_out_losses.append(_evaluate(policy, held_out, batch_size))
+            result.held_out_losses.append(_evaluate(adapter, held_out, batch_size))
             bar.set_postfix(train=f"{result.train_losses[-1]:.4f}", held_out=f"{result.held_out_losses[-1]:.4f}")
+            _check_finite(epoch, result)
             if result.held_out_losses[-1] <= min(result.held_out_losses):
                 result.best_epoch = epoch
                 best_weights = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -148,57 +167,97 @@ def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> 
     return images.flatten(start_dim=2).gather(2, pixels.unsqueeze(1).expand(-1, channels, -1)).view_as(images)
 
 
-def _loss(policy: VLAPolicy, pairs: _Pairs) -> th.Tensor:
-    mean = policy.get_distribution(pairs.observations).mode()
-    return bc_mse_loss(mean, pairs.actions, executed_mask(pairs.chunk_lengths, mean.shape[1]))
-
-
-def _evaluate(policy: VLAPolicy, pairs: _Pairs, batch_size: int) -> float:
+def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy, VecNormalize | None]:
     """
-    :param policy: The policy
+    :param model: A model, or a policy
+    :return: The policy, and what normalises its observations
+    :raises TypeError: If it is no VLAPolicy
+    :raises ValueError: If its observations are normalised by something that is not here
+    """
+    policy = model.policy if isinstance(model, BaseAlgorithm) else model
+    if not isinstance(policy, VLAPolicy):
+        raise TypeError(
+            f"fine_tune trains VLAPolicy, or a model with one, got {type(model).__name__} with {type(policy).__name__}"
+        )
+    if policy is model and policy.normalized_keys:
+        raise ValueError(
+            f"VecNormalize normalises the observations {list(policy.normalized_keys)} of this policy: give the model, which "
+            "knows it, fine_tune(model, demonstrations)"
+        )
+    return policy, observation_normalizer(model)
+
+
+def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs) -> None:
+    """
+    :param policy: Standardises its numbers from now on
+    :param normalizer: Normalises some of them before, and takes over their statistics if it learns
+    :param train: The training pairs
+    """
+    numbers = train.numbers(policy.standardized_keys)
+    if normalizer is not None:
+        assert isinstance(normalizer.obs_rms, dict)
+        if normalizer.training:
+            for key in numbers.keys() & normalizer.obs_rms.keys():
+                normalizer.obs_rms[key].update(numbers[key])
+        numbers = normalize_observations(normalizer, numbers)
+    policy.fit_normalizers({key: th.from_numpy(values).to(policy.device) for key, values in numbers.items()})
+
+
+def _loss(adapter: PolicyAdapter, batch: DemonstrationSamples) -> th.Tensor:
+    return adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
+
+
+def _evaluate(adapter: PolicyAdapter, pairs: _Pairs, batch_size: int) -> float:
+    """
+    :param adapter: The policy's
     :param pairs: Held-out pairs
     :param batch_size: Pairs in a batch
     :return: Mean loss, each executed step counting the same
     """
-    total = 0.0
+    total = n_executed = 0.0
     with th.no_grad():
-        for start in range(0, len(pairs), batch_size):
-            batch = pairs.select(slice(start, start + batch_size), policy.device)
-            total += _loss(policy, batch).item() * batch.chunk_lengths.sum().item()
-    return total / pairs.chunk_lengths.sum().item()
+        for batch in pairs.batches(range(len(pairs.pairs)), batch_size):
+            executed = batch.chunk_lengths.sum().item()
+            total += _loss(adapter, batch).item() * executed
+            n_executed += executed
+    return total / n_executed
+
+
+def _check_finite(epoch: int, result: SFTResult) -> None:
+    losses = {"training": result.train_losses[-1], "held-out": result.held_out_losses[-1]}
+    for name, value in losses.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the {name} loss is {value} in epoch {epoch}: lower the learning rate")
 
 
 def _split_episodes(
-    policy: VLAPolicy, demonstrations: Sequence[Demonstration], held_out_fraction: float, rng: np.random.Generator
-) -> tuple[list[Demonstration], list[Demonstration]]:
+    adapter: PolicyAdapter,
+    demonstrations: Sequence[Demonstration],
+    held_out_fraction: float,
+    rng: np.random.Generator,
+    normalizer: VecNormalize | None,
+) -> tuple[_Pairs, _Pairs]:
     """
-    :param policy: Its spaces are what the demonstrations must fit
+    :param adapter: Its policy's spaces are what the demonstrations must fit
     :param demonstrations: Episodes of any number of tasks
     :param held_out_fraction: Part of each task's episodes
     :param rng: Source of randomness
-    :return: Training and held-out episodes
-    :raises ValueError: if a task has fewer than two successful episodes
+    :param normalizer: What normalises their observations
+    :return: Training and held-out pairs
+    :raises ValueError: If a task has fewer than two successful episodes
     """
-    largest_quota = max(len(demonstrations), 1)
-    buffer = DemonstrationBuffer(policy.observation_space, policy.action_space, episodes_per_task=largest_quota)
-    buffer.extend(demonstrations)
-    if not buffer.episodes:
+    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, demonstrations)
+    if not matched.episodes:
         raise ValueError("there are no demonstrations: collect some with sb3_vla_envs.collect_demonstrations")
     train, held_out = [], []
-    for task, episodes in buffer.episodes.items():
+    for task, episodes in matched.episodes.items():
         if len(episodes) < 2:
             raise ValueError(f"task {task!r} has one successful demonstration: give two or more, one is held out")
+        # The shortest first, so that the split does not depend on the order in which they come
+        episodes = sorted(episodes, key=lambda demo: demo.n_steps)
         order = rng.permutation(len(episodes))
         n_held_out = min(max(1, round(held_out_fraction * len(episodes))), len(episodes) - 1)
         held_out += [episodes[i] for i in order[:n_held_out]]
         train += [episodes[i] for i in order[n_held_out:]]
-    return train, held_out
-
-
-def _to_pairs(episodes: Sequence[Demonstration]) -> _Pairs:
-    observations = {
-        key: th.from_numpy(np.concatenate([demo.observations[key] for demo in episodes])) for key in episodes[0].observations
-    }
-    actions = np.concatenate([demo.actions for demo in episodes])
-    lengths = np.concatenate([demo.chunk_lengths for demo in episodes])
-    return _Pairs(observations, th.from_numpy(actions), th.from_numpy(lengths))
+    device = adapter.policy.device
+    return _Pairs(matched, train, device, normalizer), _Pairs(matched, held_out, device, normalizer)

@@ -13,11 +13,13 @@ class Normalizer(nn.Module):
 
     mean: th.Tensor
     std: th.Tensor
+    fitted: th.Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
+        self.register_buffer("fitted", th.zeros((), dtype=th.bool))
 
     def fit(self, x: th.Tensor, minimum_std: float = 1e-2) -> None:
         """
@@ -30,11 +32,12 @@ class Normalizer(nn.Module):
         std = x.std(dim=0, correction=0)
         self.mean.copy_(x.mean(dim=0))
         self.std.copy_(th.where(std < 1e-6, 1.0, std.clamp(min=minimum_std)))
+        self.fitted.fill_(True)
 
     @property
     def is_fitted(self) -> bool:
         """Whether :meth:`fit` was called, of this or of the model that the weights are from."""
-        return bool((self.mean != 0).any())
+        return bool(self.fitted)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return (x.float() - self.mean) / self.std

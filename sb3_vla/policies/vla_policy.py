@@ -1,35 +1,28 @@
 """The SB3 policy that hosts a vision-language-action model."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_vla_envs import decode_instruction
 
-from .backbones import VLABackbone, make_backbone
-from .heads.gaussian import GaussianChunkDistribution, GaussianChunkHead
+from .adapter import PolicyAdapter
+from .backbones import BackboneFeatures, VLABackbone, make_backbone
+from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
+from .heads import ActionHead, ChunkDistribution, make_head
 from .normalizer import Normalizer
+from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
+from .vla_adapter import VLAPolicyAdapter
 
-REQUIRED_KEYS = ("image", "instruction", "state")
-COLOUR_CHANNELS = 3
-_NORMALIZE_HINT = (
-    "if VecNormalize stands around the environment, name the keys that it may normalise, e.g. "
-    "VecNormalize(env, norm_obs_keys=['state'])"
-)
-_HOW_TO_ADD_KEYS = (
-    "add pictures with sb3_vla_envs.CameraObservation, or where there is no MuJoCo with "
-    "gymnasium.wrappers.AddRenderObservation(env, render_only=False, render_key='image'), the prompt with "
-    "sb3_vla_envs.InstructionObservation"
-)
 AUTOCASTS = (None, "auto", "bfloat16")  # not float16, which needs its gradients scaled
 
 
@@ -38,18 +31,16 @@ class VLAPolicy(ActorCriticPolicy):
     Actor-critic policy around a vision-language-action (VLA) backbone that outputs chunks of actions.
 
     The observation is a dictionary with the keys ``image`` (and ``image_<camera>`` for more), ``state`` and
-    ``instruction`` (UTF-8 bytes), the action a chunk of shape ``(h, d)``: see "The contract" in the README. With a key
+    ``instruction`` (UTF-8 bytes), the action a chunk of shape ``(h, d)``: see "The contract" in the documentation. With a key
     ``privileged`` the value function reads that instead of the backbone's features (asymmetric actor-critic, Pinto et al.
-    2017, arXiv 1710.06542); the actor never does, and :meth:`predict` works without it.
+    2017, arXiv 1710.06542); the actor never does, and :meth:`predict` works without it. Other keys are not read.
 
     Under SB3's ``VecFrameStack``, which stacks every key, the backbone sees each camera's last n images, the oldest first and
     black before an episode's start, the latest instruction, and ``state`` and ``privileged`` as they come: n times as long.
 
-    What the backbone's frozen parts make of an observation is computed once and may stand in the observation's place, see
-    :meth:`precompute`.
-
-    ``forward`` and ``evaluate_actions`` return log-probability and entropy for each primitive step, ``(batch, h)``, which
-    is what :class:`~sb3_vla.PPOSelfBC` and its rollout buffer expect.
+    For SB3's own algorithms ``forward`` and ``evaluate_actions`` give log-probability and entropy of a whole chunk, the sum
+    over its steps. :class:`~sb3_vla.PPOSelfBC` asks for those of each step, and has what frozen parts compute kept, through
+    :class:`~sb3_vla.policies.vla_adapter.VLAPolicyAdapter`.
 
     :param observation_space: Observation space
     :param action_space: Action space, a bounded ``Box`` of shape ``(h, d)``
@@ -58,20 +49,20 @@ class VLAPolicy(ActorCriticPolicy):
         :class:`~sb3_vla.policies.backbones.VLABackbone`
     :param backbone_kwargs: Keyword arguments of the backbone
     :param frozen: Parts of the backbone that are not trained, e.g. ``("vision", "text")`` or ``("all",)``
+    :param head: ``"gaussian"``, or a subclass of :class:`~sb3_vla.ActionHead`
+    :param head_kwargs: Keyword arguments of the head
     :param chunk_size: h, if it is to be checked against the action space
-    :param head_dim: Width of the chunk head's hidden layer
     :param critic_net_arch: Widths of the value function's hidden layers
-    :param log_std_init: Initial logarithm of the standard deviation
-    :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
-        :class:`~sb3_vla.policies.heads.gaussian.GaussianChunkDistribution`
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
         where the processor computes in it. Both heads stay in float32
     :param compile: Whether to compile the backbone's parts with ``torch.compile``, slow at first; meant for GPUs
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
-    :raises ValueError: if a space is not of the contract, or ``chunk_size`` is not the action space's
+    :raises ValueError: If a space is not of the contract, or ``chunk_size`` is not the action space's
     """
+
+    adapter_class: ClassVar[type[PolicyAdapter]] = VLAPolicyAdapter
 
     def __init__(
         self,
@@ -81,34 +72,45 @@ class VLAPolicy(ActorCriticPolicy):
         backbone: str | type[VLABackbone] = "tiny",
         backbone_kwargs: dict[str, Any] | None = None,
         frozen: Sequence[str] = (),
+        head: str | type[ActionHead] = "gaussian",
+        head_kwargs: dict[str, Any] | None = None,
         chunk_size: int | None = None,
-        head_dim: int = 256,
         critic_net_arch: Sequence[int] = (256, 256),
-        log_std_init: float = -1.5,
-        noise_correlation: float = 0.0,
         autocast: str | None = None,
         compile: bool = False,
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        _check_spaces(observation_space, action_space, chunk_size)
+        check_spaces(observation_space, action_space, chunk_size)
         if use_sde:
             raise ValueError("VLAPolicy has no state-dependent exploration: pass use_sde=False")
         if autocast not in AUTOCASTS:
             raise ValueError(f"autocast must be one of {AUTOCASTS}, got {autocast!r}")
+        if isinstance(frozen, str):
+            raise TypeError(f"frozen must be a sequence of names, got the string {frozen!r}: give ({frozen!r},)")
         self.backbone_spec = (backbone, backbone_kwargs or {})
+        self.head_spec = (head, head_kwargs or {})
         self.frozen = tuple(frozen)
-        self.head_dim = head_dim
         self.critic_net_arch = list(critic_net_arch)
-        self.noise_correlation = noise_correlation
         self.autocast = autocast
         self.compile_parts = compile
         self.image_keys = [key for key in observation_space if is_image_key(key)]
-        self.n_frames = _count_frames(observation_space, self.image_keys)
+        self.n_frames = count_frames(observation_space)
         self.instruction_bytes = observation_space["instruction"].shape[0] // self.n_frames  # type: ignore[index]
         self.privileged = "privileged" in observation_space.spaces
-        self.precomputed: dict[str, th.Tensor] = {}
+        #: What the actor reads
+        self.actor_keys = [key for key in observation_space if key in REQUIRED_KEYS or key in self.image_keys]
+        #: What actor and critic read
+        self.read_keys = [key for key in observation_space if key in (*self.actor_keys, "privileged")]
+        #: What ``VecNormalize`` standardises before the policy sees it; whoever trains the policy keeps it up to date
+        self.normalized_keys: tuple[str, ...] = ()
+        if unread := [key for key in observation_space if key not in self.read_keys]:
+            warnings.warn(
+                f"VLAPolicy does not read the observations {unread}: call pictures 'image_<camera>', and put what the robot "
+                "feels of itself into 'state'",
+                stacklevel=2,
+            )
         super().__init__(
             observation_space,
             action_space,
@@ -116,14 +118,12 @@ class VLAPolicy(ActorCriticPolicy):
             net_arch=[],
             # SB3's initialisation would overwrite the pretrained weights
             ortho_init=False,
-            log_std_init=log_std_init,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
         backbone, backbone_kwargs = self.backbone_spec
-        chunk_size, primitive_dim = self.action_space.shape  # type: ignore[misc]
         state_dim = self.observation_space["state"].shape[0]  # type: ignore[index]
         self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs).eval()
         self.backbone.freeze(self.frozen)
@@ -131,9 +131,8 @@ class VLAPolicy(ActorCriticPolicy):
             for part in self.backbone.parts.values():
                 if part is not self.backbone:  # around its parts there is tokenising, which does not compile
                     part.compile()
-        self.head = GaussianChunkHead(
-            self.backbone.features_dim, chunk_size, primitive_dim, self.head_dim, self.log_std_init, self.noise_correlation
-        )
+        head, head_kwargs = self.head_spec
+        self.head = make_head(head, self.backbone.features_dim, self.action_space, **head_kwargs)  # type: ignore[arg-type]
         self.state_normalizer = Normalizer(state_dim)
         critic_dim = self.backbone.features_dim
         if self.privileged:
@@ -153,9 +152,14 @@ class VLAPolicy(ActorCriticPolicy):
         return _NoFeaturesExtractor(self.observation_space, features_dim=1)
 
     @property
-    def log_std(self) -> th.Tensor:  # type: ignore[override]  # SB3's is an attribute, ours belongs to the head
-        """Logarithm of the standard deviation (SB3 logs ``train/std`` from it), ``(d,)``."""
-        return self.head.log_std
+    def log_std(self) -> th.Tensor:  # type: ignore[override]  # SB3's is an attribute, this belongs to the head, if it has one
+        """Logarithm of the standard deviation (SB3 logs ``train/std`` from it)."""
+        return self.head.log_std  # type: ignore[return-value]
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether :func:`~sb3_vla.fine_tune` has trained this policy, or the one that its weights are from."""
+        return self.state_normalizer.is_fitted
 
     def train(self, mode: bool = True) -> "VLAPolicy":
         """
@@ -171,9 +175,14 @@ class VLAPolicy(ActorCriticPolicy):
 
     def portable_kwargs(self) -> dict[str, Any]:
         """
-        :return: ``policy_kwargs`` that rebuild this backbone without network and without the checkpoint's files
+        :return: ``policy_kwargs`` that rebuild backbone and head without network and without the checkpoint's files
         """
-        return {"backbone": type(self.backbone), "backbone_kwargs": self.backbone.constructor_kwargs()}
+        return {
+            "backbone": type(self.backbone),
+            "backbone_kwargs": self.backbone.constructor_kwargs(),
+            "head": type(self.head),
+            "head_kwargs": self.head.constructor_kwargs(),
+        }
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -181,10 +190,7 @@ class VLAPolicy(ActorCriticPolicy):
             action_space=self.action_space,
             lr_schedule=self._dummy_schedule,
             frozen=self.frozen,
-            head_dim=self.head_dim,
             critic_net_arch=self.critic_net_arch,
-            log_std_init=self.log_std_init,
-            noise_correlation=self.noise_correlation,
             autocast=self.autocast,
             compile=self.compile_parts,
             optimizer_class=self.optimizer_class,
@@ -193,11 +199,11 @@ class VLAPolicy(ActorCriticPolicy):
         )
 
     @property
-    def normalized_keys(self) -> list[str]:
-        """Observations that the policy standardises."""
+    def standardized_keys(self) -> list[str]:
+        """Observations that the policy standardises itself."""
         return ["state", "privileged"] if self.privileged else ["state"]
 
-    def fit_normalizers(self, observations: dict[str, th.Tensor]) -> None:
+    def fit_normalizers(self, observations: Mapping[str, th.Tensor]) -> None:
         """
         Standardise ``state`` (and ``privileged``) with the statistics of a data set.
 
@@ -209,32 +215,31 @@ class VLAPolicy(ActorCriticPolicy):
 
     @property
     def stored_keys(self) -> list[str]:
-        """Observations that :meth:`evaluate_actions` reads beside what :meth:`precompute` returns."""
+        """Observations that are read beside what :meth:`precompute` returns."""
         replaced: list[str] = []
         if _is_frozen(self.backbone):
-            replaced = [*REQUIRED_KEYS, *self.image_keys]
+            replaced = self.actor_keys
         elif self._images_are_frozen:
             replaced = self.image_keys
-        return [key for key in self.observation_space if key not in replaced]  # type: ignore[attr-defined]
+        return [key for key in self.read_keys if key not in replaced]
 
-    def precompute(self, obs: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         """
         Run the frozen parts of the backbone.
 
-        Added to an observation, the result takes the place of what it was computed from: whoever sees an observation several
-        times, in epochs over a rollout or as a demonstration, need not compute it again as long as :meth:`frozen_version`
-        stays the same.
+        With what they return, :meth:`encode` need not read what they read: whoever sees an observation several times, in
+        epochs over a rollout or as a demonstration, need not compute it again as long as :meth:`frozen_version` stays.
 
         :param obs: Raw observation, each key ``(batch, ...)``
-        :return: Tensors ``(batch, ...)``: ``features`` if the whole backbone is frozen, ``image_tokens`` if only the images'
-            encoder is, nothing if that is trained
+        :return: Features if the whole backbone is frozen, image tokens if only the images' encoder is, nothing if that is
+            trained
         """
         with th.no_grad():
             if _is_frozen(self.backbone):
-                return {"features": th.stack(self.encode(obs), dim=1)}
+                return EncodedObservations(None, *self.encode(obs))
             if self._images_are_frozen:
-                return {"image_tokens": self._encode_images(obs)}
-        return {}
+                return EncodedObservations(self._encode_images(obs))
+        return NOT_ENCODED
 
     def frozen_version(self) -> tuple[int, ...]:
         """
@@ -247,13 +252,12 @@ class VLAPolicy(ActorCriticPolicy):
     def _images_are_frozen(self) -> bool:
         return all(_is_frozen(module) for module in self.backbone.image_encoder)
 
-    def _encode_images(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+    def _encode_images(self, obs: PyTorchObs) -> th.Tensor:
         images = {}
         for key in self.image_keys:
-            if obs[key].dtype != th.uint8:
-                raise ValueError(f"VLAPolicy needs {key!r} as uint8, got {obs[key].dtype}: {_NORMALIZE_HINT}")
+            pixels = _bytes(obs, key)
             # (batch, n_frames * 3, height, width)
-            for age, frame in zip(reversed(range(self.n_frames)), obs[key].chunk(self.n_frames, dim=1), strict=True):
+            for age, frame in zip(reversed(range(self.n_frames)), pixels.chunk(self.n_frames, dim=1), strict=True):
                 images[f"{key}[-{age}]" if age else key] = frame
         with self._autocast():
             return self.backbone.encode_images(images)
@@ -262,68 +266,83 @@ class VLAPolicy(ActorCriticPolicy):
         enabled = self.autocast == "bfloat16" or (self.autocast == "auto" and _has_bfloat16(self.device))
         return th.autocast(self.device.type, dtype=th.bfloat16, enabled=enabled)
 
-    def encode(self, obs: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    def encode(self, obs: PyTorchObs, encoded: EncodedObservations = NOT_ENCODED) -> BackboneFeatures:
         """
         Run the backbone.
 
-        :param obs: Raw observation, each key ``(batch, ...)``, or :attr:`stored_keys` of it and what :meth:`precompute` made
-        :return: Features for the action and for the value, each ``(batch, features_dim)`` float32
+        :param obs: Observation, each key ``(batch, ...)``; of what ``encoded`` stands for nothing is read
+        :param encoded: What :meth:`precompute` made of it
+        :return: Features for both heads, float32
         """
-        if "features" in obs:
-            action, value = obs["features"].unbind(dim=1)
-            return action, value
-        image_tokens = obs["image_tokens"] if "image_tokens" in obs else self._encode_images(obs)
-        prompts = [_decode_cached(row.tobytes()) for row in obs["instruction"].cpu().numpy()[:, -self.instruction_bytes :]]
+        if encoded.features is not None:
+            return encoded.features
+        image_tokens = self._encode_images(obs) if encoded.image_tokens is None else encoded.image_tokens
+        instructions = _bytes(obs, "instruction").cpu().numpy()[:, -self.instruction_bytes :]
+        prompts = [_decode_cached(row.tobytes()) for row in instructions]
         with self._autocast():
-            features = self.backbone(image_tokens, prompts, self.state_normalizer(obs["state"]))
-        return features.action.float(), features.value.float()
+            features = self.backbone(image_tokens, prompts, self.state_normalizer(obs["state"]))  # type: ignore[index]
+        if not self.head.reads_prefix:
+            return BackboneFeatures(features.action.float(), features.value.float())
+        if features.prefix is None:
+            raise ValueError(
+                f"{type(self.head).__name__} reads the backbone's prefix, but {type(self.backbone).__name__} has none: let "
+                "its forward return BackboneFeatures(action, value, prefix)"
+            )
+        return BackboneFeatures(features.action.float(), features.value.float(), features.prefix.float())
 
-    def encode_together(self, *batches: Any) -> list[dict[str, th.Tensor]]:
+    def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
         """
         Run the backbone once for several batches of observations.
 
-        :param batches: Observations, each key ``(batch, ...)``, raw or with what :meth:`precompute` made
-        :return: For each batch its privileged observations and, with one graph for all, its ``features``
+        :param batches: Observations, raw or with what :meth:`precompute` made
+        :return: For each batch its privileged observations and, with one graph for all, its features
         """
-        known = [obs if {"features", "image_tokens"} & obs.keys() else {**obs, **self.precompute(obs)} for obs in batches]
-        read = [key for key in known[0] if key != "privileged" and all(key in obs for obs in known)]
-        features = th.stack(self.encode({key: th.cat([obs[key] for obs in known]) for key in read}), dim=1)
-        parts = features.split([len(obs[read[0]]) for obs in known])
-        privileged = [{"privileged": obs["privileged"]} if self.privileged else {} for obs in known]
-        return [{"features": part, **rest} for part, rest in zip(parts, privileged, strict=True)]
+        known = [encoded if encoded.tensors else self.precompute(obs) for obs, encoded in batches]
+        keys = set.intersection(*(set(obs) for obs, _ in batches)) - {"privileged"}  # type: ignore[arg-type]
+        joined = {key: th.cat([obs[key] for obs, _ in batches]) for key in sorted(keys)}  # type: ignore[index]
+        features = self.encode(joined, EncodedObservations.join(known))
+        sizes = [len(next(iter(obs.values()))) for obs, _ in batches]  # type: ignore[union-attr]
+        parts = zip(*(tensor.split(sizes) if tensor is not None else [None] * len(sizes) for tensor in features), strict=True)
+        return tuple(
+            PolicyInput({"privileged": obs["privileged"]} if self.privileged else {}, EncodedObservations(None, *part))  # type: ignore[index]
+            for (obs, _), part in zip(batches, parts, strict=True)
+        )
 
-    def _value(self, obs: PyTorchObs, value_features: th.Tensor) -> th.Tensor:
-        return self.predict_values(obs) if self.privileged else self.critic(value_features)
+    def values(self, obs: PyTorchObs, features: BackboneFeatures) -> th.Tensor:
+        """
+        :param obs: Observation, of which the privileged part is read where there is one
+        :param features: What :meth:`encode` made of it, read where there is none
+        :return: Values ``(batch, 1)``
+        """
+        return self.predict_values(obs) if self.privileged else self.critic(features.value)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:  # type: ignore[override]
         """
         :param obs: Observation, each key ``(batch, ...)``
-        :param deterministic: Whether to return the mean instead of a sample
-        :return: Chunks ``(batch, h, d)`` before clipping, values ``(batch, 1)``, log-probabilities ``(batch, h)``
+        :param deterministic: Whether to return the mode instead of a sample
+        :return: Chunks ``(batch, h, d)`` before clipping, values ``(batch, 1)``, log-probabilities ``(batch,)``
         """
-        # Kept for whoever stores the observation
-        self.precomputed = self.precompute(obs)  # type: ignore[arg-type]
-        action_features, value_features = self.encode({**obs, **self.precomputed})  # type: ignore[dict-item]
-        distribution = self.head(action_features)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self._value(obs, value_features), distribution.log_prob(actions)
+        features = self.encode(obs)
+        distribution = self.head(features)
+        sample = distribution.draw(deterministic)
+        return sample.actions, self.values(obs, features), distribution.step_log_prob(sample).sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param obs: Observation, each key ``(batch, ...)``
         :param actions: Chunks, ``(batch, h * d)`` or ``(batch, h, d)``
-        :return: Values ``(batch, 1)``, log-probabilities ``(batch, h)`` and entropies ``(batch, h)``
+        :return: Values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``
         """
-        action_features, value_features = self.encode(obs)  # type: ignore[arg-type]
-        distribution = self.head(action_features)
-        return self._value(obs, value_features), distribution.log_prob(actions), distribution.entropy()
+        features = self.encode(obs)
+        distribution = self.head(features)
+        return self.values(obs, features), distribution.log_prob(actions), distribution.entropy()
 
-    def get_distribution(self, obs: PyTorchObs) -> GaussianChunkDistribution:
+    def get_distribution(self, obs: PyTorchObs) -> ChunkDistribution:  # type: ignore[override]
         """
         :param obs: Observation, each key ``(batch, ...)``
         :return: Distribution over chunks
         """
-        return self.head(self.encode(obs)[0])  # type: ignore[arg-type]
+        return self.head(self.encode(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -332,20 +351,26 @@ class VLAPolicy(ActorCriticPolicy):
         """
         if self.privileged:
             return self.critic(self.privileged_normalizer(obs["privileged"]))  # type: ignore[index]
-        return self.critic(self.encode(obs)[1])  # type: ignore[arg-type]
+        return self.critic(self.encode(obs).value)
 
-    def critic_values(self, obs: PyTorchObs) -> th.Tensor:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Like :meth:`predict_values`, with a gradient for the critic alone, and not for the backbone, which the actor reads.
+        Act. The arguments and the result are those of SB3's policies.
 
-        :param obs: Observation, each key ``(batch, ...)``
-        :return: Values ``(batch, 1)``
+        :param observation: Observation, or a batch of them, without ``privileged`` and whatever else the actor does not read
+        :param state: Not used, as the policy has no memory
+        :param episode_start: Not used
+        :param deterministic: Whether to take the mode instead of a sample
+        :return: Chunk, or a batch of them, clipped to the bounds, and ``state``
+        :raises ValueError: If an observation is missing, or a picture or a prompt is not made of bytes
         """
-        if self.privileged:
-            return self.predict_values(obs)
-        with th.no_grad():
-            value_features = self.encode(obs)[1]  # type: ignore[arg-type]
-        return self.critic(value_features)
+        return super().predict(checked_observation(observation, self.actor_keys), state, episode_start, deterministic)
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):
@@ -355,31 +380,14 @@ class _NoFeaturesExtractor(BaseFeaturesExtractor):
         raise RuntimeError("VLAPolicy has no features extractor: use VLAPolicy.encode")
 
 
-def is_image_key(key: str) -> bool:
-    """
-    :param key: Name of an observation
-    :return: Whether it is a camera's picture
-    """
-    return key == "image" or key.startswith("image_")
-
-
-def _count_frames(observation_space: spaces.Dict, image_keys: Sequence[str]) -> int:
-    """
-    :param observation_space: Observation space of the policy
-    :param image_keys: Names of the cameras
-    :return: How many frames ``VecFrameStack`` has stacked, 1 without it
-    :raises ValueError: if images don't have three channels each, or keys are not all stacked alike
-    """
-    channels = {key: observation_space[key].shape[0] for key in image_keys}  # type: ignore[index]
-    n_frames = {number // COLOUR_CHANNELS for number in channels.values()}
-    n_bytes = observation_space["instruction"].shape[0]  # type: ignore[index]
-    if any(number % COLOUR_CHANNELS for number in channels.values()) or len(n_frames) > 1 or n_bytes % min(n_frames):
+def _bytes(obs: PyTorchObs, key: str) -> th.Tensor:
+    values: th.Tensor = obs[key]  # type: ignore[index]
+    if values.dtype != th.uint8:
         raise ValueError(
-            f"VLAPolicy needs images of {COLOUR_CHANNELS} channels, or n times as many where VecFrameStack has stacked n of "
-            f"every observation, but the images have {channels} channels and the instruction {n_bytes} bytes: make pictures "
-            "RGB, and stack frames with stable_baselines3.common.vec_env.VecFrameStack"
+            f"VLAPolicy needs {key!r} as uint8, got {values.dtype}: if VecNormalize stands around the environment, name the "
+            "keys that it may normalise, e.g. VecNormalize(env, norm_obs_keys=['state'])"
         )
-    return n_frames.pop()
+    return values
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -396,40 +404,3 @@ def _has_bfloat16(device: th.device) -> bool:
 @lru_cache(maxsize=4096)
 def _decode_cached(instruction: bytes) -> str:
     return decode_instruction(np.frombuffer(instruction, dtype=np.uint8))
-
-
-def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space, chunk_size: int | None) -> None:
-    """
-    :param observation_space: Observation space of the policy
-    :param action_space: Action space of the policy
-    :param chunk_size: The h that the user expects, or ``None``
-    :raises ValueError: if a space is not of the contract
-    """
-    if not isinstance(observation_space, spaces.Dict):
-        raise ValueError(
-            f"VLAPolicy needs a Dict observation with the keys {REQUIRED_KEYS}, got {observation_space}: {_HOW_TO_ADD_KEYS}"
-        )
-    missing = [key for key in REQUIRED_KEYS if key not in observation_space.spaces]
-    if missing:
-        raise ValueError(
-            f"VLAPolicy needs the observation keys {missing}, the environment has {sorted(observation_space.spaces)}: "
-            f"{_HOW_TO_ADD_KEYS}"
-        )
-    for key, space in observation_space.spaces.items():
-        if (is_image_key(key) or key == "instruction") and space.dtype != np.uint8:
-            raise ValueError(f"VLAPolicy needs {key!r} as uint8, got {space}: {_NORMALIZE_HINT}")
-        if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
-            raise ValueError(
-                f"VLAPolicy needs images with channels first, but {key!r} is {space}: SB3's algorithms turn them, elsewhere "
-                "wrap the environment in stable_baselines3.common.vec_env.VecTransposeImage"
-            )
-    if not (isinstance(action_space, spaces.Box) and len(action_space.shape) == 2):
-        raise ValueError(
-            f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {action_space}: "
-            "wrap the environment in sb3_vla_envs.ChunkedActionWrapper(env, chunk_size)"
-        )
-    if chunk_size is not None and chunk_size != action_space.shape[0]:
-        raise ValueError(
-            f"the policy's chunk_size is {chunk_size}, but the environment's chunks have {action_space.shape[0]} actions: "
-            "make them equal (n_action_steps executes fewer actions than are predicted)"
-        )

@@ -18,7 +18,7 @@ class TrainingStatistics:
     """
     What a rule may look at, once an update.
 
-    :param num_timesteps: Chunks so far
+    :param num_timesteps: Chunks in the whole life of the model, whatever ``learn(reset_num_timesteps=...)`` says
     :param success_rate: Success rate of the last episodes, in [0, 1]; ``None`` before the first episode ended
     :param ppo_grad_norm: Norm of the gradient of the PPO loss with respect to what behaviour cloning trains too; ``None``
         unless the rule ``needs_gradient_norms``
@@ -176,5 +176,5 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
 
 def _check_not_negative(**arguments: float) -> None:
     for name, value in arguments.items():
-        if value < 0:
-            raise ValueError(f"{name} of the BC loss must not be negative, got {value}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} of the BC loss must be a number of at least 0, got {value}")

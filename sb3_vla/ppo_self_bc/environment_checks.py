@@ -1,6 +1,11 @@
 """What PPOSelfBC expects of an environment, beside what SB3 does."""
 
+from collections.abc import Sequence
+
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
+
+from ..policies.observation_checks import normalize_call
 
 
 def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
@@ -9,7 +14,7 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
     :param gamma: The algorithm's discount factor of a primitive step
     :param required: Whether it must take chunks
     :return: Whether it takes chunks
-    :raises ValueError: if it discounts rewards inside a chunk by another gamma, or has no chunks where they are required
+    :raises ValueError: If it discounts rewards inside a chunk by another gamma, or has no chunks where they are required
     """
     if not env.has_attr("chunk_size"):
         if required:
@@ -31,7 +36,7 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
 def check_frame_stack(env: VecEnv) -> None:
     """
     :param env: An environment whose observations are normalised
-    :raises ValueError: if demonstrations, kept as they were before normalisation, would not be stacked
+    :raises ValueError: If demonstrations, kept as they were before normalisation, would not be stacked
     """
     stack = unwrap_vec_wrapper(env, VecFrameStack)
     if stack is not None and unwrap_vec_normalize(stack) is not None:
@@ -40,3 +45,22 @@ def check_frame_stack(env: VecEnv) -> None:
             "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), in rl-baselines3-zoo by "
             "vec_env_wrapper in place of frame_stack; or pass bc_weight=0"
         )
+
+
+def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...]:
+    """
+    :param env: The environment
+    :param byte_keys: Observations that must not be normalised: pictures and prompts
+    :return: The observations that ``VecNormalize`` normalises
+    :raises ValueError: If these are among them
+    """
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is None or not normalizer.norm_obs or not isinstance(env.observation_space, spaces.Dict):
+        return ()
+    keys = tuple(normalizer.norm_obs_keys or ())
+    if wrong := [key for key in keys if key in byte_keys]:
+        raise ValueError(
+            f"VecNormalize would normalise {wrong}, but pictures and prompts are bytes and must stay as they are: write "
+            f"{normalize_call(env.observation_space)}, for the evaluation environment too"
+        )
+    return keys

@@ -1,25 +1,65 @@
 """The loss terms, as functions of tensors."""
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import torch as th
 from torch.nn import functional as F
 
-
-def executed_mask(chunk_lengths: th.Tensor, chunk_size: int) -> th.Tensor:
-    """
-    :param chunk_lengths: ``(batch,)`` executed primitive steps k
-    :param chunk_size: h
-    :return: ``(batch, h)`` float32, 1 where a step was executed
-    """
-    return (th.arange(chunk_size, device=chunk_lengths.device) < chunk_lengths.unsqueeze(1)).float()
+from ..common.chunk_mask import executed_mask, masked_mean
+from ..policies.adapter import ActionEvaluation
+from .rollout_buffer import ChunkRolloutBufferSamples
 
 
-def masked_mean(x: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+class PPOLoss(NamedTuple):
+    """Terms of PPO's loss on a batch, and what is logged of it: scalars."""
+
+    policy: th.Tensor
+    value: th.Tensor
+    entropy: th.Tensor
+    approx_kl: th.Tensor
+    clip_fraction: th.Tensor
+
+
+def ppo_loss(
+    evaluation: ActionEvaluation,
+    batch: ChunkRolloutBufferSamples,
+    clip_range: float,
+    clip_range_vf: float | None = None,
+    ratio_per_step: bool = True,
+) -> PPOLoss:
     """
-    :param x: ``(batch,)`` or ``(batch, h)``
-    :param mask: ``None``, or what counts, of the shape of ``x``
-    :return: Mean over what counts
+    :param evaluation: What the policy says of the batch's actions now
+    :param batch: A minibatch, or a piece of one, its advantages normalised
+    :param clip_range: Clip range of the ratio
+    :param clip_range_vf: Clip range of the value, or ``None``
+    :param ratio_per_step: Whether the likelihood ratio is per primitive step, where the policy keeps these apart
+    :return: The terms of the loss
     """
-    return x.mean() if mask is None else (x * mask).sum() / mask.sum()
+    values, log_prob, entropy = evaluation
+    if entropy is None:
+        # Approximate entropy when no analytical form
+        entropy = -log_prob
+    old_log_prob, mask = batch.old_log_prob, None
+    if log_prob.dim() == 2:
+        mask = executed_mask(batch.chunk_lengths, log_prob.shape[1])
+        if not ratio_per_step:
+            log_prob, old_log_prob = (log_prob * mask).sum(dim=1), (old_log_prob * mask).sum(dim=1)
+            entropy = (entropy * mask).sum(dim=1)
+            mask = None
+    log_ratio = log_prob - old_log_prob
+    # ratio between old and new policy, should be one at the first iteration
+    ratio = th.exp(log_ratio)
+    with th.no_grad():
+        approx_kl = approximate_kl(log_ratio, mask)
+        clip_fraction = masked_mean((th.abs(ratio - 1) > clip_range).float(), mask)
+    return PPOLoss(
+        policy=clipped_surrogate_loss(ratio, batch.advantages, clip_range, mask),
+        value=value_loss(values.flatten(), batch.old_values, batch.returns, clip_range_vf),
+        entropy=-masked_mean(entropy, mask),
+        approx_kl=approx_kl,
+        clip_fraction=clip_fraction,
+    )
 
 
 def clipped_surrogate_loss(
@@ -53,20 +93,6 @@ def approximate_kl(log_ratio: th.Tensor, mask: th.Tensor | None = None) -> th.Te
     return kl.mean() if mask is None else (kl * mask).sum(dim=1).mean()
 
 
-def bc_mse_loss(mean: th.Tensor, actions: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
-    """
-    Mean squared error of the policy's mean.
-
-    :param mean: ``(batch, h, d)``, or ``(batch, d)`` without chunks
-    :param actions: Demonstrated actions before clipping, of the same shape
-    :param mask: ``(batch, h)``: 1 where the step was executed
-    :return: Scalar: mean over executed steps and action dimensions
-    """
-    if mask is None:
-        return F.mse_loss(mean, actions)
-    return masked_mean((mean - actions).square().mean(dim=-1), mask)
-
-
 def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, clip_range_vf: float | None = None) -> th.Tensor:
     """
     :param values: ``(batch,)``
@@ -78,3 +104,15 @@ def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, cli
     if clip_range_vf is not None:
         values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
     return F.mse_loss(returns, values)
+
+
+def gradient_norms(losses: Sequence[th.Tensor], parameters: Iterable[th.nn.Parameter]) -> list[float]:
+    """
+    :param losses: Scalars
+    :param parameters: What is trained
+    :return: Norm of each loss's gradient with respect to those parameters that all of them train
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = [th.autograd.grad(loss, trained, allow_unused=True) for loss in losses]
+    shared = [of_one for of_one in zip(*gradients, strict=True) if all(gradient is not None for gradient in of_one)]
+    return [th.cat([gradient.flatten() for gradient in of_loss]).norm().item() for of_loss in zip(*shared, strict=True)]

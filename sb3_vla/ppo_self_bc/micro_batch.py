@@ -1,11 +1,12 @@
 """Batches in pieces, for the accumulation of gradients."""
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch as th
 
 from ..imitation.demonstration_buffer import DemonstrationSamples
+from ..policies.encoded import EncodedObservations
 from .rollout_buffer import ChunkRolloutBufferSamples
 
 Samples = TypeVar("Samples", ChunkRolloutBufferSamples, DemonstrationSamples)
@@ -23,11 +24,15 @@ def split_batch(batch: Samples, size: int | None) -> Iterator[Samples]:
         return
     for start in range(0, n, size):
         part = slice(start, start + size)
-        pieces = {
-            name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
-            for name, field in batch._asdict().items()
-        }
-        yield type(batch)(**pieces)  # type: ignore[arg-type]
+        yield type(batch)(**{name: _part(field, part) for name, field in batch._asdict().items()})
+
+
+def _part(field: Any, part: slice) -> Any:
+    if isinstance(field, EncodedObservations):
+        return field.map(lambda tensor: tensor[part])
+    if isinstance(field, Mapping):
+        return {key: value[part] for key, value in field.items()}
+    return field[part]
 
 
 def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float | th.Tensor:

@@ -1,6 +1,6 @@
 """Rollout buffers for chunks: one chunk is one timestep, discounting is per primitive step."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +10,22 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ..common.device_transfer import observations_to_device, to_device
+from ..policies.encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
 
 class ChunkRolloutBufferSamples(NamedTuple):
     """
-    SB3's samples and how many steps of each chunk were executed.
+    SB3's samples and what belongs to chunks.
 
-    ``old_log_prob`` is ``(batch,)``, or ``(batch, h)`` from a policy that keeps the steps of a chunk apart.
+    :param observations: See SB3, and so for those below
+    :param actions: Before clipping
+    :param old_values: ``(batch,)``
+    :param old_log_prob: ``(batch,)``, or ``(batch, h)`` from a policy that keeps the steps of a chunk apart
+    :param advantages: ``(batch,)``
+    :param returns: ``(batch,)``
+    :param chunk_lengths: ``(batch,)``, how many steps of each chunk were executed
+    :param encoded: What stands for observations that are not kept
+    :param extras: What else the likelihood of the actions needs, ``(batch, ...)`` by name
     """
 
     observations: th.Tensor | TensorDict
@@ -26,6 +35,52 @@ class ChunkRolloutBufferSamples(NamedTuple):
     advantages: th.Tensor
     returns: th.Tensor
     chunk_lengths: th.Tensor
+    encoded: EncodedObservations
+    extras: Mapping[str, th.Tensor]
+
+    @property
+    def policy_input(self) -> PolicyInput:
+        """What a policy reads."""
+        return PolicyInput(self.observations, self.encoded)
+
+
+class TensorStore:
+    """
+    Tensors by name that come with each sample of a rollout; they stay on their device and in their precision.
+
+    :param n_steps: Steps of the rollout
+    """
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+        self.tensors: dict[str, th.Tensor] = {}
+
+    def put(self, step: int, tensors: Mapping[str, th.Tensor]) -> None:
+        """
+        :param step: Step of the rollout
+        :param tensors: ``(n_envs, ...)`` by name
+        :raises RuntimeError: If the names are not those of the rollout's first step
+        """
+        if step > 0 and tensors.keys() != self.tensors.keys():
+            raise RuntimeError(
+                f"step {step} of the rollout comes with {sorted(tensors)}, its first step with {sorted(self.tensors)}: freeze "
+                "and unfreeze parts of a policy before the rollout"
+            )
+        for name, tensor in tensors.items():
+            if step == 0:
+                self.tensors[name] = tensor.new_empty((self.n_steps, *tensor.shape))
+            self.tensors[name][step] = tensor
+
+    def flatten(self) -> None:
+        """Turn ``(n_steps, n_envs, ...)`` into ``(n_envs * n_steps, ...)``, as SB3's buffers do."""
+        self.tensors = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in self.tensors.items()}
+
+    def at(self, indices: np.ndarray) -> dict[str, th.Tensor]:
+        """
+        :param indices: Samples
+        :return: Their tensors
+        """
+        return {name: tensor[th.as_tensor(indices, device=tensor.device)] for name, tensor in self.tensors.items()}
 
 
 class ChunkRolloutBuffer(RolloutBuffer):
@@ -44,35 +99,47 @@ class ChunkRolloutBuffer(RolloutBuffer):
         super().reset()
         self.steps_apart = False
         self._keys: Sequence[str] | None = None
+        self._encoded = TensorStore(self.buffer_size)
+        self._extras = TensorStore(self.buffer_size)
         self.chunk_lengths = np.ones((self.buffer_size, self.n_envs), dtype=np.int64)
-        self.tasks = np.zeros((self.buffer_size, self.n_envs), dtype=object)
+        self.tasks = np.full((self.buffer_size, self.n_envs), "", dtype=object)
 
-    def record_chunks(self, chunk_lengths: Sequence[int], rewards: np.ndarray, tasks: Sequence[str]) -> None:
+    def add(  # type: ignore[override]
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+        chunk_lengths: np.ndarray | None = None,
+        tasks: Sequence[str] | None = None,
+        encoded: EncodedObservations = NOT_ENCODED,
+        extras: Mapping[str, th.Tensor] | None = None,
+    ) -> None:
         """
-        Announce the chunks that the next call of :meth:`add` is about.
-
-        SB3 hands ``infos`` to callbacks, but not to the buffer, and adds ``gamma * V(terminal observation)`` to the reward
-        of a time-out between the two.
-
-        :param chunk_lengths: Primitive steps executed, one an environment
-        :param rewards: ``(n_envs,)`` rewards before SB3 adds the bootstrap value
+        :param obs: Observation, see SB3, and so for those below
+        :param action: Action
+        :param reward: ``(n_envs,)``
+        :param episode_start: ``(n_envs,)``
+        :param value: ``(n_envs, 1)``
+        :param log_prob: ``(n_envs,)``, or ``(n_envs, h)`` from a policy that keeps the steps of a chunk apart
+        :param chunk_lengths: ``(n_envs,)`` primitive steps executed, 1 by default
         :param tasks: Names of the tasks, one an environment
+        :param encoded: What stands for observations that this buffer does not keep, ``(n_envs, ...)``
+        :param extras: What else the likelihood of the action needs, ``(n_envs, ...)`` by name
         """
-        self.chunk_lengths[self.pos] = chunk_lengths
-        self.tasks[self.pos] = tasks
-        self._raw_rewards = rewards.copy()
-
-    def add(self, obs, action, reward, episode_start, value, log_prob) -> None:  # type: ignore[no-untyped-def, override]
-        lengths = self.chunk_lengths[self.pos]
-        if (lengths > 1).any():
-            # SB3 bootstrapped a time-out with gamma * V: for a chunk of k steps it is gamma**k * V
-            bootstrap = reward - self._raw_rewards
-            reward = np.where(lengths > 1, self._raw_rewards + bootstrap * self.gamma ** (lengths - 1), reward)
+        if chunk_lengths is not None:
+            self.chunk_lengths[self.pos] = chunk_lengths
+        if tasks is not None:
+            self.tasks[self.pos] = tasks
+        self._encoded.put(self.pos, encoded.tensors)
+        self._extras.put(self.pos, extras or {})
         if log_prob.dim() == 2 and not self.steps_apart:
             # The policy tells the steps of a chunk apart: one column each
             self.steps_apart = True
             self.log_probs = np.zeros((*self.log_probs.shape, log_prob.shape[1]), dtype=np.float32)
-        super().add(obs, action, reward, episode_start, value, log_prob)
+        super().add(obs, action, reward, episode_start, value, log_prob)  # type: ignore[arg-type]
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -112,12 +179,14 @@ class ChunkRolloutBuffer(RolloutBuffer):
     ) -> Generator[ChunkRolloutBufferSamples, None, None]:
         """
         :param batch_size: Samples in a minibatch, by default all
-        :param keys: Of dictionary observations only these, by default all
+        :param keys: Of dictionary observations only these, and nothing of what stands for others; by default all
         :return: Generator over the minibatches of one epoch
         """
         self._keys = keys
         if not self.generator_ready:
             self.chunk_lengths = self.swap_and_flatten(self.chunk_lengths)
+            self._encoded.flatten()
+            self._extras.flatten()
         yield from super().get(batch_size)  # type: ignore[misc]
 
     def _get_samples(  # type: ignore[override]
@@ -133,9 +202,12 @@ class ChunkRolloutBuffer(RolloutBuffer):
             "returns": self.returns[batch_inds].flatten(),
             "chunk_lengths": self.chunk_lengths[batch_inds].flatten(),
         }
+        whole = self._keys is None
         return ChunkRolloutBufferSamples(
             observations=self._get_observations(batch_inds),
             **{name: to_device(array, self.device) for name, array in arrays.items()},
+            encoded=EncodedObservations(**self._encoded.at(batch_inds)) if whole else NOT_ENCODED,
+            extras=self._extras.at(batch_inds) if whole else {},
         )
 
     def _get_observations(self, batch_inds: np.ndarray) -> th.Tensor | TensorDict:
@@ -144,44 +216,10 @@ class ChunkRolloutBuffer(RolloutBuffer):
 
 class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """
-    :class:`ChunkRolloutBuffer` for dictionary observations.
-
-    It holds the keys of its own observation space, which may be fewer than the environment's: those of the others that a
-    policy has encoded once and for all come by :meth:`record_precomputed`.
+    :class:`ChunkRolloutBuffer` for dictionary observations. It keeps the keys of its own observation space, which may be fewer
+    than the environment's.
     """
 
-    def reset(self) -> None:
-        super().reset()
-        self.precomputed: dict[str, th.Tensor] = {}
-
-    def record_precomputed(self, precomputed: dict[str, th.Tensor]) -> None:
-        """
-        Announce more of the observations that the next call of :meth:`add` is about.
-
-        :param precomputed: Tensors ``(n_envs, ...)`` by key, which stay on their device and in their precision
-        :raises RuntimeError: if a key comes up in the middle of a rollout
-        """
-        for key, value in precomputed.items():
-            if key not in self.precomputed:
-                if self.pos > 0:
-                    raise RuntimeError(f"{key!r} is precomputed only since step {self.pos}: freeze parts before the rollout")
-                self.precomputed[key] = value.new_empty((self.buffer_size, *value.shape))
-            self.precomputed[key][self.pos] = value
-
-    def get(  # type: ignore[override]
-        self, batch_size: int | None = None, keys: Sequence[str] | None = None
-    ) -> Generator[ChunkRolloutBufferSamples, None, None]:
-        if not self.generator_ready:
-            self.precomputed = {key: value.transpose(0, 1).flatten(0, 1) for key, value in self.precomputed.items()}
-        yield from super().get(batch_size, keys)
-
     def _get_observations(self, batch_inds: np.ndarray) -> TensorDict:
-        arrays = {key: array[batch_inds] for key, array in self.observations.items() if self._wants(key)}
-        tensors = {key: tensor for key, tensor in self.precomputed.items() if self._wants(key)}
-        return {
-            **observations_to_device(arrays, self.device),
-            **{key: tensor[th.as_tensor(batch_inds, device=tensor.device)] for key, tensor in tensors.items()},
-        }
-
-    def _wants(self, key: str) -> bool:
-        return self._keys is None or key in self._keys
+        keys = list(self.observations) if self._keys is None else self._keys
+        return observations_to_device({key: self.observations[key][batch_inds] for key in keys}, self.device)

@@ -46,7 +46,7 @@ TINY_CONFIG = {
         "initializer_range": 0.3,
     },
 }
-POLICY_KWARGS = {"backbone_kwargs": {"config": TINY_CONFIG}, "head_dim": 16, "critic_net_arch": (16,)}
+POLICY_KWARGS = {"backbone_kwargs": {"config": TINY_CONFIG}, "head_kwargs": {"hidden_dim": 16}, "critic_net_arch": (16,)}
 INSTRUCTIONS = {"push": "push", "pull": "pull the lever"}
 
 

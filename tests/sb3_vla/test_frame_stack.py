@@ -37,7 +37,7 @@ def transposed_after(env):
 
 @pytest.mark.parametrize("stack", [transposed_before, transposed_after])
 def test_backbone_sees_stacked_frames_one_by_one(stack, make_model, make_vec_env):
-    model = make_model(stack(make_vec_env()), {"backbone": Witness, "backbone_kwargs": {}, "head_dim": 8})
+    model = make_model(stack(make_vec_env()), {"backbone": Witness, "backbone_kwargs": {}, "head_kwargs": {"hidden_dim": 8}})
     alone = VecTransposeImage(make_vec_env())
     assert model.observation_space["image"].shape == (6, 8, 8) and model.observation_space["instruction"].shape == (32,)
     before, stacked, latest = None, model.env.reset(), alone.reset()
@@ -69,7 +69,7 @@ def test_order_of_frames_matters(make_model, make_vec_env):
 @pytest.mark.parametrize("frozen", [(), ("vision", "connector"), ("all",)])
 def test_learns_and_imitates_itself_on_stacked_frames(frozen, make_model, make_vec_env, tmp_path):
     env = VecFrameStack(make_vec_env(), 2)
-    model = make_model(env, {"frozen": frozen, "log_std_init": 0.5}, n_steps=32, bc_weight=1.0)
+    model = make_model(env, {"frozen": frozen, "head_kwargs": {"log_std_init": 0.5}}, n_steps=32, bc_weight=1.0)
     model.learn(96)
     assert model.logger.name_to_value["train/bc_loss"] > 0 and np.isfinite(model.logger.name_to_value["train/value_loss"])
     for demonstration in (demo for held in model.replay_buffer.episodes.values() for demo in held):
@@ -85,10 +85,22 @@ def test_learns_and_imitates_itself_on_stacked_frames(frozen, make_model, make_v
         PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
 
 
-def test_demonstrations_that_are_not_stacked_are_refused(make_model, make_vec_env, make_demonstrations):
-    model = make_model(VecFrameStack(make_vec_env(), 2))
-    with pytest.raises(ValueError, match=r"shape \(8, 8, 3\).*\(6, 8, 8\)|shape \(3, 8, 8\).*\(6, 8, 8\)"):
-        model.replay_buffer.extend(make_demonstrations(1))
+@pytest.mark.parametrize("stack", [transposed_before, transposed_after])
+def test_demonstrations_are_stacked_as_the_wrapper_does(stack, make_model, make_vec_env, make_demonstrations):
+    # Chunks of one step, so that there are more of them than frames in a stack
+    single = make_demonstrations(1, chunk_size=1)
+    model = make_model(stack(make_vec_env(1, chunk_size=1)))
+    assert model.replay_buffer.extend(single) == 1
+    seen = [model.env.reset()]
+    for chunk in single[0].actions[:-1]:
+        seen.append(model.env.step(chunk[np.newaxis])[0])
+    (stacked,) = model.replay_buffer.episodes["push"]
+    assert len(stacked) == len(seen) == 4
+    for key in ("image", "instruction", "state", "privileged"):
+        assert np.array_equal(stacked.observations[key], [step[key][0] for step in seen]), key
+    # What the model itself plays is stacked already
+    assert model.replay_buffer.extend([stacked]) == 1
+    assert np.array_equal(model.replay_buffer.episodes["push"][1].observations["image"], stacked.observations["image"])
 
 
 def test_stacking_before_normalising_works_and_after_it_is_refused_with_bc(make_model, make_vec_env):

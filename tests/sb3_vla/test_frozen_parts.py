@@ -1,24 +1,24 @@
 """What frozen parts of a backbone compute is computed once, and changes nothing that is learnt."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import PPOSelfBC, VLAPolicy
+from sb3_vla.imitation.feature_cache import FeatureCache
+from sb3_vla.policies.encoded import NOT_ENCODED
 
 
 class EncodesEveryTime(VLAPolicy):
     """Frozen parts and all, each time that it sees an observation."""
 
     def precompute(self, obs):
-        return {}
+        return NOT_ENCODED
 
     @property
     def stored_keys(self):
-        return list(self.observation_space)
+        return self.read_keys
 
 
 @pytest.mark.parametrize("frozen", [("vision", "connector"), ("all",)])
@@ -56,19 +56,22 @@ def test_demonstrations_are_encoded_anew_when_the_frozen_weights_change(make_mod
     model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
     model.replay_buffer.extend(make_demonstrations())
 
+    cache = FeatureCache(model.adapter, "cpu")
+
     def sample():
         model.replay_buffer.rng = np.random.default_rng(0)
-        return model.replay_buffer.sample(8, policy=model.policy).observations
+        batch = model.replay_buffer.sample(8, cache=cache)
+        assert set(batch.observations) == {"state", "instruction", "privileged"}
+        return {**batch.observations, **batch.encoded.tensors}
 
     before = sample()
-    assert set(before) == {"image_tokens", "state", "instruction", "privileged"}
     weights = model.policy.state_dict()
     model.policy.load_state_dict({name: value + 0.1 * ("vision" in name) for name, value in weights.items()})
     after = sample()
     assert th.equal(before["state"], after["state"]) and not th.allclose(before["image_tokens"], after["image_tokens"])
     model.replay_buffer.rng = np.random.default_rng(0)
     raw = model.replay_buffer.sample(8).observations
-    assert th.allclose(model.policy.precompute(raw)["image_tokens"], after["image_tokens"], atol=1e-5)
+    assert th.allclose(model.policy.precompute(raw).image_tokens, after["image_tokens"], atol=1e-5)
 
 
 def test_unfreezing_what_the_rollout_buffer_left_out_is_refused(make_model):
@@ -78,20 +81,14 @@ def test_unfreezing_what_the_rollout_buffer_left_out_is_refused(make_model):
         model.learn(16)
 
 
-def test_demonstrations_of_another_policy_are_encoded_anew(make_model, make_demonstrations):
-    one, other = (make_model(policy_kwargs={"frozen": ("vision", "connector")}, seed=seed) for seed in (0, 1))
-    one.replay_buffer.extend(make_demonstrations())
-
-    def sample(policy):
-        one.replay_buffer.rng = np.random.default_rng(0)
-        return one.replay_buffer.sample(8, policy=policy).observations["image_tokens"]
-
-    first = sample(one.policy)
-    assert not th.allclose(sample(other.policy), first)
-    assert th.equal(sample(one.policy), first)
-    copied = copy.deepcopy(one.replay_buffer)
-    copied.rng = np.random.default_rng(0)
-    assert th.equal(copied.sample(8, policy=one.policy).observations["image_tokens"], first)
+def test_what_was_made_of_an_episode_goes_with_it(make_model, make_demonstrations):
+    model = make_model(policy_kwargs={"frozen": ("vision", "connector")}, replay_buffer_kwargs={"episodes_per_task": 2})
+    cache = FeatureCache(model.adapter, "cpu")
+    model.replay_buffer.extend(make_demonstrations(2, goal=4))
+    model.replay_buffer.sample(64, cache=cache)
+    assert len(cache) == 2
+    model.replay_buffer.extend(make_demonstrations(1, goal=2))
+    assert len(cache) == 1, "a shorter episode has taken the place of one of them"
 
 
 def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):
@@ -99,4 +96,5 @@ def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonst
     model = make_model(env, policy_kwargs={"frozen": ("all",)}, bc_weight=1.0)
     model.replay_buffer.extend(make_demonstrations())
     model.learn(48)
-    assert "features" not in model._sample_demonstrations(4).observations, "the statistics of state go on changing"
+    batch = model.replay_buffer.sample(4, env, FeatureCache(model.adapter, "cpu"))
+    assert batch.encoded == NOT_ENCODED and "image" in batch.observations, "the statistics of state go on changing"

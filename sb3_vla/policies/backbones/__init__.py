@@ -1,12 +1,14 @@
 """Backbones that turn images, a prompt and the robot's state into readout features."""
 
+from pathlib import Path
+
 from .base import BackboneFeatures, VLABackbone
 from .smolvlm import SmolVLMBackbone
 
 __all__ = ["BackboneFeatures", "SmolVLMBackbone", "VLABackbone", "make_backbone"]
 
 
-def make_backbone(backbone: str | type[VLABackbone], state_dim: int, **kwargs) -> VLABackbone:
+def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kwargs) -> VLABackbone:
     """
     Build a backbone from what a user may write in ``policy_kwargs``.
 
@@ -16,12 +18,12 @@ def make_backbone(backbone: str | type[VLABackbone], state_dim: int, **kwargs) -
     :param kwargs: Passed on to the backbone
     :return: The backbone
     :raises ValueError: if there is no such checkpoint
-    :raises TypeError: if ``backbone`` is neither a string nor a subclass of :class:`VLABackbone`
+    :raises TypeError: if ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`
     """
     if isinstance(backbone, type) and issubclass(backbone, VLABackbone):
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's
-    if not isinstance(backbone, str):
-        raise TypeError(f"backbone must be a string or a subclass of VLABackbone, got {backbone!r}")
+    if not isinstance(backbone, str | Path):
+        raise TypeError(f"backbone must be a name, a path or a subclass of VLABackbone, got {backbone!r}")
     if backbone == "tiny":
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
-    return SmolVLMBackbone.from_pretrained(backbone, state_dim=state_dim, **kwargs)
+    return SmolVLMBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

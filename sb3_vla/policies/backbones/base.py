@@ -9,10 +9,18 @@ from torch import nn
 
 
 class BackboneFeatures(NamedTuple):
-    """What a backbone reads out for the two heads, each of shape ``(batch, features_dim)``."""
+    """
+    What a backbone reads out for the two heads.
+
+    :param action: Features for the action head, ``(batch, features_dim)``
+    :param value: Features for the value head, ``(batch, features_dim)``
+    :param prefix: What the readouts were made from, ``(batch, tokens, features_dim)``, for heads that attend to it; ``None``
+        from a backbone that has no tokens
+    """
 
     action: th.Tensor
     value: th.Tensor
+    prefix: th.Tensor | None = None
 
 
 class VLABackbone(nn.Module, ABC):
@@ -70,8 +78,11 @@ class VLABackbone(nn.Module, ABC):
         Exclude parts from training.
 
         :param parts: Names out of :attr:`parts`
+        :raises TypeError: if it is a single string
         :raises ValueError: if there is no part of that name
         """
+        if isinstance(parts, str):
+            raise TypeError(f"frozen must be a sequence of names, got the string {parts!r}: give ({parts!r},)")
         for name in parts:
             if name not in self.parts:
                 raise ValueError(f"{type(self).__name__} has no part {name!r} to freeze; its parts are {sorted(self.parts)}")

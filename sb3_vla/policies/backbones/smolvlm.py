@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, ByT5Tokenizer, DynamicCache, PreTrainedModel
@@ -163,8 +164,8 @@ class SmolVLMBackbone(VLABackbone):
         token_ids, mask = self._pad_prompts(distinct, state.device)
         _use_fast_attention(self.model.text_model, token_ids.shape[1] + image_tokens.shape[1] + 3)
         read = DynamicCache()
-        self.model.text_model(input_ids=token_ids, attention_mask=mask, past_key_values=read, use_cache=True)
-        prefix = DynamicCache([(layer.keys[row], layer.values[row]) for layer in read.layers])  # type: ignore[index, union-attr]
+        self.model.text_model(input_ids=token_ids, attention_mask=mask, cache=read, use_cache=True)
+        cached = DynamicCache([(layer.keys[row], layer.values[row]) for layer in read.layers])  # type: ignore[index, union-attr]
         lengths = th.tensor([len(self._tokenize(prompt)) for prompt in distinct], device=state.device)
 
         state_token = self.state_token(state).unsqueeze(1)
@@ -175,10 +176,11 @@ class SmolVLMBackbone(VLABackbone):
         positions = lengths[row].unsqueeze(1) + th.arange(n_tokens, device=state.device)
         mask = None if mask is None else F.pad(mask[row], (0, n_tokens), value=1)
         outputs = self.model.text_model(
-            inputs_embeds=tokens, attention_mask=mask, position_ids=positions, past_key_values=prefix, use_cache=False
+            inputs_embeds=tokens, attention_mask=mask, position_ids=positions, cache=cached, use_cache=False
         )
-        action, value = outputs.last_hidden_state[:, -2:].unbind(dim=1)
-        return BackboneFeatures(action=action, value=value)
+        hidden = outputs.last_hidden_state
+        # The prefix has read the prompt
+        return BackboneFeatures(action=hidden[:, -2], value=hidden[:, -1], prefix=hidden[:, :-2])
 
     def _encode_image(self, name: str, image: th.Tensor) -> th.Tensor:
         """
@@ -254,10 +256,10 @@ def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     """
     try:
         return auto_class.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face Hub "
-            f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
+            f"there is no usable backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face "
+            f"Hub (needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
             f"tokenizer and image processor ({auto_class.__name__}: {error})"
         ) from error
 

@@ -1,1 +1,33 @@
 """Heads that turn a backbone's features into a distribution over action chunks."""
+
+from typing import Any
+
+from gymnasium import spaces
+
+from .base import ActionHead, ChunkDistribution, ChunkSample
+from .gaussian import GaussianChunkDistribution, GaussianHead
+
+__all__ = ["ActionHead", "ChunkDistribution", "ChunkSample", "GaussianChunkDistribution", "GaussianHead", "make_head"]
+
+HEADS: dict[str, type[ActionHead]] = {"gaussian": GaussianHead}
+
+
+def make_head(head: str | type[ActionHead], features_dim: int, action_space: spaces.Box, **kwargs: Any) -> ActionHead:
+    """
+    Build a head from what a user may write in ``policy_kwargs``.
+
+    :param head: ``"gaussian"``, or a subclass of :class:`ActionHead`
+    :param features_dim: Length of the backbone's feature vectors
+    :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
+    :param kwargs: Passed on to the head
+    :return: The head
+    :raises ValueError: If there is no head of that name
+    :raises TypeError: If ``head`` is neither a name nor a subclass of :class:`ActionHead`
+    """
+    if isinstance(head, str):
+        if head not in HEADS:
+            raise ValueError(f"there is no head {head!r}: give one of {sorted(HEADS)}, or a subclass of sb3_vla.ActionHead")
+        head = HEADS[head]
+    elif not (isinstance(head, type) and issubclass(head, ActionHead)):
+        raise TypeError(f"head must be a name out of {sorted(HEADS)} or a subclass of sb3_vla.ActionHead, got {head!r}")
+    return head(features_dim, action_space, **kwargs)

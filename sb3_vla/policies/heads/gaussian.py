@@ -1,15 +1,19 @@
 """The Gaussian head: a distribution over chunks of primitive actions."""
 
+from typing import Any, ClassVar
+
 import torch as th
-from stable_baselines3.common.distributions import DiagGaussianDistribution
+from gymnasium import spaces
 from torch import nn
 
+from ...common.chunk_mask import masked_mse
+from ..backbones import BackboneFeatures
+from .base import ActionHead, ChunkDistribution, ChunkSample
 
-class GaussianChunkDistribution(DiagGaussianDistribution):
+
+class GaussianChunkDistribution(ChunkDistribution):
     """
-    A Gaussian over a chunk, whose log-probability and entropy keep the primitive steps apart.
-
-    A chunk may end early, and then only the executed steps count; PPO's ratio per primitive step needs them apart too.
+    A Gaussian over a chunk.
 
     Noise that is independent from step to step mostly cancels within a chunk, so the chunk explores little, and what it
     explores is hard to credit. With ``correlation`` rho the noise of a chunk is a stationary first-order autoregressive
@@ -21,81 +25,94 @@ class GaussianChunkDistribution(DiagGaussianDistribution):
     direction that is smooth within the chunk. The score of the joint density weighs up, by the inverse covariance, the very
     directions that the noise hardly explores.
 
-    :param chunk_size: Primitive actions in a chunk, h
-    :param primitive_dim: Length of a primitive action, d
+    :param mean: ``(batch, h, d)``
+    :param std: Standard deviation, of a shape that broadcasts to that of ``mean``
     :param correlation: rho, in [0, 1]; 0 is a diagonal Gaussian
-    :raises ValueError: if ``correlation`` is out of range
     """
 
-    def __init__(self, chunk_size: int, primitive_dim: int, correlation: float = 0.0) -> None:
-        if not 0.0 <= correlation <= 1.0:
-            raise ValueError(f"noise_correlation must be in [0, 1], got {correlation}")
-        super().__init__(chunk_size * primitive_dim)
-        self.chunk_shape = (chunk_size, primitive_dim)
+    def __init__(self, mean: th.Tensor, std: th.Tensor, correlation: float = 0.0) -> None:
+        self.distribution = th.distributions.Normal(mean, std.expand_as(mean), validate_args=False)
         self.correlation = correlation
 
-    def sample(self) -> th.Tensor:
-        """
-        :return: ``(batch, h, d)``
-        """
+    def draw(self, deterministic: bool = False) -> ChunkSample:
         mean, std = self.distribution.mean, self.distribution.stddev
+        if deterministic:
+            return ChunkSample(mean)
         innovations = th.randn_like(mean)
         noise = innovations.clone()
-        for step in range(1, self.chunk_shape[0]):
+        for step in range(1, mean.shape[1]):
             new = (1 - self.correlation**2) ** 0.5 * innovations[:, step]
             noise[:, step] = self.correlation * noise[:, step - 1] + new
-        return mean + std * noise
+        return ChunkSample(mean + std * noise)
 
-    def log_prob(self, actions: th.Tensor) -> th.Tensor:
-        """
-        :param actions: ``(batch, h * d)`` or ``(batch, h, d)``
-        :return: ``(batch, h)``, each step's own
-        """
-        return self.distribution.log_prob(actions.view(-1, *self.chunk_shape)).sum(dim=-1)
+    def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
+        return self.distribution.log_prob(sample.actions.view_as(self.distribution.mean)).sum(dim=-1)
 
-    def entropy(self) -> th.Tensor:
-        """
-        :return: ``(batch, h)``, each step's own
-        """
+    def step_entropy(self) -> th.Tensor:
         return self.distribution.entropy().sum(dim=-1)
 
 
-class GaussianChunkHead(nn.Module):
+class GaussianHead(ActionHead):
     """
-    Maps the backbone's action features to a Gaussian over chunks.
+    A Gaussian around a mean that the features give.
 
-    The mean is not squashed: actions are clipped to their bounds on execution, and the likelihood is that of the sample
-    before clipping, as in SB3. The standard deviation is learned, one a dimension of the primitive action, and does not
-    depend on the features.
+    The mean is not squashed: actions are clipped to their bounds on execution, and the likelihood is that of the sample before
+    clipping, as in SB3. The standard deviation is learned, one a dimension of the primitive action, and does not depend on the
+    features. By default it imitates by the mean squared error of its mean, in units of half the range of the bounds.
 
     :param features_dim: Length of the features
-    :param chunk_size: Primitive actions in a chunk, h
-    :param primitive_dim: Length of a primitive action, d
+    :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
     :param hidden_dim: Width of the hidden layer
-    :param log_std_init: Initial logarithm of the standard deviation
-    :param noise_correlation: Correlation of the noise of successive steps, see :class:`GaussianChunkDistribution`
+    :param log_std_init: Initial logarithm of the standard deviation, in units of half the range of the bounds
+    :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
+        :class:`GaussianChunkDistribution`
+    :raises ValueError: If ``noise_correlation`` is out of range
     """
+
+    imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
 
     def __init__(
         self,
         features_dim: int,
-        chunk_size: int,
-        primitive_dim: int,
+        action_space: spaces.Box,
         hidden_dim: int = 256,
         log_std_init: float = -1.5,
         noise_correlation: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.distribution = GaussianChunkDistribution(chunk_size, primitive_dim, noise_correlation)
+        super().__init__(features_dim, action_space)
+        if not 0.0 <= noise_correlation <= 1.0:
+            raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
+        self.hidden_dim = hidden_dim
+        self.log_std_init = log_std_init
+        self.noise_correlation = noise_correlation
+        self.steps_are_independent = noise_correlation == 0
         self.mean_net = nn.Sequential(
-            nn.Linear(features_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, chunk_size * primitive_dim)
+            nn.Linear(features_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, self.chunk_size * self.action_dim)
         )
-        self.log_std = nn.Parameter(th.full((primitive_dim,), log_std_init))
+        self.log_std = nn.Parameter(th.full((self.action_dim,), float(log_std_init)))
 
-    def forward(self, features: th.Tensor) -> GaussianChunkDistribution:
+    def forward(self, features: BackboneFeatures) -> GaussianChunkDistribution:
+        std = self.half_range * self.log_std.exp()
+        return GaussianChunkDistribution(self.to_env(self._unit_mean(features)), std, self.noise_correlation)
+
+    def imitation_loss(self, features: BackboneFeatures, actions: th.Tensor, mask: th.Tensor, kind: str = "auto") -> th.Tensor:
+        if kind not in ("auto", "mse"):
+            return super().imitation_loss(features, actions, mask, kind)
+        return masked_mse(self._unit_mean(features), self.to_unit(actions), mask)
+
+    def metrics(self) -> dict[str, float]:
+        return {"std": self.log_std.detach().exp().mean().item()}
+
+    def constructor_kwargs(self) -> dict[str, Any]:
+        return {
+            "hidden_dim": self.hidden_dim,
+            "log_std_init": self.log_std_init,
+            "noise_correlation": self.noise_correlation,
+        }
+
+    def _unit_mean(self, features: BackboneFeatures) -> th.Tensor:
         """
-        :param features: ``(batch, features_dim)``
-        :return: Distribution over chunks ``(batch, h, d)``
+        :param features: What the backbone read out
+        :return: The mean in units of half the range, ``(batch, h, d)``
         """
-        mean = self.mean_net(features).view(-1, *self.distribution.chunk_shape)
-        return self.distribution.proba_distribution(mean, self.log_std)
+        return self.mean_net(features.action).view(-1, self.chunk_size, self.action_dim)

@@ -209,7 +209,7 @@ def test_code_acts_anywhere(make_model, tmp_path, monkeypatch):
 def test_code_acts_on_the_tasks_and_repeats_the_evaluation(tmp_path, monkeypatch, capsys):
     env_kwargs = {"chunk_size": 5, "horizon": 20, "cameras": [Camera("corner4", height=32, width=32)], "quality": "plain"}
     venv = make_vla_vec_env(TASKS[0], n_envs=1, gamma=0.9, privileged=True, **env_kwargs)
-    policy_kwargs = {"head_dim": 16, "critic_net_arch": (16,)}
+    policy_kwargs = {"head_kwargs": {"hidden_dim": 16}, "critic_net_arch": (16,)}
     model = PPOSelfBC("VLAPolicy", venv, n_steps=8, batch_size=8, gamma=0.9, policy_kwargs=policy_kwargs, device="cpu")
     venv.close()
     del env_kwargs["chunk_size"]

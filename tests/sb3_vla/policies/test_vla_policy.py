@@ -36,7 +36,7 @@ def tensors(policy, n=5, **kwargs):
 @pytest.mark.parametrize("privileged", [True, False])
 @pytest.mark.parametrize("noise_correlation", [0.0, 0.6])
 def test_forward_and_evaluate_actions_agree(privileged, noise_correlation, make_model, make_vec_env):
-    policy = make_model(make_vec_env(privileged=privileged), {"noise_correlation": noise_correlation}).policy
+    policy = make_model(make_vec_env(privileged=privileged), {"head_kwargs": {"noise_correlation": noise_correlation}}).policy
     obs = tensors(policy, prompts=("push", "pull the lever"))
     actions, values, log_prob = policy(obs)
     assert actions.shape == (5, 3, 2) and values.shape == (5, 1) and log_prob.shape == (5, 3)
@@ -55,7 +55,7 @@ def test_deterministic_forward_is_the_mean(model):
 
 
 def test_predict_is_a_chunk_within_bounds(make_model):
-    model = make_model(policy_kwargs={"log_std_init": 1.0})
+    model = make_model(policy_kwargs={"head_kwargs": {"log_std_init": 1.0}})
     observation = random_observation(model.observation_space, 20)
     actions, state = model.predict(observation)
     assert actions.shape == (20, 3, 2) and state is None
@@ -183,14 +183,14 @@ def test_actor_and_critic_read_standardised_numbers(model):
 
 
 def test_policy_alone_saves_and_loads(tmp_path, make_model):
-    model = make_model(policy_kwargs={"noise_correlation": 0.3})
+    model = make_model(policy_kwargs={"head_kwargs": {"noise_correlation": 0.3}})
     model.policy.fit_normalizers(tensors(model.policy, 50))
     observation = random_observation(model.observation_space, 3)
     model.policy.save(tmp_path / "policy.pt")
     loaded = VLAPolicy.load(tmp_path / "policy.pt", device="cpu")
     expected, _ = model.policy.predict(observation, deterministic=True)
     assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
-    assert loaded.critic_net_arch == [16] and loaded.head_dim == 16
+    assert loaded.critic_net_arch == [16] and loaded.head.hidden_dim == 16
     assert loaded.head.distribution.correlation == model.policy.head.distribution.correlation == 0.3
     obs = tensors(model.policy)
     assert th.equal(loaded.predict_values(obs), model.policy.predict_values(obs))
@@ -329,7 +329,7 @@ def test_autocast_rounds_the_backbone_but_not_the_heads(autocast, make_model):
 
 
 def test_log_std_is_one_per_primitive_dimension(make_model, record_logs):
-    model = make_model(policy_kwargs={"log_std_init": -0.7})
+    model = make_model(policy_kwargs={"head_kwargs": {"log_std_init": -0.7}})
     logs = record_logs(model)
     assert model.policy.log_std.shape == (2,)
     model.learn(16)

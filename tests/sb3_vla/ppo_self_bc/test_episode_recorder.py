@@ -25,7 +25,7 @@ class Transcript(BaseCallback):
 
 
 def test_successful_episodes_land_in_the_buffer_as_they_were_sampled(make_model):
-    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=32, learning_rate=0.0)
+    model = make_model(policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=32, learning_rate=0.0)
     transcript = Transcript()
     model.learn(64, callback=transcript)
     successes = [episode for episode in transcript.finished if episode[-1][2]["is_success"]]
@@ -51,7 +51,7 @@ def test_successful_episodes_land_in_the_buffer_as_they_were_sampled(make_model)
 
 
 def test_successes_are_logged_in_total_and_per_task(make_model, record_logs):
-    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=32, learning_rate=0.0)
+    model = make_model(policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=32, learning_rate=0.0)
     logs = record_logs(model)
     transcript = Transcript()
     model.learn(64, callback=transcript)
@@ -90,7 +90,10 @@ def test_environments_without_chunks_count_a_step_each(record_logs):
 def test_the_rest_of_an_episode_that_an_earlier_learn_began_is_not_a_short_episode(make_model, make_vec_env):
     # One chunk is half of the shortest success: 4 steps of progress, 3 a chunk
     model = make_model(
-        make_vec_env(2, goal=6, horizon=30), policy_kwargs={"log_std_init": 0.5}, n_steps=1, normalize_advantage=False
+        make_vec_env(2, goal=6, horizon=30),
+        policy_kwargs={"head_kwargs": {"log_std_init": 0.5}},
+        n_steps=1,
+        normalize_advantage=False,
     )
     model.learn(2)
     for _ in range(20):
@@ -104,7 +107,9 @@ def test_the_rest_of_an_episode_that_an_earlier_learn_began_is_not_a_short_episo
 
 
 def test_window_of_the_logged_means_is_the_algorithms(make_model, record_logs):
-    model = make_model(policy_kwargs={"log_std_init": 0.5}, n_steps=64, learning_rate=0.0, stats_window_size=2)
+    model = make_model(
+        policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=64, learning_rate=0.0, stats_window_size=2
+    )
     logs = record_logs(model)
     transcript = Transcript()
     model.learn(128, callback=transcript)
@@ -148,7 +153,7 @@ def test_array_observations_are_recorded_too():
 
 def test_demonstrations_are_kept_as_before_vec_normalize_and_normalised_when_drawn(make_model, make_vec_env):
     env = VecNormalize(make_vec_env(), norm_obs_keys=["state", "privileged"], norm_reward=False)
-    model = make_model(env, policy_kwargs={"log_std_init": 0.5}, n_steps=32)
+    model = make_model(env, policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=32)
     model.learn(64)
     demonstrations = [demo for held in model.replay_buffer.episodes.values() for demo in held]
     assert demonstrations

@@ -6,24 +6,8 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_vla.ppo_self_bc.losses import (
-    approximate_kl,
-    bc_mse_loss,
-    clipped_surrogate_loss,
-    executed_mask,
-    masked_mean,
-    value_loss,
-)
-
-
-def test_executed_mask_has_k_ones_in_front():
-    assert executed_mask(th.tensor([1, 3, 4]), 4).tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-
-
-def test_masked_mean_counts_only_what_the_mask_selects():
-    x = th.tensor([[1.0, 100.0], [3.0, 5.0]])
-    assert masked_mean(x, th.tensor([[1.0, 0.0], [1.0, 1.0]])) == 3
-    assert masked_mean(x, None) == 109 / 4
+from sb3_vla.common.chunk_mask import executed_mask, masked_mse
+from sb3_vla.ppo_self_bc.losses import approximate_kl, clipped_surrogate_loss, value_loss
 
 
 def test_clipped_surrogate_per_chunk_by_hand():
@@ -66,8 +50,8 @@ def test_bc_mse_by_hand():
     mean = th.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [9.0, 9.0]]])
     actions = th.zeros(2, 2, 2)
     # Executed steps: (0, 0), (1, 1), (2, 0): mean squares 0, 1, 2
-    assert bc_mse_loss(mean, actions, executed_mask(th.tensor([2, 1]), 2)).item() == pytest.approx(1.0)
-    assert bc_mse_loss(th.tensor([[3.0, 1.0]]), th.tensor([[1.0, 1.0]])).item() == pytest.approx(2.0)
+    assert masked_mse(mean, actions, executed_mask(th.tensor([2, 1]), 2)).item() == pytest.approx(1.0)
+    assert masked_mse(th.tensor([[3.0, 1.0]]), th.tensor([[1.0, 1.0]])).item() == pytest.approx(2.0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -79,7 +63,7 @@ def test_losses_equal_a_loop_over_executed_steps_and_unexecuted_steps_get_no_gra
     log_ratio = th.tensor(rng.normal(scale=0.3, size=(n, h)), requires_grad=True)
     advantages = th.tensor(rng.normal(size=n))
     mask = executed_mask(th.tensor(lengths), h).double()
-    bc = bc_mse_loss(mean, actions, mask)
+    bc = masked_mse(mean, actions, mask)
     surrogate = clipped_surrogate_loss(log_ratio.exp(), advantages, 0.2, mask)
 
     errors, gains = [], []

@@ -1,7 +1,6 @@
 import copy
 import re
 import zipfile
-from collections import defaultdict
 
 import gymnasium as gym
 import numpy as np
@@ -23,8 +22,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_vla import BCWeight, LossWeights, PPOSelfBC
+from sb3_vla.common.chunk_mask import executed_mask, masked_mse
+from sb3_vla.policies.adapter import ActionEvaluation, adapt
 from sb3_vla.ppo_self_bc.bc_weight import BC_WEIGHTS
-from sb3_vla.ppo_self_bc.losses import bc_mse_loss, clipped_surrogate_loss, executed_mask
+from sb3_vla.ppo_self_bc.losses import PPOLoss, clipped_surrogate_loss, ppo_loss
 from sb3_vla_envs import ChunkedActionWrapper, Demonstration
 
 
@@ -166,8 +167,18 @@ def first_ratios(model) -> th.Tensor:
     """Likelihood ratios of a fresh rollout, before any update."""
     (data,) = model.rollout_buffer.get()
     model.policy.set_training_mode(True)
-    _, log_prob, _ = model.policy.evaluate_actions(data.observations, data.actions)
+    log_prob = model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
     return (log_prob - data.old_log_prob).exp().detach()
+
+
+def ppo_loss_of(model, data) -> PPOLoss:
+    evaluation = model.adapter.evaluate(data.policy_input, data.actions, data.extras)
+    return ppo_loss(evaluation, data, clip_range=0.2, ratio_per_step=model.ratio_per == "step")
+
+
+def bc_loss_of(model, batch, kind: str | None = None, chunked: bool = False) -> th.Tensor:
+    adapter = model.adapter if kind is None else adapt(model.policy, kind, chunked)
+    return adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
 
 
 def collect(model, n_steps=None):
@@ -227,20 +238,12 @@ def test_ppo_loss_gives_unexecuted_steps_exactly_no_gradient(ratio_per, make_mod
     collect(model)
     (data,) = model.rollout_buffer.get()
     assert sorted(set(data.chunk_lengths.tolist())) == [1, 2, 3]
-    gradients = []
-    evaluate = model.policy.evaluate_actions
-
-    def evaluate_and_watch(*args):
-        values, log_prob, entropy = evaluate(*args)
-        log_prob, entropy = log_prob.detach().requires_grad_(), entropy.detach().requires_grad_()
-        gradients[:] = log_prob, entropy
-        return values, log_prob, entropy
-
-    model.policy.evaluate_actions = evaluate_and_watch
-    loss = model._ppo_loss(data, 0.2, None)
+    values, log_prob, entropy = model.adapter.evaluate(data.policy_input, data.actions, data.extras)
+    watched = [log_prob.detach().requires_grad_(), entropy.detach().requires_grad_()]
+    loss = ppo_loss(ActionEvaluation(values, *watched), data, 0.2, ratio_per_step=ratio_per == "step")
     (loss.policy + loss.entropy).backward()
     unexecuted = executed_mask(data.chunk_lengths, 3) == 0
-    for tensor in gradients:
+    for tensor in watched:
         assert (tensor.grad[unexecuted] == 0).all()
         assert (tensor.grad[~unexecuted] != 0).all()
 
@@ -260,7 +263,7 @@ def test_bc_loss_gives_unexecuted_steps_exactly_no_gradient(bc_loss, make_model,
         outputs.append(output)
 
     last_layer.register_forward_hook(keep)
-    model._bc_loss(batch).backward()
+    bc_loss_of(model, batch).backward()
     gradient = outputs[0].grad.view(16, 3, 2)
     executed = executed_mask(batch.chunk_lengths, 3) == 1
     assert (gradient[~executed] == 0).all() and (gradient[executed] != 0).all()
@@ -273,14 +276,14 @@ def test_policy_loss_of_a_rollout_is_the_masked_surrogate(make_model):
     (data,) = model.rollout_buffer.get()
     with th.no_grad():
         model.policy.head.log_std += 0.3
-        _, log_prob, _ = model.policy.evaluate_actions(data.observations, data.actions)
+        log_prob = model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
     gains = []
     for i, length in enumerate(data.chunk_lengths.tolist()):
         for step in range(length):
             ratio = np.exp(log_prob[i, step].item() - data.old_log_prob[i, step].item())
             advantage = data.advantages[i].item()
             gains.append(min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage))
-    assert model._ppo_loss(data, 0.2, None).policy.item() == pytest.approx(-np.mean(gains), rel=1e-4)
+    assert ppo_loss_of(model, data).policy.item() == pytest.approx(-np.mean(gains), rel=1e-4)
 
 
 def test_ratio_per_chunk_is_the_product_of_the_executed_steps(make_model):
@@ -289,12 +292,12 @@ def test_ratio_per_chunk_is_the_product_of_the_executed_steps(make_model):
     (data,) = model.rollout_buffer.get()
     with th.no_grad():
         model.policy.head.log_std += 0.1
-        _, log_prob, _ = model.policy.evaluate_actions(data.observations, data.actions)
+        log_prob = model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
     ratios = []
     for i, length in enumerate(data.chunk_lengths.tolist()):
         ratios.append(np.exp((log_prob[i, :length] - data.old_log_prob[i, :length]).sum().item()))
     expected = clipped_surrogate_loss(th.tensor(ratios, dtype=th.float32), data.advantages, 0.2)
-    loss = model._ppo_loss(data, 0.2, None)
+    loss = ppo_loss_of(model, data)
     assert loss.policy.item() == pytest.approx(expected.item(), rel=1e-4)
     assert loss.clip_fraction == pytest.approx(np.mean([abs(ratio - 1) > 0.2 for ratio in ratios]))
 
@@ -315,20 +318,34 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batch_size, bc
             batch_size=6,
             bc_loss=bc_loss,
             bc_batch_size=16,
+            bc_weight=Fixed(ppo=0.7, bc=0.4),
         )
         model.replay_buffer.extend(unexecuted_demonstrations())
         collect(model)
-        # The same minibatch for both
-        np.random.seed(0)
-        data = next(model.rollout_buffer.get(6))
-        model._step_optimizer = lambda: None
-        assert model._train_minibatch(data, 0.2, None, LossWeights(ppo=0.7, bc=0.4), {key: [] for key in LOGGED})
-        models.append(model)
+        models.append(only_gradients(model))
     whole, pieces = models
     for (name, a), b in zip(whole.policy.named_parameters(), pieces.policy.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None:
             assert th.allclose(a.grad, b.grad, atol=1e-6, rtol=1e-4), name
+
+
+class Fixed(BCWeight):
+    """Any two weights."""
+
+    def __init__(self, ppo: float, bc: float) -> None:
+        self.weights = LossWeights(ppo, bc)
+
+    def __call__(self, stats):
+        return self.weights
+
+
+def only_gradients(model):
+    """Train on the rollout in the buffer without a step: gradients, neither clipped nor applied, stay with the parameters."""
+    model.max_grad_norm = 1e9
+    model.policy.optimizer.step = lambda: None
+    model.train()
+    return model
 
 
 LOGGED = ("policy_gradient_loss", "entropy_loss", "value_loss", "approx_kl", "clip_fraction", "loss", "bc_loss")
@@ -525,10 +542,9 @@ def test_bc_loss_values_by_hand():
     batch = model.replay_buffer.sample(4)
     mean = model.policy.get_distribution(batch.observations).distribution.mean
     expected = (mean - th.tensor([0.7, -0.4])).square().mean().item()
-    assert model._bc_loss(batch).item() == pytest.approx(expected, rel=1e-5)
-    model._bc_uses_mean = False
+    assert bc_loss_of(model, batch).item() == pytest.approx(expected, rel=1e-5)
     log_prob = th.distributions.Normal(mean, 1.0).log_prob(th.tensor([0.7, -0.4])).sum(1).mean().item()
-    assert model._bc_loss(batch).item() == pytest.approx(-log_prob, rel=1e-5)
+    assert bc_loss_of(model, batch, "nll").item() == pytest.approx(-log_prob, rel=1e-5)
 
 
 @pytest.mark.parametrize("action_shape", [(2,), (3, 2)])
@@ -544,7 +560,7 @@ def test_bc_mse_of_a_flat_policy_counts_executed_steps_only(action_shape):
     batch = model.replay_buffer.sample(8)
     mean = model.policy.get_distribution(batch.observations).mode().reshape(8, *action_shape)
     mask = executed_mask(batch.chunk_lengths, 3) if len(action_shape) == 2 else None
-    assert model._bc_loss(batch).item() == pytest.approx(bc_mse_loss(mean, batch.actions, mask).item())
+    assert bc_loss_of(model, batch).item() == pytest.approx(masked_mse(mean, batch.actions, mask).item())
 
 
 def test_matrix_actions_without_chunks_count_every_row():
@@ -564,9 +580,8 @@ def test_matrix_actions_without_chunks_count_every_row():
     batch = model.replay_buffer.sample(8)
     batch = batch._replace(observations=batch.observations.float())
     mean = model.policy.get_distribution(batch.observations).mode().reshape(8, 3, 2)
-    assert model._bc_loss(batch).item() == pytest.approx((mean - batch.actions).square().mean().item())
-    model._bc_uses_mean = False
-    assert np.isfinite(model._bc_loss(batch).item())
+    assert bc_loss_of(model, batch).item() == pytest.approx((mean - batch.actions).square().mean().item())
+    assert np.isfinite(bc_loss_of(model, batch, "nll").item())
 
 
 class Double(BCWeight):
@@ -600,16 +615,11 @@ def test_total_loss_is_the_weighted_sum(make_model, make_demonstrations, record_
 
 
 def test_weights_multiply_the_two_gradients(make_model, make_demonstrations):
-    model = make_model(ent_coef=0.1)
-    model.replay_buffer.extend(make_demonstrations(3))
-    collect(model)
-    data = next(model.rollout_buffer.get(8))
-    model._step_optimizer = lambda: None
-    rng = model.replay_buffer.rng.bit_generator.state
-
     def gradient(ppo: float, bc: float) -> th.Tensor:
-        model.replay_buffer.rng.bit_generator.state = rng
-        model._train_minibatch(data, 0.2, None, LossWeights(ppo, bc), defaultdict(list))
+        model = make_model(ent_coef=0.1, batch_size=16, bc_weight=Fixed(ppo, bc))
+        model.replay_buffer.extend(make_demonstrations(3))
+        collect(model)
+        only_gradients(model)
         return th.cat([p.grad.flatten() if p.grad is not None else th.zeros(p.numel()) for p in model.policy.parameters()])
 
     ppo, bc = gradient(1.0, 0.0), gradient(0.0, 1.0)
@@ -618,28 +628,30 @@ def test_weights_multiply_the_two_gradients(make_model, make_demonstrations):
 
 
 def test_kl_limit_is_one_and_a_half_times_the_target_as_in_sb3(make_model):
-    model = make_model(bc_weight=0)
+    model = make_model(bc_weight=0, batch_size=16)
     collect(model)
-    data = next(model.rollout_buffer.get(8))
+    (data,) = model.rollout_buffer.get()
     with th.no_grad():
         model.policy.head.log_std += 0.2
-    kl = model._ppo_loss(data, 0.2, None).approx_kl
+    kl = ppo_loss_of(model, data).approx_kl
     before = snapshot(model)
     for factor, goes_on in ((1.6, False), (1.4, True)):
         model.target_kl = kl / factor
-        assert model._train_minibatch(data, 0.2, None, LossWeights(1.0, 0.0), defaultdict(list)) == goes_on
+        model.train()
         # Beyond the limit the step is not taken
         assert bool(changed(model, before)) == goes_on
 
 
-def test_gradient_balance_reaches_its_proportion(make_model, make_demonstrations):
+def test_gradient_balance_reaches_its_proportion(make_model, make_demonstrations, record_logs):
     """Both gradients by backward(), over the parameters that behaviour cloning trains."""
-    model = make_model(bc_weight="gradient_balance", bc_weight_kwargs={"ratio": 0.3, "maximum": 1e6})
+    rule = {"bc_weight": "gradient_balance", "bc_weight_kwargs": {"ratio": 0.3, "maximum": 1e6}}
+    model = make_model(batch_size=16, bc_batch_size=16, normalize_advantage="task", **rule)
     model.replay_buffer.extend(make_demonstrations(3))
+    logs = record_logs(model)
     collect(model)
-    data = next(model.rollout_buffer.get(8))
     rng = copy.deepcopy(model.replay_buffer.rng)
-    weights = model._loss_weights(data, 0.2)
+    only_gradients(model)
+    (data,) = model.rollout_buffer.get()
     model.replay_buffer.rng = rng
     actor = [*model.policy.backbone.parameters(), *model.policy.head.mean_net.parameters()]
 
@@ -648,10 +660,10 @@ def test_gradient_balance_reaches_its_proportion(make_model, make_demonstrations
         loss.backward()
         return float(np.sqrt(sum(p.grad.square().sum().item() for p in actor if p.grad is not None)))
 
-    bc_norm = norm(model._bc_loss(model.replay_buffer.sample(8)))
-    ppo_norm = norm(model._ppo_loss(model._normalize_advantages(data), 0.2, None).policy)
-    assert weights.bc * bc_norm == pytest.approx(0.3 * ppo_norm, rel=1e-4)
-    assert weights.ppo == 1.0
+    bc_norm = norm(bc_loss_of(model, model.replay_buffer.sample(16)))
+    ppo_norm = norm(ppo_loss_of(model, data).policy)
+    assert logs[-1]["train/bc_weight"] * bc_norm == pytest.approx(0.3 * ppo_norm, rel=1e-4)
+    assert logs[-1]["train/ppo_weight"] == 1.0
 
 
 def test_bc_waits_for_the_first_demonstration(record_logs):

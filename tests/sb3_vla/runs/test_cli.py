@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "simulation": {"horizon": 60},
     "wrapping": {"chunk_size": 5, "cameras": [{"name": "corner4", "height": 32, "width": 32}]},
-    "policy": {"head_dim": 16, "critic_net_arch": [16]},
+    "policy": {"head_kwargs": {"hidden_dim": 16}, "critic_net_arch": [16]},
     "demos": {"n_per_task": 2, "n_workers": 1},
     "sft": {"n_epochs": 2},
     "train": {
@@ -86,7 +86,7 @@ def test_demos_are_successes_of_each_task_as_the_policy_sees_them(made):
 def test_sft_leaves_a_model_that_fits_its_configuration(made):
     model = PPOSelfBC.load(made / "sft/sft_model.zip")
     assert model.action_space.shape == (5, 4)
-    assert model.policy.head_dim == 16
+    assert model.policy.head.hidden_dim == 16
     assert not np.allclose(model.policy.state_normalizer.mean, 0), "the state's statistics come from the demonstrations"
     assert set(path.name for path in (made / "sft").iterdir()) == {
         "config.yaml",

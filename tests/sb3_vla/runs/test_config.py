@@ -207,7 +207,7 @@ def test_a_run_may_change_on_its_way_what_takes_effect_from_then_on(changes):
         ({"train": {"learning_rate": 1e-3}}, "train.learning_rate is 0.001, but the run began with 7e-05"),
         ({"simulation": {"horizon": 9}}, "simulation.horizon is 9"),
         ({"wrapping": {"cameras": ["corner4"]}}, "wrapping.cameras is ['corner4']"),
-        ({"policy": {"autocast": None, "head_dim": 3}}, "policy.head_dim is 3"),
+        ({"policy": {"autocast": None, "critic_net_arch": [3]}}, "policy.critic_net_arch is [3]"),
         ({"sft": {"n_epochs": 3}}, "sft.n_epochs is 3"),
     ],
 )

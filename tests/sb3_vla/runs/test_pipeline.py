@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "simulation": {"horizon": 60, "n_goals": 3},
     "wrapping": {"chunk_size": 5, "cameras": [{"name": "corner4", "height": 8, "width": 8}]},
-    "policy": {"head_dim": 16, "critic_net_arch": [16]},
+    "policy": {"head_kwargs": {"hidden_dim": 16}, "critic_net_arch": [16]},
     "demos": {"n_per_task": 2, "n_workers": 1},
     "sft": {"n_epochs": 1},
     "train": {

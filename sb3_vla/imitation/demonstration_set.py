@@ -1,0 +1,199 @@
+"""Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_vla_envs import Demonstration
+
+from ..common.device_transfer import observations_to_device, to_device
+from ..common.observation_normalization import normalize_observations
+from ..policies.encoded import NOT_ENCODED, EncodedObservations, PolicyInput
+from ..policies.observation_checks import as_bytes
+from .feature_cache import FeatureCache
+
+# Demonstrations hold dictionaries; an array observation goes by this key
+ARRAY_KEY = "observation"
+
+# An episode and the number of a chunk in it
+Pair = tuple[Demonstration, int]
+
+
+class DemonstrationSamples(NamedTuple):
+    """
+    A batch of observation-chunk pairs.
+
+    :param observations: As SB3 hands observations over
+    :param actions: Chunks to imitate, ``(batch, *action shape)``
+    :param chunk_lengths: ``(batch,)``, how many steps of each chunk count
+    :param encoded: What stands for observations that a policy need not read again
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    chunk_lengths: th.Tensor
+    encoded: EncodedObservations = NOT_ENCODED
+
+    @property
+    def policy_input(self) -> PolicyInput:
+        """What a policy reads."""
+        return PolicyInput(self.observations, self.encoded)
+
+
+class DemonstrationSet:
+    """
+    Successful episodes in the form that a model's spaces ask for, by task. Observations stay where they are, be it memory or a
+    file: only batches are copied.
+
+    :param observation_space: Observations that the model reads
+    :param action_space: Action space of the model
+    :param demonstrations: Episodes to begin with
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, demonstrations: Iterable[Demonstration] = ()
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.episodes: dict[str, list[Demonstration]] = {}
+        for demonstration in demonstrations:
+            self.add(demonstration)
+
+    def __len__(self) -> int:
+        """Number of observation-chunk pairs."""
+        return sum(len(demo) for demos in self.episodes.values() for demo in demos)
+
+    def add(self, demonstration: Demonstration) -> None:
+        """
+        Take in an episode; failures are left out.
+
+        :param demonstration: The episode, see :meth:`match`
+        """
+        if demonstration.success:
+            self.episodes.setdefault(demonstration.task, []).append(self.match(demonstration))
+
+    def match(self, demonstration: Demonstration) -> Demonstration:
+        """
+        :param demonstration: An episode as an environment or a model sees it: images may have channels last or first, frames
+            need not be stacked, and what the model does not read does not matter
+        :return: The episode with the observations that the model's space asks for
+        :raises ValueError: If one is missing or has another shape
+        """
+        wanted = self._observation_spaces()
+        task = demonstration.task
+        missing = set(wanted) - set(demonstration.observations)
+        if missing:
+            raise ValueError(
+                f"a demonstration of task {task!r} lacks the observations {sorted(missing)} (it has "
+                f"{sorted(demonstration.observations)}): collect it with the cameras and options of this environment"
+            )
+        actions = demonstration.actions
+        if self.action_space.shape is not None and actions.shape[1:] != self.action_space.shape:
+            raise ValueError(
+                f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
+                f"{self.action_space.shape}: collect demonstrations with the same chunk_size"
+            )
+        observations = {key: _match_space(key, demonstration.observations[key], space) for key, space in wanted.items()}
+        return Demonstration(
+            task=task,
+            observations=observations,
+            actions=actions,
+            chunk_lengths=demonstration.chunk_lengths,
+            success=demonstration.success,
+        )
+
+    def batch(
+        self,
+        pairs: Sequence[Pair],
+        device: th.device | str,
+        normalizer: VecNormalize | None = None,
+        cache: FeatureCache | None = None,
+    ) -> DemonstrationSamples:
+        """
+        :param pairs: Which pairs
+        :param device: Where the batch goes
+        :param normalizer: Normalises the observations, which the set holds as they were
+        :param cache: What a policy's frozen parts made of the episodes comes in place of what they read
+        :return: The batch
+        """
+        keys = list(self._observation_spaces())
+        encoded = NOT_ENCODED
+        # VecNormalize's statistics go on changing, and with them what could be computed once
+        if cache is not None and normalizer is None:
+            encoded = cache.at(pairs)
+            keys = cache.stored_keys(keys)
+        return DemonstrationSamples(
+            observations=self._observations(pairs, keys, device, normalizer),
+            # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
+            actions=to_device(np.stack([demo.actions[step] for demo, step in pairs]).astype(np.float32, copy=False), device),
+            chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=device),
+            encoded=encoded,
+        )
+
+    def _observations(
+        self, pairs: Sequence[Pair], keys: Sequence[str], device: th.device | str, normalizer: VecNormalize | None
+    ) -> PyTorchObs:
+        stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
+        if not isinstance(self.observation_space, spaces.Dict):
+            array = stacked[ARRAY_KEY]
+            return to_device(array if normalizer is None else normalizer.normalize_obs(array), device)  # type: ignore[arg-type]
+        if normalizer is not None:
+            stacked = normalize_observations(normalizer, stacked)
+        return observations_to_device(stacked, device)
+
+    def _observation_spaces(self) -> dict[str, spaces.Space]:
+        if isinstance(self.observation_space, spaces.Dict):
+            return dict(self.observation_space.spaces)
+        return {ARRAY_KEY: self.observation_space}
+
+
+def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """
+    :param key: Name of the observation, for the error message
+    :param values: ``(T, ...)``
+    :param space: What the model wants
+    :return: ``(T, *space.shape)``; images are transposed where the model has channels first (SB3 wraps environments in
+        ``VecTransposeImage``), and frames are stacked where it sees several at a time
+    :raises ValueError: If the shapes disagree, or bytes are no bytes
+    """
+    if space.dtype == np.uint8:
+        values = as_bytes(key, values)
+    if is_image_space(space):
+        values = maybe_transpose(values, space)
+    if values.shape[1:] != space.shape:
+        values = _stack_frames(values, space)
+    if values.shape[1:] != space.shape:
+        raise ValueError(
+            f"a demonstration's {key!r} has the shape {values.shape[1:]}, the model's is {space.shape}: "
+            "collect demonstrations with the tasks (or task_ids), cameras and options of this environment"
+        )
+    return values
+
+
+def _stack_frames(values: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """
+    Do to an episode what ``VecFrameStack`` does to an environment.
+
+    :param values: ``(T, ...)``
+    :param space: That of several of them, one after the other: along the channels of images, else along the last axis
+    :return: ``(T, *space.shape)``, zeros before the episode's start; or ``values`` if they can't be stacked to that
+    """
+    shape = space.shape or ()
+    if len(shape) != values.ndim - 1:
+        return values
+    # Images come as (T, channels, height, width) where the space has channels first
+    if len(shape) == 3 and shape[1:] != values.shape[2:] and values.shape[1:3] == shape[1:]:
+        values = np.moveaxis(values, -1, 1)
+    axis = 1 if len(shape) == 3 and shape[1:] == values.shape[2:] else values.ndim - 1
+    n_frames, rest = divmod(shape[axis - 1], values.shape[axis])
+    if rest or n_frames < 2:
+        return values
+    blank = np.zeros((n_frames - 1, *values.shape[1:]), values.dtype)
+    padded = np.concatenate([blank, values])
+    return np.concatenate([padded[age : age + len(values)] for age in range(n_frames)], axis=axis)

@@ -1,0 +1,189 @@
+"""What PPOSelfBC asks of the policy that it trains: the one place that knows what kind of policy that is."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from ..common.chunk_mask import executed_mask, masked_mse
+from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
+
+_NOTHING: Mapping[str, th.Tensor] = MappingProxyType({})
+
+
+class RolloutStep(NamedTuple):
+    """
+    What a policy makes of the observations of a rollout's step.
+
+    :param actions: ``(n_envs, *action shape)``, before clipping
+    :param values: ``(n_envs, 1)``
+    :param log_prob: ``(n_envs,)``, or ``(n_envs, h)`` from a policy that keeps the steps of a chunk apart
+    :param encoded: What frozen parts made of the observations, so that they need not be stored
+    :param extras: What else the likelihood of the actions needs, ``(n_envs, ...)`` by name
+    """
+
+    actions: th.Tensor
+    values: th.Tensor
+    log_prob: th.Tensor
+    encoded: EncodedObservations = NOT_ENCODED
+    extras: Mapping[str, th.Tensor] = _NOTHING
+
+
+class ActionEvaluation(NamedTuple):
+    """
+    What a policy says of actions taken.
+
+    :param values: ``(batch, 1)``
+    :param log_prob: ``(batch,)``, or ``(batch, h)`` from a policy that keeps the steps of a chunk apart
+    :param entropy: Of the same shape, ``None`` where it has no closed form
+    """
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor | None
+
+
+class PolicyAdapter:
+    """
+    Serves every policy of SB3. A policy that can do more, as :class:`~sb3_vla.VLAPolicy` can, names a subclass of this as its
+    class attribute ``adapter_class``.
+
+    :param policy: The policy
+    :param bc_loss: ``"mse"`` on the mean (Box actions), ``"nll"``, or ``"auto"``: the former where there is a mean
+    :param chunked: Whether the environment takes chunks, so that the first dimension of a ``Box`` action of two counts
+        primitive steps
+    :raises ValueError: If the policy has no such loss
+    """
+
+    #: Whether an environment must take chunks
+    needs_chunks: bool = False
+    #: Names of the optimizer's parameter groups that may have a learning rate of their own
+    parts: tuple[str, ...] = ()
+    #: Pictures and prompts, which ``VecNormalize`` must leave alone
+    byte_keys: tuple[str, ...] = ()
+    #: Whether a chunk's likelihood is the product of its steps', as a ratio per chunk needs it
+    steps_are_independent: bool = True
+    #: Observations that the value function reads, ``None`` for all
+    critic_keys: tuple[str, ...] | None = None
+
+    def __init__(self, policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = False) -> None:
+        self.policy = policy
+        self.bc_loss = bc_loss
+        self._check_bc_loss()
+        has_mean = isinstance(policy.action_space, spaces.Box)
+        self._uses_mean = has_mean and bc_loss != "nll"
+        self._has_rows = self._uses_mean and chunked and len(policy.action_space.shape or ()) == 2
+
+    def _check_bc_loss(self) -> None:
+        if self.bc_loss == "mse" and not isinstance(self.policy.action_space, spaces.Box):
+            raise ValueError(f"bc_loss='mse' needs a Box action space, got {self.policy.action_space}: use bc_loss='nll'")
+
+    @property
+    def read_space(self) -> spaces.Space:
+        """The observations that the policy reads."""
+        return self.policy.observation_space
+
+    @property
+    def stored_space(self) -> spaces.Space:
+        """Those of them that a buffer has to keep beside what :meth:`encode` returns."""
+        return self.read_space
+
+    @property
+    def imitates_steps(self) -> bool:
+        """Whether :meth:`imitation_loss` is a mean over executed primitive steps, and not over chunks."""
+        return self._has_rows
+
+    def portable_kwargs(self) -> dict[str, Any]:
+        """
+        :return: ``policy_kwargs`` that take the place of the user's in a saved model, so that it loads anywhere
+        """
+        return {}
+
+    def note_normalized(self, keys: tuple[str, ...]) -> None:
+        """
+        :param keys: Observations that ``VecNormalize`` standardises before the policy sees them
+        """
+
+    def act(self, obs: PyTorchObs) -> RolloutStep:
+        """
+        :param obs: Observations of all environments
+        :return: A step of the rollout
+        """
+        actions, values, log_prob = self.policy(obs)
+        return RolloutStep(actions, values, log_prob)
+
+    def evaluate(self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = _NOTHING) -> ActionEvaluation:
+        """
+        :param batch: Observations
+        :param actions: As the rollout buffer keeps them
+        :param extras: What :meth:`act` gave beside them
+        :return: Values, log-probabilities, entropies
+        """
+        if isinstance(self.policy.action_space, spaces.Discrete):
+            # Convert discrete action from float to long
+            actions = actions.long().flatten()
+        return ActionEvaluation(*self.policy.evaluate_actions(batch.observations, actions))
+
+    def imitation_loss(self, batch: PolicyInput, actions: th.Tensor, chunk_lengths: th.Tensor) -> th.Tensor:
+        """
+        :param batch: Observations
+        :param actions: Demonstrated actions before clipping, ``(batch, *action shape)``
+        :param chunk_lengths: ``(batch,)`` primitive steps that count
+        :return: Scalar loss
+        """
+        if not self._uses_mean:
+            return -self.evaluate(batch, actions.flatten(start_dim=1)).log_prob.mean()
+        mean = self.policy.get_distribution(batch.observations).mode()
+        # A chunk from a policy that flattens its actions gets its shape back
+        mask = executed_mask(chunk_lengths, actions.shape[1]) if self._has_rows else None
+        return masked_mse(mean.reshape(actions.shape), actions, mask)
+
+    def critic_values(self, batch: PolicyInput) -> th.Tensor:
+        """
+        :param batch: Observations, of which :attr:`critic_keys` are enough
+        :return: Values ``(batch, 1)``, whose gradient trains the value function alone where that is a part of its own
+        """
+        return self.policy.predict_values(batch.observations)
+
+    def encode(self, obs: PyTorchObs) -> EncodedObservations:
+        """
+        :param obs: Observations
+        :return: What frozen parts make of them
+        """
+        return NOT_ENCODED
+
+    def encoding_version(self) -> tuple[int, ...]:
+        """
+        :return: Something that differs once :meth:`encode` would return something else
+        """
+        return ()
+
+    def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...] | None:
+        """
+        :param batches: Batches of observations
+        :return: The same, read in one pass with one graph for all, or ``None`` where that gains nothing
+        """
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """
+        :return: What is logged of the policy after each update, by name
+        """
+        if not hasattr(self.policy, "log_std"):
+            return {}
+        return {"std": th.exp(self.policy.log_std).mean().item()}
+
+
+def adapt(policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = False) -> PolicyAdapter:
+    """
+    :param policy: Any policy
+    :param bc_loss: See :class:`PolicyAdapter`
+    :param chunked: See :class:`PolicyAdapter`
+    :return: Its adapter
+    """
+    adapter_class: type[PolicyAdapter] = getattr(policy, "adapter_class", PolicyAdapter)
+    return adapter_class(policy, bc_loss, chunked)

@@ -1,0 +1,171 @@
+"""The contract between :class:`~sb3_vla.policies.vla_policy.VLAPolicy` and what turns features into chunks of actions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from ...common.chunk_mask import masked_mean
+from ..backbones import BackboneFeatures
+
+
+class ChunkSample(NamedTuple):
+    """
+    Chunks drawn from a distribution, with all that their likelihood needs.
+
+    :param actions: ``(batch, h, d)``, before clipping
+    :param extras: Tensors ``(batch, ...)`` by name, e.g. the denoising chain of a flow-matching head; the rollout buffer keeps
+        them beside the chunk
+    """
+
+    actions: th.Tensor
+    extras: Mapping[str, th.Tensor] = MappingProxyType({})
+
+
+class ChunkDistribution(ABC):
+    """
+    A distribution over chunks ``(batch, h, d)`` that keeps the primitive steps apart: a chunk may end early, and then only the
+    executed steps count; PPO's ratio per primitive step needs them apart, too.
+
+    A subclass implements :meth:`draw`, :meth:`step_log_prob` and :meth:`step_entropy`; the rest is what SB3 asks of a
+    distribution.
+    """
+
+    @abstractmethod
+    def draw(self, deterministic: bool = False) -> ChunkSample:
+        """
+        :param deterministic: Whether to take the mode instead of a sample
+        :return: One chunk for each of the batch
+        """
+
+    @abstractmethod
+    def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
+        """
+        :param sample: Chunks, ``(batch, h, d)`` or ``(batch, h * d)``, with the extras that they were drawn with
+        :return: Log-probability of each primitive step, ``(batch, h)``
+        """
+
+    @abstractmethod
+    def step_entropy(self) -> th.Tensor | None:
+        """
+        :return: Entropy of each primitive step, ``(batch, h)``, or ``None`` where it has no closed form
+        """
+
+    def get_actions(self, deterministic: bool = False) -> th.Tensor:
+        """
+        :param deterministic: Whether to take the mode instead of a sample
+        :return: Chunks, ``(batch, h, d)``
+        """
+        return self.draw(deterministic).actions
+
+    def mode(self) -> th.Tensor:
+        """
+        :return: The most likely chunks, ``(batch, h, d)``
+        """
+        return self.get_actions(deterministic=True)
+
+    def sample(self) -> th.Tensor:
+        """
+        :return: Chunks, ``(batch, h, d)``
+        """
+        return self.get_actions()
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Chunks, ``(batch, h, d)`` or ``(batch, h * d)``
+        :return: Sum of the steps' log-probabilities, ``(batch,)``
+        """
+        return self.step_log_prob(ChunkSample(actions)).sum(dim=1)
+
+    def entropy(self) -> th.Tensor | None:
+        """
+        :return: Sum of the steps' entropies, ``(batch,)``, or ``None`` where they have no closed form
+        """
+        entropy = self.step_entropy()
+        return None if entropy is None else entropy.sum(dim=1)
+
+
+class ActionHead(nn.Module, ABC):
+    """
+    Turns a backbone's features into a distribution over chunks of actions.
+
+    A subclass implements :meth:`forward` and :meth:`constructor_kwargs`. Networks learn best what is about one in size:
+    they speak in units of half the range of the bounds, [-1, 1], and :meth:`to_env` and :meth:`to_unit` translate; actions
+    outside of the head are always the environment's.
+
+    :param features_dim: Length of the backbone's feature vectors
+    :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
+    """
+
+    #: The kinds of imitation loss that it offers, its own choice first
+    imitation_losses: ClassVar[tuple[str, ...]] = ("nll",)
+    #: Whether it reads :attr:`BackboneFeatures.prefix`, which is not kept otherwise
+    reads_prefix: ClassVar[bool] = False
+    #: Whether the product of the steps' likelihoods is the chunk's, as a ratio per chunk needs it
+    steps_are_independent: bool = True
+
+    center: th.Tensor
+    half_range: th.Tensor
+
+    def __init__(self, features_dim: int, action_space: spaces.Box) -> None:
+        super().__init__()
+        self.features_dim = features_dim
+        self.chunk_size, self.action_dim = action_space.shape
+        low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+        self.register_buffer("center", th.as_tensor((high + low) / 2, dtype=th.float32), persistent=False)
+        self.register_buffer("half_range", th.as_tensor((high - low) / 2, dtype=th.float32), persistent=False)
+
+    @abstractmethod
+    def forward(self, features: BackboneFeatures) -> ChunkDistribution:
+        """
+        :param features: What the backbone read out
+        :return: Distribution over chunks, ``(batch, h, d)``, in the environment's units
+        """
+
+    @abstractmethod
+    def constructor_kwargs(self) -> dict[str, Any]:
+        """
+        :return: Plain keyword arguments (beside ``features_dim`` and ``action_space``) that rebuild the same architecture
+        """
+
+    def imitation_loss(self, features: BackboneFeatures, actions: th.Tensor, mask: th.Tensor, kind: str = "auto") -> th.Tensor:
+        """
+        How far the head is from demonstrated chunks: the loss of supervised fine-tuning and of self behaviour cloning.
+
+        :param features: What the backbone read out
+        :param actions: Demonstrated chunks before clipping, ``(batch, h, d)``
+        :param mask: ``(batch, h)``: 1 where the step counts
+        :param kind: One of :attr:`imitation_losses`, ``"auto"`` for the first; ``"nll"`` is the negative log-likelihood
+        :return: Scalar: mean over the steps that count
+        :raises ValueError: If the head has no such loss
+        """
+        if kind not in ("auto", *self.imitation_losses):
+            raise ValueError(
+                f"{type(self).__name__} has no imitation loss {kind!r}: give 'auto' or one of {self.imitation_losses}"
+            )
+        return -masked_mean(self(features).step_log_prob(ChunkSample(actions)), mask)
+
+    def metrics(self) -> dict[str, float]:
+        """
+        :return: What is logged of the head after each update, by name
+        """
+        return {}
+
+    def to_env(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: ``(batch, h, d)`` in units of half the range
+        :return: The same in the environment's units
+        """
+        return self.center + self.half_range * actions
+
+    def to_unit(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: ``(batch, h, d)`` or ``(batch, h * d)`` in the environment's units
+        :return: ``(batch, h, d)`` in units of half the range
+        """
+        return (actions.view(-1, self.chunk_size, self.action_dim) - self.center) / self.half_range

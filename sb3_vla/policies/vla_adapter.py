@@ -1,0 +1,114 @@
+"""What VLAPolicy does for PPOSelfBC that other policies don't."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from ..common.chunk_mask import executed_mask
+from .adapter import _NOTHING, ActionEvaluation, PolicyAdapter, RolloutStep
+from .encoded import EncodedObservations, PolicyInput
+from .heads import ChunkSample
+from .observation_checks import holds_bytes
+
+if TYPE_CHECKING:
+    from .vla_policy import VLAPolicy
+
+
+class VLAPolicyAdapter(PolicyAdapter):
+    """
+    Keeps the steps of a chunk apart, and what frozen parts compute.
+
+    :param policy: The policy
+    :param bc_loss: One of the losses of the policy's head, ``"auto"`` for its own choice
+    :param chunked: Not used: its actions are always chunks
+    :raises ValueError: If the head has no such loss
+    """
+
+    policy: "VLAPolicy"  # type: ignore[assignment]
+    needs_chunks = True
+    parts = ("backbone", "head", "critic")
+
+    def _check_bc_loss(self) -> None:
+        losses = self.policy.head.imitation_losses
+        if self.bc_loss not in ("auto", *losses):
+            head = type(self.policy.head).__name__
+            raise ValueError(
+                f"bc_loss={self.bc_loss!r}: {head} imitates by {' or '.join(map(repr, losses))}; 'auto' is {losses[0]!r}"
+            )
+
+    @property
+    def steps_are_independent(self) -> bool:  # type: ignore[override]
+        """Whether the head draws the steps of a chunk independently."""
+        return self.policy.head.steps_are_independent
+
+    @property
+    def byte_keys(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Pictures and prompt."""
+        return tuple(key for key in self.policy.read_keys if holds_bytes(key))
+
+    @property
+    def critic_keys(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Privileged observations, where there are any."""
+        return ("privileged",) if self.policy.privileged else None
+
+    @property
+    def read_space(self) -> spaces.Dict:
+        """The observations that actor and critic read."""
+        return self._space(self.policy.read_keys)
+
+    @property
+    def stored_space(self) -> spaces.Dict:
+        """Those of them that no frozen part has replaced."""
+        return self._space(self.policy.stored_keys)
+
+    def _space(self, keys: list[str]) -> spaces.Dict:
+        return spaces.Dict({key: self.policy.observation_space[key] for key in keys})  # type: ignore[index]
+
+    @property
+    def imitates_steps(self) -> bool:
+        """Always."""
+        return True
+
+    def portable_kwargs(self) -> dict[str, Any]:
+        return self.policy.portable_kwargs()
+
+    def note_normalized(self, keys: tuple[str, ...]) -> None:
+        self.policy.normalized_keys = keys
+
+    def act(self, obs: PyTorchObs) -> RolloutStep:
+        encoded = self.encode(obs)
+        features = self.policy.encode(obs, encoded)
+        distribution = self.policy.head(features)
+        sample = distribution.draw()
+        values = self.policy.values(obs, features)
+        return RolloutStep(sample.actions, values, distribution.step_log_prob(sample), encoded, sample.extras)
+
+    def evaluate(self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = _NOTHING) -> ActionEvaluation:
+        features = self.policy.encode(*batch)
+        distribution = self.policy.head(features)
+        values = self.policy.values(batch.observations, features)
+        return ActionEvaluation(values, distribution.step_log_prob(ChunkSample(actions, extras)), distribution.step_entropy())
+
+    def imitation_loss(self, batch: PolicyInput, actions: th.Tensor, chunk_lengths: th.Tensor) -> th.Tensor:
+        features = self.policy.encode(*batch)
+        mask = executed_mask(chunk_lengths, actions.shape[1])
+        return self.policy.head.imitation_loss(features, actions, mask, self.bc_loss)
+
+    def critic_values(self, batch: PolicyInput) -> th.Tensor:
+        if self.policy.privileged:
+            return self.policy.predict_values(batch.observations)
+        with th.no_grad():  # the actor reads the backbone too
+            features = self.policy.encode(*batch)
+        return self.policy.critic(features.value)
+
+    def encode(self, obs: PyTorchObs) -> EncodedObservations:
+        return self.policy.precompute(obs)
+
+    def encoding_version(self) -> tuple[int, ...]:
+        return self.policy.frozen_version()
+
+    def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
+        return self.policy.encode_together(*batches)

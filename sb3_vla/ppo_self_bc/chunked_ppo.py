@@ -1,0 +1,374 @@
+"""SB3's PPO with rollouts of chunks, any policy's frozen parts computed once, and models that load anywhere."""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_vla_envs.wrappers.episode_progress import task_name
+
+from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..imitation.demonstration_set import ARRAY_KEY
+from ..imitation.feature_cache import FeatureCache
+from ..policies.adapter import PolicyAdapter, adapt
+from .environment_checks import check_chunks, check_frame_stack, check_normalization
+from .episode_recorder import EpisodeRecorder
+from .finite import check_observations, check_rewards, check_weights
+from .parameters import fit_optimizer_state, merge_policy_kwargs
+from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
+
+SelfChunkedPPO = TypeVar("SelfChunkedPPO", bound="ChunkedPPO")
+
+
+class ChunkedPPO(PPO):
+    """
+    What :class:`~sb3_vla.PPOSelfBC` changes of SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) before
+    its update: one timestep is a chunk, discounted by ``gamma ** k`` for the k primitive steps it executed; a recorder follows
+    the episodes; the policy's adapter says what is kept of an observation. Without chunks all of it is PPO's, bit for bit.
+    """
+
+    rollout_buffer: ChunkRolloutBuffer
+    replay_buffer: DemonstrationBuffer | None
+    bc_loss: str
+    bc_weight: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.replay_buffer = None
+        self.num_primitive_steps = 0
+        # num_timesteps begins anew with each learn(), but a value function warms up once
+        self.lifetime_timesteps = 0
+        #: Observations that VecNormalize standardises
+        self.normalized_keys: tuple[str, ...] = ()
+        self._recorder: EpisodeRecorder | None = None
+        self._rollout_complete = True
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = ChunkDictRolloutBuffer if is_dict else ChunkRolloutBuffer
+        elif not issubclass(self.rollout_buffer_class, ChunkRolloutBuffer):
+            raise ValueError(
+                f"rollout_buffer_class must be a subclass of ChunkRolloutBuffer or ChunkDictRolloutBuffer, which know how "
+                f"long each chunk ran, got {self.rollout_buffer_class.__name__}"
+            )
+        if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps those that it was made with
+            self._given_policy_kwargs = {**self.policy_kwargs}
+        super()._setup_model()
+        self._adapt()
+        # What is saved must rebuild with no network and no checkpoint at hand
+        self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}
+        if self.adapter.stored_space != self.observation_space:
+            self.rollout_buffer = self._make_rollout_buffer(self.adapter.stored_space)
+
+    def _adapt(self) -> None:
+        """
+        Look at the policy and the environment, and see that they fit.
+
+        :raises ValueError: If they don't
+        """
+        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss)
+        if self.env is not None:
+            if check_chunks(self.env, self.gamma, self.adapter.needs_chunks):
+                self.adapter = adapt(self.policy, self.bc_loss, chunked=True)
+            self.normalized_keys = check_normalization(self.env, self.adapter.byte_keys)
+        self.adapter.note_normalized(self.normalized_keys)
+        self._cache = FeatureCache(self.adapter, self.device)
+        self._recorder = None
+
+    def _make_rollout_buffer(self, observation_space: spaces.Space) -> ChunkRolloutBuffer:
+        """
+        :param observation_space: The observations that the policy reads in training
+        :return: A rollout buffer like that of SB3's ``_setup_model``, but without the observations that the policy does not
+            read or that frozen parts of it have encoded
+        """
+        assert self.rollout_buffer_class is not None
+        buffer = self.rollout_buffer_class(
+            self.n_steps,
+            observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+        assert isinstance(buffer, ChunkRolloutBuffer)
+        return buffer
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        self._adapt()
+        self._check_frame_stack()
+
+    @property
+    def observation_normalizer(self) -> VecNormalize | None:
+        """The environment's wrapper that normalises observations, if there is one."""
+        normalize = self._vec_normalize_env
+        return normalize if normalize is not None and normalize.norm_obs else None
+
+    def _check_frame_stack(self) -> None:
+        """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
+        if self.env is not None and self.replay_buffer is not None and self.observation_normalizer is not None:
+            check_frame_stack(self.env)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self.num_primitive_steps = 0
+        before = self._last_obs
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if self._last_obs is not before and self._recorder is not None:
+            self._recorder.begin_episodes()
+        return result
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experience with the current policy, as SB3 does, and let the recorder follow the episodes.
+
+        :param env: The training environment
+        :param callback: Callback that is called at each step, and at the beginning and the end of the rollout
+        :param rollout_buffer: Buffer to fill
+        :param n_rollout_steps: Steps (chunks) to collect in each environment
+        :return: Whether the rollout is complete, ``False`` if the callback has ended it
+        :raises FloatingPointError: If an observation or a reward is not finite
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, ChunkRolloutBuffer)
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        self._check_stored(rollout_buffer)
+        self._start_recorder(env.num_envs)
+        callback.on_rollout_start()
+
+        n_steps = 0
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                # Sample a new noise matrix
+                self.policy.reset_noise(env.num_envs)
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                sampled, values, log_probs, encoded, extras = self.adapter.act(obs_tensor)
+            actions = sampled.cpu().numpy()
+            clipped_actions = self._to_env_actions(actions)
+
+            observations = self._original_observations()
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            self.lifetime_timesteps += env.num_envs
+            infos = list(infos) or [{} for _ in range(env.num_envs)]
+            check_rewards(rewards, infos)
+            check_observations(new_obs, infos)
+            chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
+            self.num_primitive_steps += int(chunk_lengths.sum())
+            ended = self._recorder.record(observations, actions, infos, dones, encoded)  # type: ignore[union-attr]
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            for i, episode in ended.items():
+                if episode.success is not None:  # at any of its steps
+                    infos[i] = {**infos[i], "is_success": episode.success}
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                # Reshape in case of discrete action
+                actions = actions.reshape(-1, 1)
+            self._bootstrap_timeouts(rewards, dones, infos, chunk_lengths)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_probs,
+                chunk_lengths,
+                [task_name(info) for info in infos],
+                encoded,
+                extras,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        self._rollout_complete = True
+        self.logger.record("time/primitive_steps", self.num_primitive_steps)
+        self._recorder.log(self.logger)  # type: ignore[union-attr]
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _check_stored(self, rollout_buffer: ChunkRolloutBuffer) -> None:
+        stored, kept = self.adapter.stored_space, rollout_buffer.observation_space
+        if isinstance(stored, spaces.Dict) and isinstance(kept, spaces.Dict) and (missing := stored.keys() - kept.keys()):
+            raise ValueError(
+                f"the policy reads {sorted(missing)}, which the rollout buffer does not keep, as what reads it was frozen "
+                "when the model was made: instead of unfreezing parameters, make or load the model with other "
+                "policy_kwargs=dict(frozen=...)"
+            )
+
+    def _start_recorder(self, n_envs: int) -> None:
+        """
+        Go on with the episodes of the last rollout, if it came to its end.
+
+        :param n_envs: Number of environments
+        """
+        if self._recorder is None:
+            # What VecNormalize's statistics go on changing can't be computed once
+            cache = self._cache if self.observation_normalizer is None else None
+            self._recorder = EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size)
+            if not np.all(self._last_episode_starts):
+                self._recorder.abandon_episodes()
+        elif not self._rollout_complete:
+            self._recorder.abandon_episodes()
+        self._recorder.replay_buffer = self.replay_buffer
+        self._rollout_complete = False
+
+    def _original_observations(self) -> dict[str, np.ndarray]:
+        """
+        :return: The last observations of all environments, by key; before ``VecNormalize``, whose statistics go on changing
+        """
+        obs: Any = self._last_obs
+        if (normalizer := self.observation_normalizer) is not None:
+            obs = normalizer.get_original_obs()
+        return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
+
+    def _to_env_actions(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: As the policy draws them
+        :return: Within the environment's bounds
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            # Unscale the actions to match env bounds if they were previously squashed (scaled in [-1, 1])
+            return self.policy.unscale_action(actions)
+        # Otherwise, clip the actions to avoid out of bound error as we are sampling from an unbounded Gaussian distribution
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _bootstrap_timeouts(
+        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], chunk_lengths: np.ndarray
+    ) -> None:
+        """
+        Handle timeout by bootstrapping with value function, see SB3 issue #633; a chunk of k steps by ``gamma ** k``.
+
+        :param rewards: ``(n_envs,)``, changed in place
+        :param dones: Which episodes ended
+        :param infos: Say whether it was a timeout, and what was seen last
+        :param chunk_lengths: k
+        """
+        for idx in np.flatnonzero(dones):
+            if infos[idx].get("terminal_observation") is not None and infos[idx].get("TimeLimit.truncated", False):
+                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                with th.no_grad():
+                    terminal_value = self.policy.predict_values(terminal_obs)[0]  # type: ignore[arg-type]
+                rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * terminal_value
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder"]
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
+
+        :param path: Path to the file, or a file
+        :param exclude: Names of attributes that are left out, beside the default ones
+        :param include: Names of attributes that are saved all the same
+        :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
+        """
+        check_weights(self.policy)
+        super().save(path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfChunkedPPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfChunkedPPO:
+        """
+        Load a model, as SB3 does.
+
+        :param path: Path to the file, or a file
+        :param env: The environment to run the model on, ``None`` for prediction alone
+        :param device: Device on which the code should run
+        :param custom_objects: Objects that replace those of the file by name
+        :param print_system_info: Whether to print the system of the saved model and this one
+        :param force_reset: Whether ``learn`` begins with a reset of the environment
+        :param kwargs: Arguments of the constructor to change. ``policy_kwargs`` go over those of the model; what they can't
+            change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
+            ``policy_kwargs=dict(frozen=("vision",))``
+        :return: The model
+        :raises ValueError: If ``policy_kwargs`` would make another network
+        """
+        if kwargs.get("policy_kwargs"):
+            merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs"), custom_objects)
+            custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        if isinstance(load_path_or_dict, dict) and "policy.optimizer" in load_path_or_dict:
+            state: Any = load_path_or_dict["policy.optimizer"]
+            fitting: Any = fit_optimizer_state(self.policy.optimizer, state)
+            load_path_or_dict = {**load_path_or_dict, "policy.optimizer": fitting}
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
+        """
+        Save the demonstration buffer (``CheckpointCallback(save_replay_buffer=True)`` calls this).
+
+        :param path: File, written without pickle whatever its ending
+        :raises ValueError: If behaviour cloning is off
+        """
+        self._require_replay_buffer().save(path)
+
+    def load_replay_buffer(self, path: str | os.PathLike[str], truncate_last_traj: bool = True) -> None:
+        """
+        Load the demonstration buffer, which is never part of the model's zip file.
+
+        :param path: What :meth:`save_replay_buffer` wrote, or a file of demonstrations
+        :param truncate_last_traj: Without meaning here, where episodes are whole; SB3's off-policy algorithms have it, and
+            rl_zoo3 passes it
+        :raises ValueError: If the file is unusable, or behaviour cloning is off
+        """
+        self._require_replay_buffer().load(path)
+
+    def _require_replay_buffer(self) -> DemonstrationBuffer:
+        if self.replay_buffer is None:
+            raise ValueError(f"there is no demonstration buffer: bc_weight={self.bc_weight!r} turns behaviour cloning off")
+        return self.replay_buffer
