@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
-from ..common.nested_callbacks import nested_callbacks
 from ..evaluation.model_fit import check_model_fits
+from .nested_callbacks import nested_callbacks
 
 
 class SuccessEvalCallback(EvalCallback):

@@ -9,7 +9,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_vla import PPOSelfBC
+from sb3_vla import EpisodeSchedule, PPOSelfBC, SuccessEvalCallback, episode_jobs, evaluate
 from sb3_vla_envs import ChunkedActionWrapper
 
 SMALL = {"device": "cpu", "seed": 0}
@@ -72,7 +72,7 @@ def test_success_rate_is_logged_whichever_side_monitor_stands(monitor_inside):
     class Succeeds(gym.Wrapper):
         def step(self, action):
             *rest, info = self.env.step(action)
-            return (*rest, {**info, "is_success": True})
+            return (*rest, {**info, "is_success": rest[-1]})
 
     env = Succeeds(gym.make("Pendulum-v1", max_episode_steps=4))
     env = ChunkedActionWrapper(Monitor(env), 3) if monitor_inside else Monitor(ChunkedActionWrapper(env, 3))
@@ -81,3 +81,36 @@ def test_success_rate_is_logged_whichever_side_monitor_stands(monitor_inside):
     assert [demo.n_steps for demo in model.replay_buffer.episodes[""]] == [4] * 4
     assert len(model.ep_info_buffer) == 4
     assert np.isfinite(model.ep_info_buffer[0]["r"])
+
+
+class SucceedsInPassing(gym.Env):
+    """Success is reported at the third of seven steps, and not afterwards; the task is a tuple."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, np.float32), 0.0, False, self.t == 7, {"is_success": self.t == 3, "task": (1, "b")}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_success_at_any_step_is_success_in_rollouts_callback_and_evaluation(chunk_size, tmp_path):
+    def make():
+        return Monitor(SucceedsInPassing() if chunk_size is None else ChunkedActionWrapper(SucceedsInPassing(), chunk_size))
+
+    model = PPOSelfBC("MlpPolicy", make(), gamma=1.0, batch_size=8, n_epochs=1, **{**ON_POLICY, "n_steps": 16})
+    callback = SuccessEvalCallback(make(), n_eval_episodes=2, eval_freq=16, log_path=str(tmp_path), verbose=0)
+    model.learn(16, callback=callback)
+    n_episodes = 16 // 7 if chunk_size is None else 16 // 4
+    # As far as success: three steps, of two chunks where there are such
+    assert [demo.n_steps for demo in model.replay_buffer.episodes["(1, 'b')"]] == [3] * n_episodes
+    assert list(model.ep_success_buffer) == [True] * n_episodes
+    assert callback.evaluations_successes == [[True, True]] and callback.evaluations_steps_to_success == [[3, 3]]
+    result = evaluate(model, DummyVecEnv([lambda: EpisodeSchedule(make())]), episode_jobs([""], 2), progress=False)
+    assert [(e.success, e.steps_to_success, e.n_steps) for e in result.episodes] == [(True, 3, 7)] * 2

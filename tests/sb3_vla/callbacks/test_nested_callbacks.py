@@ -1,6 +1,6 @@
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback, EveryNTimesteps
 
-from sb3_vla.common.nested_callbacks import nested_callbacks
+from sb3_vla.callbacks.nested_callbacks import nested_callbacks
 
 
 def test_every_callback_is_found_once(make_vec_env):

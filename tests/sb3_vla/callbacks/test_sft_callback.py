@@ -1,11 +1,13 @@
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_vla import PPOSelfBC, SFTCallback, fine_tune, make_vla_vec_env
-from sb3_vla_envs import load_demonstrations, make_vla_env, save_demonstrations
+from sb3_vla_envs import GymSuite, GymTask, load_demonstrations, make_vla_env, register_suite, save_demonstrations
 
 
 @pytest.fixture
@@ -55,6 +57,59 @@ def test_a_model_that_was_trained_before_is_left_alone(how, make_model, make_vec
     assert all(th.equal(value, before[name]) for name, value in weights(model).items())
 
 
+def test_it_is_fine_tune_of_the_whole_model_through_its_normalisation(make_model, make_vec_env, demonstrations):
+    def make(frozen):
+        env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
+        return make_model(env, {"frozen": frozen}, learning_rate=0.0, critic_learning_rate=0.0)
+
+    expected = make(())
+    expected.env.reset()
+    fine_tune(expected, load_demonstrations(demonstrations), n_epochs=2, batch_size=4, progress=False)
+    statistics = expected.get_vec_normalize_env().obs_rms["state"]
+    for frozen in ((), ("vision", "text")):
+        model = make(frozen)
+        seen = []
+
+        class See(BaseCallback):
+            def _on_training_start(self):
+                seen.append(self.model.get_vec_normalize_env().obs_rms["state"].mean.copy())  # noqa: B023
+
+            def _on_step(self):
+                return True
+
+        model.learn(16, callback=[SFTCallback(demonstrations=demonstrations, n_epochs=2, batch_size=4, verbose=0), See()])
+        assert weights(model).keys() == weights(expected).keys()
+        assert all(th.equal(value, weights(expected)[name]) for name, value in weights(model).items())
+        assert np.allclose(seen[0], statistics.mean), (
+            "the training environment's statistics are those of the demonstrations, too"
+        )
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_frames_of_demonstrations_are_stacked(normalize, make_model, make_vec_env, demonstrations):
+    env = VecFrameStack(make_vec_env(), 2)
+    env = VecNormalize(env, norm_obs_keys=["state"], gamma=0.9) if normalize else env
+    model = make_model(env, {"frozen": ("vision",)}, learning_rate=0.0)
+    model.learn(16, callback=SFTCallback(demonstrations=demonstrations, n_epochs=3, batch_size=4, verbose=0))
+    assert model.policy.is_fine_tuned and model.policy.state_normalizer.mean.shape == (6,)
+    held = [demo for demos in model.replay_buffer.episodes.values() for demo in demos]
+    assert len(held) >= 8 and all(demo.observations["state"].shape[1:] == (6,) for demo in held)
+
+
+def test_a_state_that_is_always_zero_does_not_look_untrained(make_model, make_vec_env, make_demonstrations, tmp_path):
+    demonstrations = make_demonstrations(4)
+    for demo in demonstrations:
+        demo.observations["state"][:] = 0
+    save_demonstrations(tmp_path / "demos.npz", demonstrations)
+    model = make_model(learning_rate=0.0)
+    fine_tune(model, demonstrations, n_epochs=1, batch_size=4, progress=False)
+    model.save(tmp_path / "model.zip")
+    model = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+    before = weights(model)
+    model.learn(16, callback=SFTCallback(demonstrations=tmp_path / "demos.npz", n_epochs=1, batch_size=4, verbose=0))
+    assert all(th.equal(value, before[name]) for name, value in weights(model).items())
+
+
 def by_gymnasium(**kwargs):
     return DummyVecEnv([lambda: gym.make("MetaWorldVLA/drawer-close-v3", **kwargs)])
 
@@ -63,19 +118,31 @@ def by_function(**kwargs):
     return DummyVecEnv([lambda: make_vla_env("drawer-close-v3", **kwargs)])
 
 
+def of_fetch(**kwargs):
+    return DummyVecEnv([lambda: make_vla_env("FetchReach-v4", **{**kwargs, "cameras": None})])
+
+
 def in_processes(**kwargs):
     return make_vla_vec_env(["drawer-close-v3", "window-open-v3"], n_envs=2, **kwargs)
 
 
-@pytest.mark.parametrize("make_env", [by_gymnasium, by_function, in_processes])
-def test_metaworlds_experts_demonstrate_in_the_training_environment(make_env):
+@pytest.mark.parametrize(
+    ("make_env", "tasks"),
+    [
+        (by_gymnasium, {"drawer-close-v3"}),
+        (by_function, {"drawer-close-v3"}),
+        (of_fetch, {"FetchReach-v4"}),
+        # Those of all tasks, even where an environment has one
+        (in_processes, {"drawer-close-v3", "window-open-v3"}),
+    ],
+)
+def test_the_suites_experts_demonstrate_in_the_training_environment(make_env, tasks):
     env = make_env(chunk_size=16, horizon=150, cameras=["corner4"])
     model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1)
     model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
     env.close()
     held = model.replay_buffer.episodes
-    # Those of all tasks, even where an environment has one
-    assert set(held) == {"drawer-close-v3", *(["window-open-v3"] if make_env is in_processes else [])}
+    assert set(held) == tasks
     assert all(len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4) for demos in held.values())
 
 
@@ -91,6 +158,30 @@ def test_demonstrations_follow_the_models_seed():
 def test_without_experts_a_file_is_asked_for(make_model):
     with pytest.raises(ValueError, match="demonstrations=FILE"):
         make_model().learn(16, callback=SFTCallback())
+
+
+def test_a_suite_without_experts_says_so():
+    class Still(gym.Env):
+        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+        observation_space = gym.spaces.Dict(
+            {"image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), "state": gym.spaces.Box(-1, 1, (1,))}
+        )
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def __init__(self, render_mode=None):
+            pass
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {"is_success": False}
+
+    gym.register("Still-v0", entry_point=Still)
+    register_suite(GymSuite("still", {"still": GymTask("Still-v0", "keep still")}))
+    model = PPOSelfBC("VLAPolicy", make_vla_env("still"), n_steps=2, batch_size=2)
+    with pytest.raises(ValueError, match="The suite 'still' has no expert for still"):
+        model.learn(2, callback=SFTCallback())
 
 
 def test_other_policies_are_refused():

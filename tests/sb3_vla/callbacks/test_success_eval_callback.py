@@ -202,6 +202,15 @@ def test_episodes_without_success_in_info_fail_where_others_report_it(tmp_path):
         assert file["successes"].tolist() == [[True, False], [False, True]]
 
 
+def test_tasks_need_not_be_named_by_strings():
+    _, (log,), _ = evaluate(
+        [[(True, 4, 1.0, {"task": ("push", 1)}), (False, 9, 0.0, {"task": 2}), (True, 8, 1.0, {"task": None})]]
+    )
+    names = {key: value for key, (value, _) in log.items() if key.startswith("eval/success_rate/")}
+    assert names == {"eval/success_rate/('push', 1)": 1.0, "eval/success_rate/2": 0.0}
+    assert log["eval/steps_to_success"][0] == 6
+
+
 def test_what_is_logged():
     lever, button = {"task": "pull-the-lever"}, {"task": "press-button"}
     script = [
@@ -349,35 +358,6 @@ def test_stacked_and_normalised_alike_but_for_the_order_of_an_images_axes(make_m
     make_model(train).learn(16, callback=callback)
     assert evaluated.obs_rms["state"].count == train.obs_rms["state"].count
     assert not [warning for warning in recwarn if "same type" in str(warning.message)]
-
-
-class SucceedsInPassing(gym.Env):
-    """Success is reported at the third of seven steps, and not afterwards."""
-
-    observation_space = spaces.Box(-1, 1, (1,), np.float32)
-    action_space = spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        return np.zeros(1, np.float32), 0.0, False, self.t == 7, {"is_success": self.t == 3, "task": (1, "b")}
-
-
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_success_in_passing_counts_as_success(chunk_size, tmp_path):
-    def make():
-        return SucceedsInPassing() if chunk_size is None else ChunkedActionWrapper(SucceedsInPassing(), chunk_size)
-
-    model = small_ppo(make())
-    _, (log,), _ = evaluate([[YES] * 2], env=DummyVecEnv([lambda: Monitor(make())]), model=model, log_path=str(tmp_path))
-    assert log["eval/success_rate"][0] == 1 and log["eval/steps_to_success"][0] == 3
-    assert log["eval/success_rate/(1, 'b')"][0] == 1
-    with np.load(tmp_path / "evaluations.npz") as file:
-        assert file["steps"].tolist() == [[7, 7]] and file["steps_to_success"].tolist() == [[3, 3]]
 
 
 # --- Models that differ -----------------------------------------------------------------------------------------------
