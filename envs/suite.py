@@ -255,15 +255,13 @@ def find_suite(tasks: str | Sequence[str], suite: str | Suite | None = None) -> 
     for name, suites in known.items():
         if not suites:
             raise ValueError(_unknown_task(name, _SUITES.values()))
-    having_all = [suite for suite in _SUITES.values() if all(suite in suites for suites in known.values())]
-    if len(having_all) > 1:
-        raise ValueError(
-            f"More than one suite has {', '.join(names)}: say which with suite=, {_or(s.name for s in having_all)}"
-        )
-    if not having_all:
-        of = ", ".join(f"{name} ({_or(suite.name for suite in suites)})" for name, suites in known.items())
-        raise ValueError(f"No suite has all of these tasks together: {of}. Name tasks of one suite")
-    return having_all[0]
+    fitting = [suite for suite in _SUITES.values() if all(suite in suites for suites in known.values())]
+    if len(fitting) > 1:
+        raise ValueError(f"More than one suite has {', '.join(names)}: say which, suite={_or(s.name for s in fitting)}")
+    if not fitting:
+        owners = ", ".join(f"{name} ({_or(suite.name for suite in suites)})" for name, suites in known.items())
+        raise ValueError(f"No suite has all of these tasks together: {owners}. Name tasks of one suite")
+    return fitting[0]
 
 
 def resolve_tasks(tasks: str | Sequence[str], suite: str | Suite | None = None) -> tuple[str, ...]:
