@@ -1,5 +1,6 @@
 """A short quickstart with whatever version of the packages is importable; prints what it measured as JSON."""
 
+import inspect
 import json
 import resource
 import statistics
@@ -10,7 +11,7 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_vla
-from sb3_vla import PPOSelfBC, fine_tune, make_vla_vec_env
+from sb3_vla import PPOSelfBC, VLAPolicy, fine_tune, make_vla_vec_env
 from sb3_vla_envs import collect_demonstrations
 
 # The quickstart's, read without help of a version's own functions
@@ -43,6 +44,8 @@ def main() -> None:
     """Fine-tune on a few demonstrations, then post-train for a few updates, with the quickstart's settings."""
     config = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
     settings, wrapping = config["train"], config["wrapping"]
+    if "head_kwargs" not in inspect.signature(VLAPolicy).parameters:  # the head's arguments were the policy's own
+        config["policy"] |= config["policy"].pop("head_kwargs")
     for name in ("total_timesteps", "checkpoint_every"):
         del settings[name]
     n_envs, policy_kwargs = settings.pop("n_envs"), {**config["policy"], **settings.pop("policy_kwargs")}

@@ -11,7 +11,10 @@ from typing import Any
 
 import yaml
 
-_PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
+_PACKAGES = (
+    *("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy"),
+    *("metaworld", "gymnasium-robotics"),  # suites
+)
 
 
 def software_versions() -> dict[str, str | int | None]:

@@ -128,9 +128,8 @@ def _load(arguments: argparse.Namespace, **sections: dict[str, Any]) -> Config:
     :param sections: Settings given as arguments, by section
     :return: The configuration
     """
-    return load_config(
-        *(arguments.config, arguments.suite, arguments.tasks), seed=arguments.seed, device=arguments.device, **sections
-    )
+    settings: dict[str, Any] = {"seed": arguments.seed, "device": arguments.device, **sections}
+    return load_config(arguments.config, arguments.suite, arguments.tasks, **settings)
 
 
 def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:

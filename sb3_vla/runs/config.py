@@ -1,6 +1,5 @@
 """The configuration of a run: the defaults, a suite's over them, a user's file over both, command-line arguments over all."""
 
-import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from ..evaluation.evaluate import evaluate_on_tasks
 from ..imitation.sft import fine_tune
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .settings import arguments_of, check_section, check_unchanged, check_value, make_section, plain, setting
+from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
@@ -246,13 +245,4 @@ def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     :param changes: What replaces some of their values; an empty section or setting above the sections changes nothing
     :return: New nested dictionaries
     """
-    return _deep_update(settings, {key: value for key, value in changes.items() if value is not None})
-
-
-def _deep_update(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(settings)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _deep_update(old, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
-    return merged
+    return deep_update(settings, {key: value for key, value in changes.items() if value is not None})

@@ -28,6 +28,7 @@ from ..vec_env.make import make_vla_vec_env, preload_workers
 from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint
 from .config import Config, load_config
 from .plotting import plot_comparison, plot_learning_curves
+from .settings import deep_update
 
 
 def check_training(
@@ -251,7 +252,7 @@ def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_
     if initial_model is not None:
         initial = load_model(initial_model, config.device)
         check_model_fits(initial, venv)
-        policy_kwargs = {**initial.policy_kwargs, **(arguments["policy_kwargs"] or {})}
+        policy_kwargs = deep_update(initial.policy_kwargs, arguments["policy_kwargs"] or {})
     common = {"gamma": config.wrapping.gamma, "seed": config.seed, "device": config.device}
     model = PPOSelfBC("VLAPolicy", venv, **{**common, **arguments, "policy_kwargs": policy_kwargs})
     if initial_model is not None:

@@ -1,11 +1,12 @@
 """Sections of settings as dataclasses: which settings there are, what they may be, and errors that say their full names."""
 
+import copy
 import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
@@ -36,12 +37,18 @@ def arguments_of(
     :param at_least: By name, the least number allowed
     :return: A frozen dataclass
     """
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    section_fields = [
-        (name, hints[name], setting(at_least=(at_least or {}).get(name), default=parameter.default))
+    parameters = {
+        name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty and not name.startswith("_") and name not in without
-        if set(_words(hints[name])) - {"null"}
+    }
+    # Not those of the others, which a module may import for type checkers alone
+    annotated: Any = SimpleNamespace(__annotations__={name: parameter.annotation for name, parameter in parameters.items()})
+    code: Any = function.__init__ if inspect.isclass(function) else function
+    section_fields = [
+        (name, hint, setting(at_least=(at_least or {}).get(name), default=parameters[name].default))
+        for name, hint in get_type_hints(annotated, code.__globals__).items()
+        if set(_words(hint)) - {"null"}
     ]
     return make_dataclass(f"{function.__name__}Arguments", section_fields, frozen=True, kw_only=True)
 
@@ -96,6 +103,20 @@ def check_unchanged(now: Any, began: Any, name: str = "") -> None:
                 f"{name}{each.name} is {plain(after)!r}, but the run began with {plain(before)!r} and can't change it on its "
                 "way: set it back, or start a new run"
             )
+
+
+def deep_update(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: Nested mappings
+    :param changes: What replaces some of their values
+    :return: New nested dictionaries
+    """
+    merged = dict(settings)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = deep_update(old, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
+    return merged
 
 
 def plain(value: Any) -> Any:

@@ -122,7 +122,7 @@ def test_without_tasks_it_is_of_no_suite(card):
 
 def test_model_of_another_suite(card):
     loaded = card(tasks="FetchReach-v4", env_kwargs={"chunk_size": 3, "n_goals": 9})
-    assert "fetch" in loaded.data.tags and "metaworld" not in loaded.text
+    assert "fetch" in loaded.data.tags and "metaworld" not in loaded.data.tags
     act, evaluate = _blocks(loaded, "python")[1:]
     assert 'make_vla_env("FetchReach-v4", goal_split="test", suite="fetch", chunk_size=3)' in act
     assert '"FetchReach-v4",\n        suite="fetch"' in evaluate
@@ -158,7 +158,11 @@ def test_hyperparameters_in_the_card_make_the_same_algorithm(card, make_model, m
     (hyperparameters, policy) = map(yaml.safe_load, _blocks(card(model), "yaml"))
     assert settings.items() <= hyperparameters.items()
     assert hyperparameters["n_steps"] == 8 and hyperparameters["gamma"] == 0.9
-    assert policy["head_dim"] == 16 and policy["backbone"] == "SmolVLMBackbone" and "backbone_kwargs" not in policy
+    assert (
+        policy["head_kwargs"]["hidden_dim"] == 16
+        and policy["backbone"] == "SmolVLMBackbone"
+        and "backbone_kwargs" not in policy
+    )
     again = PPOSelfBC("VLAPolicy", make_vec_env(), policy_kwargs=model.policy_kwargs, **hyperparameters)
     assert again.clip_range(1.0) == 0.3 and again.clip_range_vf(1.0) == 0.4 and again.replay_buffer.episodes_per_task == 7
     assert "16 timesteps" in card(model).text
