@@ -22,7 +22,7 @@ from .metaworld.suite import DEFAULT_CAMERAS  # noqa: E402
 from .metaworld.tasks import MT10, MT50  # noqa: E402
 from .mujoco.camera import Camera  # noqa: E402
 from .mujoco.camera_observation import CameraObservation  # noqa: E402
-from .suite import Suite, find_suite, get_suite, register_suite, resolve_tasks  # noqa: E402
+from .suite import Suite, find_suite, get_suite, register_suite, registered_suites, resolve_tasks  # noqa: E402
 from .task_env import MultiTaskEnv, Outcome, SimulationSettings  # noqa: E402
 from .wrappers.chunked_action import ChunkedActionWrapper  # noqa: E402
 from .wrappers.episode_caption import EpisodeCaption  # noqa: E402
@@ -79,6 +79,7 @@ __all__ = [
     "make_env_fns",
     "make_vla_env",
     "register_suite",
+    "registered_suites",
     "resolve_tasks",
     "sample_fetch_goals",
     "sample_goals",

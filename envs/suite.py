@@ -42,6 +42,8 @@ class Suite(ABC):
     wrapping: WrappingSettings = WrappingSettings()
     #: Names for several tasks together
     groups: Mapping[str, tuple[str, ...]] = {}  # never changed
+    #: Distributions that its simulations come from, whose versions a result depends on
+    distributions: tuple[str, ...] = ()
     #: The module that registers the suite, where it had to be named to find it
     module: str | None = None
 
@@ -211,6 +213,13 @@ def register_suite(suite: Suite) -> None:
     if not suite.name or set(suite.name) & set(":,"):
         raise ValueError(f"A suite's name must not be empty and hold no colon or comma, got {suite.name!r}")
     _SUITES[suite.name] = suite
+
+
+def registered_suites() -> tuple[Suite, ...]:
+    """
+    :return: All suites that are registered
+    """
+    return tuple(_SUITES.values())
 
 
 def get_suite(name: str) -> Suite:

@@ -2,7 +2,7 @@
 A suite of your own: tasks in Gymnasium environments, with instructions and an expert, for everything that MetaWorld's tasks
 work with: demonstrations, fine-tuning, post-training, evaluation, films.
 
-Run: python examples/own_suite.py            (about a minute on two cores)
+Run: python examples/own_suite.py            (about two minutes on two cores)
  or: PYTHONPATH=examples sb3-vla quickstart --suite own_suite:hills
 See: how often a policy, fine-tuned on the expert's demonstrations, drives up a hill that it sees in pictures.
 """
@@ -39,8 +39,8 @@ register_suite(
 
 def main(arguments: Sequence[str] | None = None) -> EvaluationResult:
     parser = argparse.ArgumentParser(description="A suite of your own")
-    parser.add_argument("--demonstrations", type=int, default=30, help="of each task")
-    parser.add_argument("--epochs", type=int, default=15, help="of supervised fine-tuning")
+    parser.add_argument("--demonstrations", type=int, default=40, help="of each task")
+    parser.add_argument("--epochs", type=int, default=30, help="of supervised fine-tuning")
     parser.add_argument("--eval-goals", type=int, default=10, help="of each task: starting positions that no one trained with")
     args = parser.parse_args(arguments)
 

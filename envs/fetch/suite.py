@@ -38,6 +38,7 @@ class FetchSuite(Suite):
     simulation = FetchSettings
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
     groups = {"Fetch": tuple(TASKS)}  # noqa: RUF012  # never changed
+    distributions = ("gymnasium-robotics",)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class MetaWorldSuite(Suite):
     default_tasks = ("window-open-v3", "drawer-close-v3", "button-press-topdown-v3")
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
     groups = BENCHMARKS
+    distributions = ("metaworld",)
 
     @property
     def tasks(self) -> tuple[str, ...]:

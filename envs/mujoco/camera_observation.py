@@ -25,8 +25,9 @@ class CameraObservation(gym.ObservationWrapper, RecordConstructorArgs):
     around :class:`ChunkedActionWrapper`, not inside: then only the end of a chunk is drawn, not every step.
 
     Example:
-        >>> from sb3_vla_envs import CameraObservation, MetaWorldEnv
-        >>> env = CameraObservation(MetaWorldEnv("window-open-v3"), cameras=["corner4", "gripperPOV"])
+        >>> from sb3_vla_envs import CameraObservation, find_suite
+        >>> simulation = find_suite("window-open-v3").make_simulation("window-open-v3")
+        >>> env = CameraObservation(simulation, cameras=["corner4", "gripperPOV"])
         >>> obs, info = env.reset(seed=0)
         >>> obs["image"].shape, obs["image_gripperPOV"].dtype
         ((96, 96, 3), dtype('uint8'))

@@ -54,7 +54,7 @@ class SharedGLContext:
     """
     The OpenGL context that all renderers of a process share, never freed: freeing one OSMesa context silently corrupts
     the pictures of every other. MuJoCo's uploads are shared between models with the same meshes and textures: a process
-    holds one per MetaWorld scene and quality, however many environments it has.
+    holds one per scene and quality, however many environments it has.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ def _model_to_upload(model: mujoco.MjModel, quality: Quality) -> mujoco.MjModel:
     vis.offsamples, vis.shadowsize = 0, 0  # neither multisampling nor shadow maps
     if quality == "fast":
         vis.numslices, vis.numstacks, vis.numquads = _SLICES, _STACKS, 1
-        # A plane's third size is the spacing of its grid: 0.1 makes 3,500 triangles of MetaWorld's floor.
+        # A plane's third size is the spacing of its grid: 0.1 makes 3,500 triangles of a usual floor.
         planes = uploaded.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
         uploaded.geom_size[planes, 2] = uploaded.geom_size[planes, :2].max(axis=1) / 2
     return uploaded

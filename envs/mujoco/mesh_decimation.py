@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import mujoco
 
 _INSTALL_HINT = (
-    'quality="fast" needs fast-simplification: pip install \'sb3-vla[metaworld]\', or ask for quality="plain", which '
+    'quality="fast" needs fast-simplification: pip install fast-simplification, or ask for quality="plain", which '
     "draws the meshes as they are"
 )
 

@@ -30,7 +30,7 @@ class SceneRenderer:
 
     :param model: The MuJoCo model
     :param cameras: The views
-    :param quality: ``"full"``: all that the model asks for, the pixels of MetaWorld's own ``render()``; ``"plain"``: without
+    :param quality: ``"full"``: all that the model asks for, the pixels of Gymnasium's own renderer; ``"plain"``: without
         shadows, reflections, multisampling, sky and haze; ``"fast"``: that with fewer triangles, hardly seen in small pictures
     :raises ValueError: If a camera or the quality is unknown
     :raises ImportError: If the quality is ``"fast"`` and fast-simplification is not installed
@@ -62,7 +62,7 @@ class SceneRenderer:
         pixels = np.empty((camera.height, camera.width, 3), dtype=np.uint8)
         mujoco.mjr_render(viewport, self._context.scene, self._context.mjr)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context.mjr)
-        # OpenGL's rows go from bottom to top. MetaWorld mounts some cameras upside down: turn their pictures by 180 degrees,
+        # OpenGL's rows go from bottom to top. Some scenes mount cameras upside down: turn their pictures by 180 degrees,
         # which leaves the rows and mirrors the columns.
         upright = pixels[:, ::-1] if _is_upside_down(self.model, camera_id) else pixels[::-1]
         return np.ascontiguousarray(upright)

@@ -36,9 +36,8 @@ class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
     Chunks count as the steps that they executed (``info["chunk_length"]``), success is ``info["is_success"]``.
 
     Example:
-        >>> import gymnasium as gym
-        >>> from sb3_vla_envs import EpisodeCaption
-        >>> env = EpisodeCaption(gym.make("MetaWorldVLA/window-open-v3", render_mode="rgb_array"))
+        >>> from sb3_vla_envs import EpisodeCaption, make_vla_env
+        >>> env = EpisodeCaption(make_vla_env("window-open-v3", render_mode="rgb_array"))
         >>> obs, info = env.reset(seed=0)
         >>> env.render().shape  # doctest: +SKIP
         (308, 240, 3)

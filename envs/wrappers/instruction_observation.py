@@ -50,8 +50,8 @@ class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
     Adds ``instruction`` to a dictionary observation: the current instruction as UTF-8 bytes, padded with zeros.
 
     Example:
-        >>> from sb3_vla_envs import InstructionObservation, MetaWorldEnv, decode_instruction
-        >>> env = InstructionObservation(MetaWorldEnv("window-open-v3"))
+        >>> from sb3_vla_envs import InstructionObservation, decode_instruction, find_suite
+        >>> env = InstructionObservation(find_suite("window-open-v3").make_simulation("window-open-v3"))
         >>> obs, info = env.reset(seed=0)
         >>> decode_instruction(obs["instruction"])
         'open the window'

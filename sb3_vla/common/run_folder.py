@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-_PACKAGES = (
-    *("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy"),
-    *("metaworld", "gymnasium-robotics"),  # suites
-)
+from sb3_vla_envs import registered_suites
+
+_PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
 
 
 def software_versions() -> dict[str, str | int | None]:
@@ -29,7 +28,8 @@ def software_versions() -> dict[str, str | int | None]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
     }
-    versions.update({package: _package_version(package) for package in _PACKAGES})
+    packages = [*_PACKAGES, *(name for suite in registered_suites() for name in suite.distributions)]
+    versions.update({package: _package_version(package) for package in packages})
     versions["git_commit"] = _git_commit(Path(__file__).resolve().parents[1])
     return versions
 
