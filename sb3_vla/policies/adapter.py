@@ -136,7 +136,8 @@ class PolicyAdapter:
         :return: Scalar loss
         """
         if not self._uses_mean:
-            return -self.evaluate(batch, actions.flatten(start_dim=1)).log_prob.mean()
+            flat = actions if isinstance(self.policy.action_space, spaces.Discrete) else actions.flatten(start_dim=1)
+            return -self.evaluate(batch, flat).log_prob.mean()
         mean = self.policy.get_distribution(batch.observations).mode()
         # A chunk from a policy that flattens its actions gets its shape back
         mask = executed_mask(chunk_lengths, actions.shape[1]) if self._has_rows else None

@@ -92,6 +92,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
     :param chunk_size: The h that the user expects, or ``None``
     :raises ValueError: If a space is not of the contract
     """
+    _check_actions(action_space, chunk_size)
     if not isinstance(observation_space, spaces.Dict):
         raise ValueError(
             f"VLAPolicy needs a Dict observation with the keys {REQUIRED_KEYS}, got {observation_space}: {_HOW_TO_ADD_KEYS}"
@@ -112,7 +113,6 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
                 f"VLAPolicy needs {key!r} as a Box of one dimension, got {space}: flatten it, e.g. with "
                 "gymnasium.wrappers.FlattenObservation or TransformObservation"
             )
-    _check_actions(action_space, chunk_size)
 
 
 def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) -> None:

@@ -301,7 +301,7 @@ class VLAPolicy(ActorCriticPolicy):
         keys = set.intersection(*(set(obs) for obs, _ in batches)) - {"privileged"}  # type: ignore[arg-type]
         joined = {key: th.cat([obs[key] for obs, _ in batches]) for key in sorted(keys)}  # type: ignore[index]
         features = self.encode(joined, EncodedObservations.join(known))
-        sizes = [len(next(iter(obs.values()))) for obs, _ in batches]  # type: ignore[union-attr]
+        sizes = [len(next(iter({**part.tensors, **obs}.values()))) for (obs, _), part in zip(batches, known, strict=True)]  # type: ignore[dict-item]
         parts = zip(*(tensor.split(sizes) if tensor is not None else [None] * len(sizes) for tensor in features), strict=True)
         return tuple(
             PolicyInput({"privileged": obs["privileged"]} if self.privileged else {}, EncodedObservations(None, *part))  # type: ignore[index]

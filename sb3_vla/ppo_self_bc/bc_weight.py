@@ -177,4 +177,4 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
 def _check_not_negative(**arguments: float) -> None:
     for name, value in arguments.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} of the BC loss must be a number of at least 0, got {value}")
+            raise ValueError(f"{name} of the BC loss must be finite and not negative, got {value}")

@@ -1,6 +1,5 @@
 """Every example runs, small, and says what its docstring promises."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -35,25 +34,18 @@ CASES = {
         ["--timesteps", "3000"],
         r"^\d+ primitive steps, of an episode: \d+ in the first 20, \d+ in the last 20$",
     ),
-    "own_backbone": (
-        ["--timesteps", "120", "--demonstrations", "2", "--epochs", "1", "--n-envs", "1", "--eval-goals", "1"],
-        r"^mean +[01]\.\d\d .* 1\nConvFiLM, same actions: True$",
-    ),
     "own_environment": (
         ["--timesteps", "960", "--demonstrations", "4", "--epochs", "1", "--eval-episodes", "1"],
         r"^After \d{4} primitive steps of post-training\ntask .*\nred .* 1\ngreen .* 1\nblue .* 1\n-+\nmean .* 3$",
     ),
 }
-OF_THEIR_OWN = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_own_*.py")}  # have a file of tests
+# Those with a file of tests of their own
+OF_THEIR_OWN = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_own_*.py")}
 
 
-@pytest.fixture
-def load_example(monkeypatch):
-    """A function that imports an example, as Python does for what is next to a script."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield importlib.import_module
-    for name in CASES:
-        sys.modules.pop(name, None)
+@pytest.mark.parametrize("name", sorted(OF_THEIR_OWN))
+def test_what_is_added_to_the_package_takes_one_short_file(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
 
 
 def test_every_example_is_tested_and_listed():
@@ -103,23 +95,6 @@ def test_own_environments_expert_succeeds_at_every_task(load_example):
     example = load_example("own_environment")
     for task in example.COLOURS:
         assert all(example.demonstrate(example.make_vla_ready(), task, seed).success for seed in range(4))
-
-
-def test_own_backbone_is_rebuilt_from_a_saved_model(load_example, capsys, tmp_path):
-    arguments, result = CASES["own_backbone"]
-    example = load_example("own_backbone")
-    loaded = example.main([*arguments, "--out", str(tmp_path / "model.zip")])
-    assert re.search(result, capsys.readouterr().out, re.MULTILINE)
-    assert isinstance(loaded.policy.backbone, example.ConvFiLM)
-    assert loaded.policy.backbone.constructor_kwargs() == {"n_cameras": 2, "width": 24}
-
-
-def test_own_backbone_listens_to_the_instruction(load_example):
-    th.manual_seed(0)
-    backbone = load_example("own_backbone").ConvFiLM(state_dim=4, n_cameras=1)
-    tokens = backbone.encode_images({"image": th.randint(0, 256, (1, 3, 64, 64), dtype=th.uint8)}).expand(3, -1, -1, -1)
-    action, _ = backbone(tokens, ["open the window", "close the window", "open the window"], th.zeros(3, 4))
-    assert th.equal(action[0], action[2]) and not th.allclose(action[0], action[1])
 
 
 def test_cleanrl_style_ppo_needs_no_sb3():

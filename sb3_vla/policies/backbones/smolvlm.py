@@ -258,8 +258,8 @@ def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
         return auto_class.from_pretrained(name_or_path, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"there is no usable backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face "
-            f"Hub (needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
+            f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face Hub "
+            f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
             f"tokenizer and image processor ({auto_class.__name__}: {error})"
         ) from error
 

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_vla import BackboneFeatures, PPOSelfBC, VLABackbone, VLAPolicy
+from sb3_vla.policies.encoded import NOT_ENCODED, PolicyInput
 from sb3_vla_envs import encode_instruction
 
 
@@ -39,10 +40,10 @@ def test_forward_and_evaluate_actions_agree(privileged, noise_correlation, make_
     policy = make_model(make_vec_env(privileged=privileged), {"head_kwargs": {"noise_correlation": noise_correlation}}).policy
     obs = tensors(policy, prompts=("push", "pull the lever"))
     actions, values, log_prob = policy(obs)
-    assert actions.shape == (5, 3, 2) and values.shape == (5, 1) and log_prob.shape == (5, 3)
+    assert actions.shape == (5, 3, 2) and values.shape == (5, 1) and log_prob.shape == (5,)
     # In the rollout buffer actions are flat
     values_again, log_prob_again, entropy = policy.evaluate_actions(obs, actions.flatten(1))
-    assert entropy.shape == (5, 3)
+    assert entropy.shape == (5,)
     assert th.allclose(log_prob, log_prob_again, atol=1e-5) and th.allclose(values, values_again, atol=1e-5)
     assert th.allclose(values, policy.predict_values(obs), atol=1e-5)
     assert th.allclose(policy.get_distribution(obs).log_prob(actions), log_prob, atol=1e-5)
@@ -160,7 +161,7 @@ def test_sb3_does_not_overwrite_the_backbones_weights(make_model, tiny_config):
 
 def test_normalisers_are_fitted_on_the_right_numbers(model):
     policy = model.policy
-    assert policy.normalized_keys == ["state", "privileged"]
+    assert policy.standardized_keys == ["state", "privileged"]
     obs = tensors(policy, 200)
     obs["state"], obs["privileged"] = 3 * obs["state"] + 5, 0.1 * obs["privileged"] - 2
     policy.fit_normalizers(obs)
@@ -183,7 +184,7 @@ def test_actor_and_critic_read_standardised_numbers(model):
 
 
 def test_policy_alone_saves_and_loads(tmp_path, make_model):
-    model = make_model(policy_kwargs={"head_kwargs": {"noise_correlation": 0.3}})
+    model = make_model(policy_kwargs={"head_kwargs": {"noise_correlation": 0.3, "hidden_dim": 16}})
     model.policy.fit_normalizers(tensors(model.policy, 50))
     observation = random_observation(model.observation_space, 3)
     model.policy.save(tmp_path / "policy.pt")
@@ -191,7 +192,7 @@ def test_policy_alone_saves_and_loads(tmp_path, make_model):
     expected, _ = model.policy.predict(observation, deterministic=True)
     assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
     assert loaded.critic_net_arch == [16] and loaded.head.hidden_dim == 16
-    assert loaded.head.distribution.correlation == model.policy.head.distribution.correlation == 0.3
+    assert loaded.head.noise_correlation == model.policy.head.noise_correlation == 0.3
     obs = tensors(model.policy)
     assert th.equal(loaded.predict_values(obs), model.policy.predict_values(obs))
 
@@ -225,21 +226,23 @@ def test_what_frozen_parts_computed_stands_for_what_they_read(key, autocast, mak
     policy = make_model(policy_kwargs={"frozen": FROZEN[key], "autocast": autocast}).policy
     obs = tensors(policy, prompts=("push", "pull the lever"))
     actions = policy(obs)[0].detach()
-    precomputed = policy.precompute(obs)
-    assert set(precomputed) == {key} and th.equal(precomputed[key], policy.precomputed[key])
+    encoded = policy.precompute(obs)
+    assert set(encoded.tensors) == ({"image_tokens"} if key == "image_tokens" else {"action", "value"})
+    step = policy.adapter_class(policy).act(obs)
+    assert all(th.equal(tensor, step.encoded.tensors[name]) for name, tensor in encoded.tensors.items())
     read = {"image_tokens": {"state", "instruction", "privileged"}, "features": {"privileged"}}[key]
     assert set(policy.stored_keys) == read
     if key == "image_tokens":
-        assert precomputed[key].dtype == (th.float32 if autocast is None else th.bfloat16), "in its own precision"
+        assert encoded.image_tokens.dtype == (th.float32 if autocast is None else th.bfloat16), "in its own precision"
 
-    def gradient(observation):
+    def gradient(*batch):
         policy.zero_grad()
-        values, log_prob, _ = policy.evaluate_actions(observation, actions)
+        values, log_prob, _ = policy.adapter_class(policy).evaluate(PolicyInput(*batch), actions)
         (values.sum() + log_prob.sum()).backward()
         return log_prob, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
 
     log_prob, expected = gradient(obs)
-    log_prob_again, got = gradient({**{name: obs[name] for name in read}, **precomputed})
+    log_prob_again, got = gradient({name: obs[name] for name in read}, encoded)
     assert th.equal(log_prob, log_prob_again)
     assert got.keys() == expected.keys() and all(th.equal(got[name], expected[name]) for name in got)
 
@@ -249,22 +252,23 @@ def test_what_frozen_parts_computed_stands_for_what_they_read(key, autocast, mak
 def test_batches_encoded_together_are_as_if_encoded_alone(frozen, privileged, make_model, make_vec_env):
     policy = make_model(make_vec_env(privileged=privileged), policy_kwargs={"frozen": frozen}).policy
     first, second = tensors(policy, 4, prompts=("push", "pull the lever")), tensors(policy, 3, seed=1)
-    stored = {**{key: second[key] for key in policy.stored_keys}, **policy.precompute(second)}
+    stored = PolicyInput({key: second[key] for key in policy.stored_keys}, policy.precompute(second))
     calls = []
     policy.backbone.register_forward_hook(lambda *_: calls.append(1))
-    together = policy.encode_together(first, stored)
+    together = policy.encode_together(PolicyInput(first), stored)
     assert len(calls) == 1, "for both, or, with everything frozen, for the batch that was not precomputed"
     actions = th.zeros(4, 3, 2)
     for obs, encoded in zip((first, second), together, strict=True):
         n = len(obs["state"])
-        expected, got = (policy.evaluate_actions(seen, actions[:n]) for seen in (obs, encoded))
+        adapter = policy.adapter_class(policy)
+        expected, got = (adapter.evaluate(seen, actions[:n]) for seen in (PolicyInput(obs), encoded))
         assert all(th.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True))
 
 
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("text",)])
 def test_nothing_is_precomputed_where_the_image_encoder_learns(frozen, make_model):
     policy = make_model(policy_kwargs={"frozen": frozen}).policy
-    assert policy.precompute(tensors(policy)) == {}
+    assert policy.precompute(tensors(policy)) == NOT_ENCODED
     assert set(policy.stored_keys) == set(policy.observation_space)
 
 
@@ -280,7 +284,7 @@ def test_frozen_version_changes_with_the_frozen_weights_alone(make_model):
 @pytest.mark.parametrize("privileged", [True, False])
 def test_critic_values_have_a_gradient_for_the_critic_alone(privileged, make_model, make_vec_env):
     policy = make_model(make_vec_env(privileged=privileged)).policy
-    values = policy.critic_values(obs := tensors(policy))
+    values = policy.adapter_class(policy).critic_values(PolicyInput(obs := tensors(policy)))
     assert th.equal(values, policy.predict_values(obs))
     values.sum().backward()
     with_gradient = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None}
@@ -406,7 +410,7 @@ ACTIONS = spaces.Box(-1, 1, (3, 2), np.float32)
             spaces.Dict(image=spaces.Box(-10, 10, (3, 8, 8), np.float32), state=STATE, instruction=INSTRUCTION),
             ACTIONS,
             {},
-            r"'image' as uint8.*float32.*VecNormalize.*norm_obs_keys",
+            r"'image' as a Box.*uint8.*float32.*VecNormalize.*norm_obs_keys",
         ),
         (OBSERVATIONS, spaces.Box(-1, 1, (2,)), {}, r"chunk_size, action_dim.*Box\(-1.0.*\(2,\).*ChunkedActionWrapper"),
         (OBSERVATIONS, spaces.Discrete(4), {}, r"chunk_size, action_dim.*Discrete\(4\).*ChunkedActionWrapper"),
@@ -426,5 +430,5 @@ def test_chunk_size_that_fits_is_accepted(policy_kwargs):
 
 
 def test_backbone_of_another_kind_is_refused(policy_kwargs):
-    with pytest.raises(TypeError, match="string or a subclass of VLABackbone, got 3"):
+    with pytest.raises(TypeError, match="a path or a subclass of VLABackbone, got 3"):
         VLAPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, backbone=3)

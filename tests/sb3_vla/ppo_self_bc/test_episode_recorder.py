@@ -1,10 +1,13 @@
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from sb3_vla import PPOSelfBC
-from sb3_vla_envs import ChunkedActionWrapper, decode_instruction
+from sb3_vla_envs import ChunkedActionWrapper, Demonstration, decode_instruction
 
 
 class Transcript(BaseCallback):
@@ -87,23 +90,130 @@ def test_environments_without_chunks_count_a_step_each(record_logs):
     assert logs[-1]["time/primitive_steps"] == 32
 
 
-def test_the_rest_of_an_episode_that_an_earlier_learn_began_is_not_a_short_episode(make_model, make_vec_env):
-    # One chunk is half of the shortest success: 4 steps of progress, 3 a chunk
-    model = make_model(
-        make_vec_env(2, goal=6, horizon=30),
-        policy_kwargs={"head_kwargs": {"log_std_init": 0.5}},
-        n_steps=1,
-        normalize_advantage=False,
-    )
-    model.learn(2)
-    for _ in range(20):
-        model.learn(2, reset_num_timesteps=False)
-    assert len(model.replay_buffer) == 0
-    model.n_steps = model.rollout_buffer.buffer_size = 32
-    model.learn(64, reset_num_timesteps=False)
-    recorded = [demo for demos in model.replay_buffer.episodes.values() for demo in demos]
-    assert recorded
-    assert all(demo.observations["privileged"][0].tolist() == [0, 0] for demo in recorded)
+def learn_on(model, n_steps: int, **kwargs) -> list[Demonstration]:
+    """Train on, with rollouts of another length, and give the episodes in the buffer."""
+    model.n_steps = model.rollout_buffer.buffer_size = n_steps
+    model.learn(2 * n_steps, reset_num_timesteps=False, **kwargs)
+    return [demo for demos in model.replay_buffer.episodes.values() for demo in demos]
+
+
+@pytest.fixture
+def long_model(make_model, make_vec_env):
+    """One chunk is half of the shortest success: 6 steps of progress, 3 a chunk."""
+    env = make_vec_env(2, goal=6, horizon=30)
+    return make_model(env, policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=1, batch_size=2, bc_weight=0.01)
+
+
+def test_episodes_go_on_from_one_rollout_and_one_learn_to_the_next(long_model):
+    for _ in range(60):
+        recorded = learn_on(long_model, 1)
+    assert recorded and all(demo.n_steps >= 6 for demo in recorded)
+
+
+class StopAfter(BaseCallback):
+    """Ends training, in one way or another, after so many steps."""
+
+    def __init__(self, n_steps: int, interrupt: bool) -> None:
+        super().__init__()
+        self.left, self.interrupt = n_steps, interrupt
+
+    def _on_step(self) -> bool:
+        self.left -= 1
+        if self.left == 0 and self.interrupt:
+            raise KeyboardInterrupt
+        return self.left > 0
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_an_episode_that_was_under_way_when_training_stopped_is_not_a_short_one(interrupt, long_model):
+    """Stopped in the first chunk of an episode, and gone on: what the environments did in between is not known."""
+    for _ in range(40):
+        try:
+            learn_on(long_model, 32, callback=StopAfter(1, interrupt))
+        except KeyboardInterrupt:
+            assert interrupt
+    recorded = learn_on(long_model, 32)
+    assert recorded and all(demo.n_steps >= 6 for demo in recorded)
+
+
+def test_setting_an_environment_begins_new_episodes(long_model, make_vec_env):
+    learn_on(long_model, 1)
+    long_model.set_env(make_vec_env(2, goal=6, horizon=30))
+    recorded = learn_on(long_model, 32)
+    assert recorded and all(demo.n_steps >= 6 for demo in recorded)
+
+
+class LateSuccess(gym.Wrapper):
+    """Goes on after success to its time limit, and reports success at its step alone, without saying when it was."""
+
+    def __init__(self, env: gym.Env, keep_up: bool) -> None:
+        super().__init__(env)
+        self.keep_up = keep_up
+
+    def reset(self, **kwargs):
+        self.n, self.succeeded = 0, False
+        return self.env.reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, terminated, _, info = self.env.step(action)
+        self.n += 1
+        info = {
+            "task": info["task"],
+            "is_success": (info["is_success"] and not self.succeeded) or (self.keep_up and self.succeeded),
+        }
+        self.succeeded |= terminated
+        return obs, reward, False, self.n >= 12, info
+
+
+@pytest.mark.parametrize("keep_up", [True, False])
+def test_the_part_up_to_success_is_kept_where_success_does_not_end_the_episode(
+    keep_up, make_model, make_demonstrations, record_logs
+):
+    """Four steps of progress in chunks of 3: success in the second chunk, after one step of it."""
+    unchunked = LateSuccess(type(make_model().env.envs[0].unwrapped)(), keep_up)
+    env = ChunkedActionWrapper(unchunked, 3, gamma=0.9)
+    model = make_model(env, policy_kwargs={"head_kwargs": {"log_std_init": -5.0}}, n_steps=16, batch_size=16, bc_weight=1e-9)
+    with th.no_grad():  # always forward
+        model.policy.head.mean_net[-1].weight.zero_()
+        model.policy.head.mean_net[-1].bias.fill_(0.9)
+    logs = record_logs(model)
+    model.learn(16)
+    (episodes,) = model.replay_buffer.episodes.values()
+    assert len(episodes) == 4 and all(demo.chunk_lengths.tolist() == [3, 1] for demo in episodes)
+    assert logs[-1]["rollout/success_rate"] == 1.0 and logs[-1]["rollout/steps_to_success"] == 4
+
+
+@pytest.mark.parametrize("task", [3, ("push", 1), None, "push"])
+def test_tasks_of_any_type_reach_checkpoint_and_logs(task, make_model, tmp_path, record_logs):
+    class Named(gym.Wrapper):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            return obs, reward, terminated, truncated, {**info, "task": task}
+
+    env = Named(make_model().env.envs[0])
+    model = make_model(env, policy_kwargs={"head_kwargs": {"log_std_init": 0.5}}, n_steps=64, normalize_advantage="task")
+    logs = record_logs(model)
+    model.learn(64)
+    assert set(model.replay_buffer.episodes) == {"" if task is None else str(task)}
+    model.save_replay_buffer(tmp_path / "buffer.npz")
+    model.load_replay_buffer(tmp_path / "buffer.npz")
+    assert ("rollout/success_rate/" + str(task) in logs[-1]) == (task is not None)
+
+
+def test_an_environment_without_infos_learns(make_model):
+    """As some VecEnvs in SB3's own tests."""
+
+    class NoInfos(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            observations, rewards, dones, _ = self.venv.step_wait()
+            return observations, rewards, dones, []
+
+    env = NoInfos(make_vec_env("CartPole-v1", n_envs=2))
+    model = PPOSelfBC("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1, device="cpu").learn(32)
+    assert model.num_primitive_steps == 32
 
 
 def test_window_of_the_logged_means_is_the_algorithms(make_model, record_logs):

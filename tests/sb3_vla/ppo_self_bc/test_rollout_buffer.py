@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_vla import PPOSelfBC
+from sb3_vla.policies.encoded import NOT_ENCODED, EncodedObservations
 from sb3_vla.ppo_self_bc.rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 from sb3_vla_envs import ChunkedActionWrapper
 
@@ -18,14 +19,14 @@ BOX = spaces.Box(-1, 1, (2,), np.float32)
 def fill(buffer, lengths, rewards, values, starts, log_prob_columns=None):
     """Arrays of shape (buffer_size, n_envs)."""
     for step in range(len(rewards)):
-        if lengths is not None:
-            buffer.record_chunks(lengths[step], rewards[step], ["a"] * buffer.n_envs)
         n = buffer.n_envs
         log_prob = th.zeros(n) if log_prob_columns is None else th.arange(n * log_prob_columns).view(n, -1) + 100 * step
         observation = np.full((n, 2), step, np.float32)
         if isinstance(buffer, DictRolloutBuffer):
             observation = {"x": observation}
-        buffer.add(observation, np.zeros((n, 2)), rewards[step].copy(), starts[step], th.tensor(values[step]), log_prob)
+        chunks = {} if lengths is None else {"chunk_lengths": np.array(lengths[step]), "tasks": ["a"] * n}
+        value = th.tensor(values[step])
+        buffer.add(observation, np.zeros((n, 2)), rewards[step].copy(), starts[step], value, log_prob, **chunks)
 
 
 def brute_force_advantage(t, lengths, rewards, values, last_value, ends, gamma, gae_lambda):
@@ -89,17 +90,6 @@ def test_a_sparse_reward_is_discounted_by_the_steps_before_it():
     fill(buffer, [[4], [4], [2]], np.array([[0], [0], [1]], np.float32), zeros, zeros)
     buffer.compute_returns_and_advantage(th.zeros(1, 1), np.array([True]))
     np.testing.assert_allclose(buffer.returns[:, 0], [0.9**8, 0.9**4, 1.0], rtol=1e-6)
-
-
-def test_timeout_bootstrap_that_sb3_added_becomes_gamma_to_the_k():
-    buffer = ChunkRolloutBuffer(1, BOX, BOX, gamma=0.9, n_envs=3)
-    raw = np.array([2.0, 2.0, 2.0], np.float32)
-    buffer.record_chunks([3, 1, 3], raw, ["a"] * 3)
-    # As SB3 does: in place, gamma * V(terminal) with V = 10 in the first two environments
-    rewards = raw
-    rewards[:2] += 0.9 * 10
-    buffer.add(np.zeros((3, 2)), np.zeros((3, 2)), rewards, np.zeros(3), th.zeros(3), th.zeros(3))
-    np.testing.assert_allclose(buffer.rewards[0], [2 + 0.9**3 * 10, 2 + 0.9 * 10, 2], rtol=1e-6)
 
 
 class Constant(gym.Env):
@@ -218,8 +208,8 @@ def test_every_chunk_is_drawn_once_in_batches():
 def test_advantages_are_standardised_within_each_task():
     buffer = ChunkRolloutBuffer(2, BOX, BOX, n_envs=3)
     for step in range(2):
-        buffer.record_chunks([1, 1, 1], np.zeros(3), ["easy", "hard", "rare"] if step == 0 else ["hard", "easy", "hard"])
-        buffer.add(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros(3), np.zeros(3), th.zeros(3), th.zeros(3))
+        tasks = ["easy", "hard", "rare"] if step == 0 else ["hard", "easy", "hard"]
+        buffer.add(np.zeros((3, 2)), np.zeros((3, 2)), np.zeros(3), np.zeros(3), th.zeros(3), th.zeros(3), tasks=tasks)
     buffer.advantages = np.array([[1.0, 100.0, 5.0], [200.0, 3.0, 300.0]], np.float32)
     buffer.normalize_advantages_per_task()
     # easy: 1, 3; hard: 100, 200, 300; one of a kind stays as it is
@@ -227,20 +217,26 @@ def test_advantages_are_standardised_within_each_task():
     np.testing.assert_allclose(buffer.advantages, [[-1, -hard, 5], [0, 1, hard]], rtol=1e-5, atol=1e-6)
 
 
-def test_precomputed_observations_keep_precision_and_stay_with_their_samples():
+def test_what_comes_with_a_sample_keeps_its_precision_and_stays_with_it():
     buffer = ChunkDictRolloutBuffer(3, spaces.Dict(x=BOX, y=BOX), BOX, n_envs=2)
     for step in range(3):
         rows = np.array([[step, env] for env in range(2)], np.float32)
-        buffer.record_precomputed({"tokens": th.tensor(rows, dtype=th.bfloat16)})
-        buffer.add({"x": rows, "y": -rows}, rows, np.zeros(2), np.zeros(2), th.zeros(2), th.zeros(2))
+        encoded = EncodedObservations(image_tokens=th.tensor(rows, dtype=th.bfloat16))
+        extras = {"chain": th.tensor(rows).unsqueeze(1).expand(-1, 4, -1).to(th.float64)}
+        where = np.zeros(2), np.zeros(2), th.zeros(2), th.zeros(2)
+        buffer.add({"x": rows, "y": -rows}, rows, *where, encoded=encoded, extras=extras)
     seen = []
     for samples in buffer.get(batch_size=4):
-        assert samples.observations["tokens"].dtype == th.bfloat16
-        assert th.equal(samples.observations["tokens"].float(), samples.observations["x"])
+        assert samples.encoded.image_tokens.dtype == th.bfloat16 and samples.encoded.features is None
+        assert th.equal(samples.encoded.image_tokens.float(), samples.observations["x"])
+        assert samples.extras["chain"].dtype == th.float64 and samples.extras["chain"].shape[1:] == (4, 2)
+        assert th.equal(samples.extras["chain"][:, 3].float(), samples.actions)
         assert th.equal(samples.observations["x"], samples.actions)
-        seen += samples.observations["tokens"].tolist()
+        seen += samples.encoded.image_tokens.tolist()
     assert sorted(seen) == [[step, env] for step in range(3) for env in range(2)]
-    assert all(set(samples.observations) == {"y"} for samples in buffer.get(batch_size=4, keys=["y"]))
-    assert all(set(samples.observations) == {"tokens"} for samples in buffer.get(batch_size=4, keys=["tokens"]))
+    for samples in buffer.get(batch_size=4, keys=["y"]):
+        assert set(samples.observations) == {"y"} and samples.encoded == NOT_ENCODED and not samples.extras
     buffer.reset()
-    assert buffer.precomputed == {}
+    buffer.add({"x": rows, "y": rows}, rows, *where)
+    with pytest.raises(RuntimeError, match=r"step 1 of the rollout comes with \['image_tokens'\], its first step with \[\]"):
+        buffer.add({"x": rows, "y": rows}, rows, *where, encoded=encoded)

@@ -1,0 +1,77 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_vla import ConstantWeight, GradientBalance, PPOSelfBC, SuccessDriven, TanhWarmup
+
+
+class Broken(gym.Wrapper):
+    """From its tenth step on, an observation or the reward is not finite."""
+
+    def __init__(self, env: gym.Env, what: str, value: float) -> None:
+        super().__init__(env)
+        self.what, self.value, self.n = what, value, 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.n += 1
+        if self.n >= 10:
+            if self.what == "reward":
+                reward = self.value
+            else:
+                obs = {**obs, self.what: np.full_like(obs[self.what], self.value)}
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["reward", "state", "privileged"])
+def test_training_stops_with_the_name_of_what_is_not_finite(what, value, make_env, make_model, tmp_path):
+    env = DummyVecEnv([make_env, lambda: Broken(make_env(task="pull"), what, value)])
+    model = make_model(env, critic_warmup_steps=1_000)
+    model.learn(16)
+    model.save(tmp_path / "good.zip")
+    with pytest.raises(FloatingPointError, match=rf"{what}.* environment 1 \(task 'pull'\)"):
+        model.learn(16, reset_num_timesteps=False)
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+    model.save(tmp_path / "good.zip")
+
+
+@pytest.mark.parametrize("part", ["head", "critic", "backbone"])
+def test_a_gradient_that_is_not_finite_is_not_applied(part, make_model):
+    model = make_model(bc_weight=0)
+    parameter = next(getattr(model.policy, part).parameters())
+    parameter.register_hook(lambda gradient: gradient * np.nan)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=f"gradient of the {part} is nan.*weights are still those of before"):
+        model.learn(16)
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_not_saved_over_good_ones(make_model, tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model.zip")
+    good = (tmp_path / "model.zip").read_bytes()
+    with th.no_grad():
+        next(model.policy.head.parameters())[0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"head\.log_std holds NaN or infinity: it is not saved"):
+        model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == good
+    assert PPOSelfBC.load(tmp_path / "model.zip", device="cpu")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize(
+    "make",
+    [
+        ConstantWeight,
+        TanhWarmup,
+        lambda value: SuccessDriven(minimum=value),
+        lambda value: GradientBalance(maximum=value),
+        lambda value: PPOSelfBC("MlpPolicy", "CartPole-v1", bc_weight=value),
+    ],
+)
+def test_weights_of_behaviour_cloning_are_finite(make, value):
+    with pytest.raises(ValueError, match="of the BC loss must be finite and not negative"):
+        make(value)
