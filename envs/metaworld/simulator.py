@@ -31,7 +31,7 @@ class _Quick(_Simulator):
     """
     Mixed into a MetaWorld class: the same numbers to the last bit, in less time.
 
-    Every method stands in for the one of its name in MetaWorld 3.1.1; ``tests/envs/test_simulator.py`` compares all tasks
+    Every method stands in for the one of its name in MetaWorld 3.1.1; ``tests/envs/metaworld/test_simulator.py`` compares all tasks
     with an untouched MetaWorld.
     """
 

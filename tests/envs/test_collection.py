@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from sb3_vla_envs import Camera, collect_demonstrations, get_suite, make_vla_env
+from sb3_vla_envs import Camera, GymSuite, GymTask, collect_demonstrations, get_suite, make_vla_env
 
 TASKS = ("drawer-close-v3", "window-open-v3")
 SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, "progress": False}
@@ -77,6 +77,28 @@ def test_tasks_do_not_depend_on_their_company_but_on_the_seed(demos):
     alone = collect_demonstrations("window-open-v3", 2, seed=1, task_ids=TASKS, **SMALL)
     assert equal(alone, demos[2:])
     assert not equal(collect_demonstrations("window-open-v3", 2, seed=2, task_ids=TASKS, **SMALL), demos[2:])
+
+
+def test_where_success_does_not_end_the_episode_it_ends_the_demonstration(demos):
+    assert equal(collect_demonstrations(TASKS, 2, seed=1, terminate_on_success=False, **SMALL), demos)
+
+
+def test_failures_are_replaced_by_further_attempts():
+    starts = []
+
+    def expert(env):
+        """Drives up the hill if it began in the left half of the valley, else does nothing."""
+        position, velocity = env.state
+        if velocity == 0:
+            starts.append(position)
+        return [1.0 if velocity >= 0 else -1.0] if starts[-1] < -0.5 else [0.0]
+
+    hill = GymTask("MountainCarContinuous-v0", "drive up the hill")
+    suite = GymSuite("hills", {"climb": hill}, success=lambda *step: step[2], expert=expert, horizon=200)
+    demos = collect_demonstrations("climb", 4, suite=suite, action_noise=0.0, progress=False)
+    assert len(demos) == 4 and all(demo.success for demo in demos)
+    assert all(demo.observations["state"][0, 0] < -0.5 for demo in demos)
+    assert any(start > -0.5 for start in starts)
 
 
 def test_hopeless_task_is_given_up_and_named():

@@ -105,9 +105,11 @@ print(env.reset(seed=0)[0]["image"].std() > 20)
 @pytest.mark.parametrize(("chosen", "n_threads"), [(None, 0), ("2", 2)])
 def test_software_rendering_takes_one_thread_a_process_unless_the_user_wants_more(chosen, n_threads):
     code = """
+import time
 from pathlib import Path
 from sb3_vla_envs.mujoco.gl_context import shared_gl_context
 shared_gl_context()
+time.sleep(1)  # a thread gets its name once it runs
 print(sum("llvmpipe" in comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")))
 """
     environment = {name: value for name, value in os.environ.items() if name != "LP_NUM_THREADS"}
