@@ -31,8 +31,8 @@ class _Quick(_Simulator):
     """
     Mixed into a MetaWorld class: the same numbers to the last bit, in less time.
 
-    Every method stands in for the one of its name in MetaWorld 3.1.1; ``tests/envs/metaworld/test_simulator.py`` compares all tasks
-    with an untouched MetaWorld.
+    Every method stands in for the one of its name in MetaWorld 3.1.1; ``tests/envs/metaworld/test_simulator.py`` compares all
+    tasks with an untouched MetaWorld.
     """
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
