@@ -12,6 +12,8 @@ from stable_baselines3 import PPO
 from torch.nn.functional import mse_loss
 
 from sb3_vla import PPOSelfBC, VLAPolicy, fine_tune, make_vla_vec_env
+from sb3_vla.policies.encoded import PolicyInput
+from sb3_vla.policies.heads import ChunkSample
 from sb3_vla.runs.config import load_config
 from sb3_vla_envs import collect_demonstrations
 
@@ -35,7 +37,7 @@ def main() -> None:
         ours.learn(1)
         names = ("n_steps", "batch_size", "n_epochs", "learning_rate", "gae_lambda", "gamma", "seed")
         ppo_settings: dict[str, Any] = {"policy_kwargs": policy_kwargs, **{name: settings[name] for name in names}}
-        sb3 = PPO(SummedVLAPolicy, env, **ppo_settings).learn(1)
+        sb3 = PPO(VLAPolicy, env, **ppo_settings).learn(1)
         ours_as_ppo = PPOSelfBC("VLAPolicy", env, bc_weight=0, **ppo_settings).learn(1)
         as_they_are = dict(vars(config.policy))
         float32 = PPOSelfBC("VLAPolicy", env, policy_kwargs={**as_they_are, "autocast": None}, n_steps=4, batch_size=4)
@@ -71,21 +73,6 @@ def main() -> None:
     save("update", rows, raw)
 
 
-class SummedVLAPolicy(VLAPolicy):
-    """One log-probability a chunk, as SB3's PPO wants it."""
-
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        """As VLAPolicy's."""
-        actions, values, log_prob = super().forward(obs, deterministic)
-        return actions, values, log_prob.sum(dim=1)
-
-    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
-        """As VLAPolicy's."""
-        values, log_prob, entropy = super().evaluate_actions(obs, actions)
-        assert entropy is not None
-        return values, log_prob.sum(dim=1), entropy.sum(dim=1)
-
-
 def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
     """
     What a researcher would write for this loss alone, all tensors at hand.
@@ -96,14 +83,17 @@ def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
     policy, optimizer = model.policy, model.policy.optimizer
     assert isinstance(policy, VLAPolicy) and model.replay_buffer is not None
     everything = next(model.rollout_buffer.get())
-    demos = model.replay_buffer.sample(2000, policy=policy)
-    critic_inputs = {"privileged": everything.observations["privileged"]}
+    demos = model.replay_buffer.sample(2000)
+    rollout = PolicyInput(everything.observations, everything.encoded)
+    demonstrations = PolicyInput(demos.observations, policy.precompute(demos.observations))
+    critic_inputs = PolicyInput({"privileged": everything.observations["privileged"]})
     steps = th.arange(8)
     n, batch_size, bc_batch_size = len(everything.actions), model.batch_size, model.bc_batch_size
     assert bc_batch_size is not None and isinstance(model.bc_weight, float) and model.critic_epochs is not None
 
-    def select(observations: Any, index: th.Tensor) -> dict[str, th.Tensor]:
-        return {key: value[index] for key, value in observations.items()}
+    def select(batch: Any, index: th.Tensor) -> PolicyInput:
+        observations = {key: value[index] for key, value in batch.observations.items()}
+        return PolicyInput(observations, batch.encoded.map(lambda tensor: tensor[index]))
 
     def step(loss: th.Tensor) -> None:
         optimizer.zero_grad()
@@ -117,10 +107,10 @@ def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
         for _ in range(model.n_epochs):
             for index in th.as_tensor(np.random.permutation(n)).split(batch_size):
                 chosen = th.randint(len(demos.actions), (bc_batch_size,))
-                seen, demonstrated = policy.encode_together(
-                    select(everything.observations, index), select(demos.observations, chosen)
-                )
-                values, log_prob, _ = policy.evaluate_actions(seen, everything.actions[index])
+                seen, demonstrated = policy.encode_together(select(rollout, index), select(demonstrations, chosen))
+                features = policy.encode(*seen)
+                values = policy.values(seen.observations, features)
+                log_prob = policy.head(features).step_log_prob(ChunkSample(everything.actions[index]))
                 advantages = everything.advantages[index]
                 advantages = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).unsqueeze(1)
                 mask = (steps < everything.chunk_lengths[index].unsqueeze(1)).float()
@@ -128,14 +118,14 @@ def plain_loop(model: PPOSelfBC) -> Callable[[], None]:
                 surrogate = th.minimum(ratios * advantages, ratios.clamp(0.8, 1.2) * advantages)
                 policy_loss = -(surrogate * mask).sum() / mask.sum()
                 value_loss = mse_loss(values.flatten(), everything.returns[index])
-                mean = policy.get_distribution(demonstrated).mode()
+                mean = policy.head(policy.encode(*demonstrated)).mode()
                 bc_mask = (steps < demos.chunk_lengths[chosen].unsqueeze(1)).float()
                 error = (mean - demos.actions[chosen]).pow(2).mean(dim=2)
                 bc_loss = (error * bc_mask).sum() / bc_mask.sum()
                 step(policy_loss + model.vf_coef * value_loss + model.bc_weight * bc_loss)
         for _ in range(model.critic_epochs - model.n_epochs):
             for index in th.as_tensor(np.random.permutation(n)).split(batch_size):
-                values = policy.predict_values(select(critic_inputs, index))
+                values = policy.predict_values(select(critic_inputs, index).observations)
                 step(mse_loss(values.flatten(), everything.returns[index]))
 
     return update
