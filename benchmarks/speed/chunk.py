@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium import spaces
 from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-import mujoco
 from sb3_vla import SharedMemoryVecEnv
 from sb3_vla.runs.config import load_config
 from sb3_vla.vec_env.make import preload_workers

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import metaworld  # noqa: F401  # registers its environments
 import numpy as np
 from measure import alternate, clock, ratio, row, save
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-import metaworld  # noqa: F401  # registers its environments
 from sb3_vla import SharedMemoryVecEnv, make_vla_vec_env
 from sb3_vla.runs.config import load_config
 from sb3_vla_envs import Camera, make_env_fns

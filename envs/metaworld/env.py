@@ -17,10 +17,9 @@ from .simulator import build_expert, build_simulator
 from .suite import METAWORLD
 
 if TYPE_CHECKING:
+    import mujoco
     from metaworld.policies.policy import Policy
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
-
-    import mujoco
 
     from ..mujoco.rendering import SceneRenderer
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import mujoco
     from metaworld.policies.policy import Policy
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
     from numpy.typing import NDArray
-
-    import mujoco
 
     _Simulator = SawyerXYZEnv
 else:

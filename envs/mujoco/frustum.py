@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
-
-import mujoco
 
 
 def outside_view(model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, aspect: float) -> NDArray[np.bool_]:

@@ -10,10 +10,9 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
-
-import mujoco
 
 _INSTALL_HINT = (
     'quality="fast" needs fast-simplification: pip install fast-simplification, or ask for quality="plain", which '

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
-
-import mujoco
 
 from ..argument_checks import check_choice
 from .camera import QUALITIES, Camera, Quality

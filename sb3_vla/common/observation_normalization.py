@@ -18,11 +18,11 @@ def observation_normalizer(model: Any) -> VecNormalize | None:
         return normalizer
     if keys := getattr(model, "normalized_keys", ()):
         raise ValueError(
-            f"In training VecNormalize normalised the observations {list(keys)} of this model, but its statistics are not here. "
-            "They are in a file of their own: save them beside the model by "
+            f"In training VecNormalize normalised the observations {list(keys)} of this model, which is here without the "
+            "statistics. They are in a file of their own: save them beside the model by "
             "model.get_vec_normalize_env().save('vecnormalize.pkl'), load both by "
-            "PPOSelfBC.load('model.zip', env=VecNormalize.load('vecnormalize.pkl', venv)), and give that model, not its policy "
-            "alone."
+            "PPOSelfBC.load('model.zip', env=VecNormalize.load('vecnormalize.pkl', venv)), and give that model, not its "
+            "policy alone."
         )
     return None
 

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
+import mujoco
 import numpy as np
 import pytest
 
-import mujoco
 from sb3_vla_envs import Camera, MetaWorldEnv, SceneRenderer, resolve_tasks
 from sb3_vla_envs.mujoco.gl_context import shared_gl_context
 

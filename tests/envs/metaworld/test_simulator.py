@@ -1,12 +1,12 @@
 import sys
 from types import FunctionType
 
+import mujoco
 import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-import mujoco
 from sb3_vla_envs import MT50, sample_goals
 from sb3_vla_envs.metaworld import simulator
 from sb3_vla_envs.metaworld.simulator import build_expert, build_simulator

@@ -3,10 +3,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
-import mujoco
 from sb3_vla_envs import Camera, SceneRenderer
 from sb3_vla_envs.mujoco import mesh_decimation
 from sb3_vla_envs.mujoco.mesh_decimation import cache_directory, decimate, vertex_normals, with_decimated_meshes

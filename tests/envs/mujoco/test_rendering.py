@@ -3,10 +3,10 @@ import random
 import subprocess
 import sys
 
+import mujoco
 import numpy as np
 import pytest
 
-import mujoco
 from sb3_vla_envs import Camera, MetaWorldEnv, SceneRenderer, make_vla_env
 from sb3_vla_envs.mujoco import rendering
 from sb3_vla_envs.mujoco.gl_context import SharedGLContext, shared_gl_context
