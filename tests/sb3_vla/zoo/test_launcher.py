@@ -252,7 +252,7 @@ def test_every_configuration_adds_up(algo, env_id):
 @pytest.mark.parametrize(("algo", "env_id"), configured())
 def test_every_configuration_trains(algo, env_id, tmp_path):
     options = ["-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "--verbose", "0", "-f", str(tmp_path)]
-    example = env_id.replace("*-v3", "drawer-close-v3")
+    example = env_id.replace("*-v3", "drawer-close-v3").replace("*-v4", "FetchReach-v4")
     main(["train", "--algo", algo, "--env", example, *options, "-params", *TINY[algo]])
     (model,) = tmp_path.glob(f"{algo}/*_1/{example.replace('/', '-')}.zip")
     assert ALGORITHMS[algo].load(model).action_space.shape[0] == chunks_of(read_config(algo)[env_id])["chunk_size"]
