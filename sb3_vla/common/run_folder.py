@@ -54,8 +54,8 @@ class RunFolder:
         :param command: The command that makes the run, as one would type it
         :param config: Everything that determines the run; plain numbers, strings, lists and dicts
         :return: The folder
-        :raises FileExistsError: if something is in the folder already: a run is never overwritten
-        :raises TypeError: if the configuration holds something that YAML can't
+        :raises FileExistsError: If something is in the folder already: a run is never overwritten
+        :raises TypeError: If the configuration holds something that YAML can't
         """
         folder = cls(path)
         try:
@@ -83,8 +83,8 @@ class RunFolder:
 
         :param path: A folder that :meth:`create` made
         :return: The folder
-        :raises FileNotFoundError: if there is no such folder
-        :raises ValueError: if the folder holds no run
+        :raises FileNotFoundError: If there is no such folder
+        :raises ValueError: If the folder holds no run
         """
         folder = cls(path)
         if not folder.path.is_dir():

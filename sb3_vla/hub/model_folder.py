@@ -55,10 +55,10 @@ def save_for_hub(
     :param demonstrations: File of demonstrations to publish, e.g. what ``model.save_replay_buffer`` wrote; by default none are
     :param metadata: Metadata of the card beside its own, e.g. ``{"license": "mit", "base_model": "user/name"}``
     :return: Names of the files
-    :raises ValueError: if ``repo_id`` is no repository's id, a video is no GIF, the evaluations don't fit, or the model reads
+    :raises ValueError: If ``repo_id`` is no repository's id, a video is no GIF, the evaluations don't fit, or the model reads
         observations that ``VecNormalize`` standardises: the Hub's users would lack its statistics
-    :raises FileNotFoundError: if a file is missing
-    :raises FileExistsError: if there is something in the folder
+    :raises FileNotFoundError: If a file is missing
+    :raises FileExistsError: If there is something in the folder
     """
     check_repo_id(repo_id)
     check_portable(model)
@@ -103,7 +103,7 @@ def check_new_folder(folder: str | Path) -> Path:
     """
     :param folder: A folder to write
     :return: The folder
-    :raises FileExistsError: if there is something in it
+    :raises FileExistsError: If there is something in it
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -114,7 +114,7 @@ def check_new_folder(folder: str | Path) -> Path:
 def check_portable(model: PPOSelfBC) -> None:
     """
     :param model: The model
-    :raises ValueError: if its zip file alone is not enough to act with it
+    :raises ValueError: If its zip file alone is not enough to act with it
     """
     if model.normalized_keys:
         raise ValueError(
@@ -129,7 +129,7 @@ def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: E
     :param model: The model
     :param result: Its evaluation
     :param baseline: Evaluation of the model before post-training
-    :raises ValueError: if the evaluations can't be those of the model, or can't be compared
+    :raises ValueError: If the evaluations can't be those of the model, or can't be compared
     """
     if baseline is not None:
         if result is None:

@@ -24,9 +24,9 @@ def push_to_hub(
     :param private: Whether a new repository is private, by default as the owner's settings say
     :param commit_message: Message of the commit
     :return: Where it is now
-    :raises FileNotFoundError: if there is no such folder, or no model card in it
-    :raises ValueError: if ``repo_id`` is no repository's id
-    :raises PermissionError: if there is no token, or the Hub does not accept it
+    :raises FileNotFoundError: If there is no such folder, or no model card in it
+    :raises ValueError: If ``repo_id`` is no repository's id
+    :raises PermissionError: If there is no token, or the Hub does not accept it
     """
     if not (Path(folder) / "README.md").is_file():
         raise FileNotFoundError(f"there is no model card '{folder}/README.md': give the folder that save_for_hub wrote")
@@ -61,7 +61,7 @@ def create_repo(repo_id: str, token: str | None = None, private: bool | None = N
 def check_repo_id(repo_id: str) -> None:
     """
     :param repo_id: Id of a repository
-    :raises ValueError: if it is none, or without its owner
+    :raises ValueError: If it is none, or without its owner
     """
     validate_repo_id(repo_id)
     if "/" not in repo_id:

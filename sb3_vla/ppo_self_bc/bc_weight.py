@@ -155,8 +155,8 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
     :param bc_weight: A number (a constant weight), the name of a rule, or a rule
     :param kwargs: Arguments of a rule given by name
     :return: The rule
-    :raises ValueError: if there is no rule of that name, or an argument is out of range
-    :raises TypeError: if the rule has no such argument, or ``kwargs`` go with a number or a rule
+    :raises ValueError: If there is no rule of that name, or an argument is out of range
+    :raises TypeError: If the rule has no such argument, or ``kwargs`` go with a number or a rule
     """
     if isinstance(bc_weight, str):
         if bc_weight not in BC_WEIGHTS:

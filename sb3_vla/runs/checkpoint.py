@@ -47,7 +47,7 @@ def load_checkpoint(folder: str | os.PathLike[str], env: VecEnv, device: str = "
     :param env: Environments like those of the run
     :param device: Where the model goes
     :return: The model
-    :raises FileNotFoundError: if there is no complete checkpoint
+    :raises FileNotFoundError: If there is no complete checkpoint
     """
     folder = find_checkpoint(folder)
     model = PPOSelfBC.load(folder / "model.zip", env=env, device=device)
@@ -61,7 +61,7 @@ def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """
     :param folder: Where :func:`save_checkpoint` wrote, even if it was killed while doing so
     :return: The folder, with a complete checkpoint in it
-    :raises FileNotFoundError: if there is no complete checkpoint
+    :raises FileNotFoundError: If there is no complete checkpoint
     """
     folder = Path(folder)
     _complete_swap(folder)
@@ -76,7 +76,7 @@ def checkpoint_timesteps(folder: str | os.PathLike[str]) -> int:
     """
     :param folder: Where :func:`save_checkpoint` wrote
     :return: Timesteps that the run had done by then
-    :raises FileNotFoundError: if there is no complete checkpoint
+    :raises FileNotFoundError: If there is no complete checkpoint
     """
     data, _, _ = load_from_zip_file(find_checkpoint(folder) / "model.zip", device="cpu")
     assert data is not None

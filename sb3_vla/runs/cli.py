@@ -158,7 +158,7 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
 def _refuse_existing(path: str | None) -> None:
     """
     :param path: File to write, or ``None``
-    :raises FileExistsError: if there is one
+    :raises FileExistsError: If there is one
     """
     if path and Path(path).exists():
         raise FileExistsError(f"{path!r} exists already: give another file, or remove it")

@@ -80,7 +80,7 @@ class Config:
     :param sft: Arguments of :func:`~sb3_vla.fine_tune`
     :param train: How PPOSelfBC post-trains
     :param eval: Arguments of :func:`~sb3_vla.evaluate_on_tasks`
-    :raises ValueError: if a setting would break what a run promises
+    :raises ValueError: If a setting would break what a run promises
     """
 
     suite: str
@@ -119,7 +119,7 @@ class Config:
     def check_resumes(self, began: "Config") -> None:
         """
         :param began: Configuration that a run began with, which is to go on with this one
-        :raises ValueError: if they differ in what a run can't change on its way
+        :raises ValueError: If they differ in what a run can't change on its way
         """
         check_unchanged(self, began)
 
@@ -151,7 +151,7 @@ def load_config(
         suite's default tasks
     :param overrides: Settings that go over those of the file, sections as dictionaries; ``None`` counts as not given
     :return: The configuration
-    :raises ValueError: if the file is no YAML mapping, or there is no such setting, or it must not have that value
+    :raises ValueError: If the file is no YAML mapping, or there is no such setting, or it must not have that value
     """
     arguments = {"suite": suite, "tasks": tasks, **overrides}
     layers = [("", {key: _given(value) for key, value in arguments.items()})]
@@ -198,7 +198,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     :param path: YAML file with settings, or what a run wrote: its command, and its settings under the key ``config``
     :return: The settings
-    :raises ValueError: if it is no YAML mapping
+    :raises ValueError: If it is no YAML mapping
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
@@ -230,7 +230,7 @@ def _named_after(source: str) -> Iterator[None]:
 def _check_names(settings: Mapping[str, Any]) -> None:
     """
     :param settings: Some settings; an empty one changes nothing
-    :raises ValueError: if there is no such setting or section, or one of the settings above the sections must not be so
+    :raises ValueError: If there is no such setting or section, or one of the settings above the sections must not be so
     """
     for name, value in settings.items():
         if name not in _TYPES:

@@ -41,9 +41,9 @@ def check_training(
     :param config: Configuration
     :param initial_model: Model to start from, or ``None``
     :param demonstrations: What to imitate
-    :raises ValueError: if the configuration does not work, or the initial model or the demonstrations do not fit it
-    :raises FileNotFoundError: if there is no such model
-    :raises RuntimeError: if no OpenGL library is installed
+    :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
+    :raises FileNotFoundError: If there is no such model
+    :raises RuntimeError: If no OpenGL library is installed
     """
     # All tasks in one environment, and as many chunks an update as from n_envs of them
     arguments = config.train.model_arguments()
@@ -66,8 +66,8 @@ def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
 
     :param config: Configuration
     :param model: Model to evaluate or record, or ``None``
-    :raises ValueError: if the configuration does not work, or the model does not fit it
-    :raises RuntimeError: if no OpenGL library is installed
+    :raises ValueError: If the configuration does not work, or the model does not fit it
+    :raises RuntimeError: If no OpenGL library is installed
     """
     settings = config.env_settings() if model is None else model_settings(model, **config.acting_settings())
     with _refusals():
@@ -83,7 +83,7 @@ def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
 def check_experts(config: Config) -> None:
     """
     :param config: Configuration
-    :raises ValueError: if the suite has no expert for one of the tasks
+    :raises ValueError: If the suite has no expert for one of the tasks
     """
     suite = get_suite(config.suite)
     without = [task for task in config.tasks if not suite.has_expert(task)]
@@ -98,10 +98,10 @@ def check_resuming(config: Config, folder: RunFolder) -> None:
     """
     :param config: Configuration with which a run is to go on
     :param folder: The run's folder
-    :raises ValueError: if it differs from the one that the run began with in what a run can't change on its way, or the run
+    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, or the run
         is further than it says
-    :raises FileNotFoundError: if there is no checkpoint
-    :raises RuntimeError: if there is no such device
+    :raises FileNotFoundError: If there is no checkpoint
+    :raises RuntimeError: If there is no such device
     """
     config.check_resumes(load_config(folder.began_file))
     get_device(config.device)
@@ -128,7 +128,7 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     :param config: Configuration
     :param path: Where to write
     :return: The demonstrations
-    :raises FileExistsError: if the file exists
+    :raises FileExistsError: If the file exists
     """
     if Path(path).exists():
         raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
@@ -183,7 +183,7 @@ def post_train(
     :param demonstrations: What the demonstration buffer holds at the start
     :param progress: Whether to show a progress bar
     :return: The model
-    :raises ValueError: if the initial model or the demonstrations do not fit the environment
+    :raises ValueError: If the initial model or the demonstrations do not fit the environment
     """
     venv = _training_env(config)
     try:
@@ -203,7 +203,7 @@ def resume_training(config: Config, folder: RunFolder, progress: bool = True) ->
     :param folder: The run's folder
     :param progress: Whether to show a progress bar
     :return: The model
-    :raises FileNotFoundError: if there is no checkpoint
+    :raises FileNotFoundError: If there is no checkpoint
     """
     venv = _training_env(config)
     try:
@@ -265,8 +265,8 @@ def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
     :param path: A model's zip file
     :param device: Where it goes
     :return: The model
-    :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if it is no PPOSelfBC model
+    :raises FileNotFoundError: If there is no such file
+    :raises ValueError: If it is no PPOSelfBC model
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")

@@ -60,8 +60,8 @@ def plot_learning_curves(progress_csv: str | Path, path: str | Path, baseline: E
     :param progress_csv: the file of SB3's ``CSVOutputFormat``
     :param path: the PNG to write
     :param baseline: evaluation from before training (SFT), drawn as dashed lines
-    :raises FileNotFoundError: if there is no such log
-    :raises ValueError: if the log has no ``time/primitive_steps``, or nothing to draw over it
+    :raises FileNotFoundError: If there is no such log
+    :raises ValueError: If the log has no ``time/primitive_steps``, or nothing to draw over it
     """
     columns = _read_progress(progress_csv)
     panels = [panel for panel in _PANELS if any(column in columns for column in _columns_of(panel))]
@@ -248,7 +248,7 @@ def _figure(width: float, height: float) -> "Figure":
     :param width: inches
     :param height: inches
     :return: an empty figure outside pyplot's global state, which would keep every figure and may want a display
-    :raises ImportError: if matplotlib isn't installed
+    :raises ImportError: If matplotlib isn't installed
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -20,8 +20,8 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
     :param path: The run folder
     :param demonstrations: Whether to publish the demonstration buffer of the last checkpoint
     :return: Arguments of :func:`~sb3_vla.save_for_hub`, and a line on each thing that is not there
-    :raises FileNotFoundError: if there is no run, no model, or no demonstration buffer where it is asked for
-    :raises ValueError: if a file is not what its name says
+    :raises FileNotFoundError: If there is no run, no model, or no demonstration buffer where it is asked for
+    :raises ValueError: If a file is not what its name says
     """
     run = RunFolder.open(path)
     is_post_trained = run.model.is_file()

@@ -58,7 +58,7 @@ def check_section(name: str, section: type[Any], values: Any) -> None:
     :param name: Name of the section
     :param section: Its dataclass
     :param values: What is to be some of its settings
-    :raises ValueError: if it is no mapping, has a name that the section does not have, or a value of a wrong type or size
+    :raises ValueError: If it is no mapping, has a name that the section does not have, or a value of a wrong type or size
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a mapping of settings, got {values!r}")
@@ -75,7 +75,7 @@ def make_section(name: str, section: type[Section], values: Mapping[str, Any]) -
     :param section: Its dataclass, which may check its values itself
     :param values: Its settings, see :func:`check_section`
     :return: The section
-    :raises ValueError: if the section refuses a value
+    :raises ValueError: If the section refuses a value
     """
     try:
         return section(**values)
@@ -90,7 +90,7 @@ def check_unchanged(now: Any, began: Any, name: str = "") -> None:
     :param now: A section with which a run is to go on
     :param began: The same section as the run began with it
     :param name: Full name of the section and a dot
-    :raises ValueError: if they differ in a setting that a run can't change on its way
+    :raises ValueError: If they differ in a setting that a run can't change on its way
     """
     for each in fields(now):
         after, before = getattr(now, each.name), getattr(began, each.name)
@@ -137,7 +137,7 @@ def check_value(name: str, value: Any, hint: Any, at_least: float | None = None)
     :param value: Its value
     :param hint: Its type
     :param at_least: Least number allowed, ``None`` for no limit
-    :raises ValueError: if the value is of another type, not finite or too small
+    :raises ValueError: If the value is of another type, not finite or too small
     """
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {' or '.join(_words(hint))}, got {value!r}")

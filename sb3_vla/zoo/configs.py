@@ -17,8 +17,8 @@ def find_config(algo: str, env_id: str, conf_file: str | None = None) -> tuple[s
         (``sac.yml``, ``zoo_configs/sac.yml``), which need not lie in the working directory
     :return: The file, ``None`` for the zoo's own, and its entry that counts: that of the environment, or else the first whose
         name is a pattern that the environment's id matches (``Namespace/*``)
-    :raises FileNotFoundError: if there is no such file, here or among ours
-    :raises ValueError: if our files have no hyperparameters for the algorithm and the environment, and the zoo can't have any
+    :raises FileNotFoundError: If there is no such file, here or among ours
+    :raises ValueError: If our files have no hyperparameters for the algorithm and the environment, and the zoo can't have any
     """
     entries = (Path(str(entry)) for entry in files("sb3_vla.zoo_configs").iterdir())
     ours = {path.name: path for path in entries if path.suffix == ".yml"}

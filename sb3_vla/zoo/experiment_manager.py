@@ -68,7 +68,7 @@ class ChunkExperimentManager(ExperimentManager):
         Read the configuration and what the command line changes of it.
 
         :return: Hyperparameters, and those that are saved
-        :raises ValueError: if there is a ``chunk_size``, but the environment has no chunks
+        :raises ValueError: If there is a ``chunk_size``, but the environment has no chunks
         """
         # The zoo would let those of the command line replace all of the configuration's
         given, self.env_kwargs = self.env_kwargs, {}
@@ -115,7 +115,7 @@ class ChunkExperimentManager(ExperimentManager):
         :param chunk_size: New chunk size, ``None`` for that of the configuration
         :param gamma: New discount factor; only counts for PPOSelfBC, which discounts each primitive step
         :return: The same with chunk size and discount in the arguments of what makes the chunks
-        :raises ValueError: if nothing makes chunks, but there is a chunk size
+        :raises ValueError: If nothing makes chunks, but there is a chunk size
         """
         hyperparams = copy.deepcopy(hyperparams)
         settings, defaults = chunk_settings(hyperparams, self.env_name.gym_id)

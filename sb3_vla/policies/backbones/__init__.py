@@ -17,8 +17,8 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     :param state_dim: Length of the state vector
     :param kwargs: Passed on to the backbone
     :return: The backbone
-    :raises ValueError: if there is no such checkpoint
-    :raises TypeError: if ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`
+    :raises ValueError: If there is no such checkpoint
+    :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`
     """
     if isinstance(backbone, type) and issubclass(backbone, VLABackbone):
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's

@@ -78,8 +78,8 @@ class VLABackbone(nn.Module, ABC):
         Exclude parts from training.
 
         :param parts: Names out of :attr:`parts`
-        :raises TypeError: if it is a single string
-        :raises ValueError: if there is no part of that name
+        :raises TypeError: If it is a single string
+        :raises ValueError: If there is no part of that name
         """
         if isinstance(parts, str):
             raise TypeError(f"frozen must be a sequence of names, got the string {parts!r}: give ({parts!r},)")

@@ -65,7 +65,7 @@ class SmolVLMBackbone(VLABackbone):
     :param image_mean: Mean of each colour channel, of values in [0, 1]
     :param image_std: Standard deviation of each colour channel
     :param image_size: Images are resized to this height and width in pixels; ``None`` leaves them as they are
-    :raises ValueError: if an image can't be cut into whole patches (in :meth:`forward`)
+    :raises ValueError: If an image can't be cut into whole patches (in :meth:`forward`)
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class SmolVLMBackbone(VLABackbone):
         :param state_dim: Length of the state vector
         :param kwargs: Replace what the checkpoint says, e.g. ``image_size``
         :return: The backbone with the checkpoint's weights, in float32
-        :raises ValueError: if there is no such checkpoint, or if it is not a SmolVLM
+        :raises ValueError: If there is no such checkpoint, or if it is not a SmolVLM
         """
         config = _load_pretrained(AutoConfig, name_or_path)
         if config.model_type != "smolvlm":
@@ -152,7 +152,7 @@ class SmolVLMBackbone(VLABackbone):
         """
         :param images: One entry a camera: ``(batch, 3, height, width)``, uint8
         :return: ``(batch, tokens of all cameras, features_dim)``
-        :raises ValueError: if an image can't be cut into whole patches
+        :raises ValueError: If an image can't be cut into whole patches
         """
         return th.cat([self._encode_image(name, image) for name, image in images.items()], dim=1)
 
@@ -252,7 +252,7 @@ def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     :param name_or_path: Name or folder of a checkpoint
     :param kwargs: Arguments of its ``from_pretrained``
     :return: What it loads
-    :raises ValueError: if there is no such checkpoint, or this part of it is missing
+    :raises ValueError: If there is no such checkpoint, or this part of it is missing
     """
     try:
         return auto_class.from_pretrained(name_or_path, **kwargs)
