@@ -164,7 +164,7 @@ def test_cache_that_cannot_be_written_does_no_harm(home, tmp_path, monkeypatch):
 def test_missing_library_names_the_extra_and_the_way_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_simplification", None)
     model = model_of(large=(*ball(stretch=1.2), None))
-    with pytest.raises(ImportError, match=r"sb3-vla\[metaworld\].*quality=\"plain\""):
+    with pytest.raises(ImportError, match=r"pip install fast-simplification.*quality=\"plain\""):
         SceneRenderer(model, [Camera("front")])
     SceneRenderer(model, [Camera("front")], "plain")
     SceneRenderer(model_of(small=(*ball(n=10), None)), [Camera("front")])  # nothing to decimate
