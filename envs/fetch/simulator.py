@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cameras import SLIDE_VIEWS, VIEWS
+from .cameras import MARKER_RADIUS, SLIDE_VIEWS, VIEWS, View
 from .tasks import TASKS
+
+if TYPE_CHECKING:
+    import mujoco
 
 # The mixin needs no Gymnasium-Robotics before it is mixed in.
 _Simulator: Any = object
@@ -27,7 +31,7 @@ class FetchSimulator(_Simulator):
         """``MujocoRobotEnv``'s, with another model of the same numbers."""
         import mujoco
 
-        self.model = _with_views(self.fullpath, self.views)
+        self.model = _seen_from(self.fullpath, self.views)
         self.data = mujoco.MjData(self.model)
         self._model_names = self._utils.MujocoModelNames(self.model)
         self._env_setup(initial_qpos=self.initial_qpos)
@@ -89,8 +93,11 @@ def _import(module: str, name: str) -> Any:
         raise ImportError("Gymnasium-Robotics is not installed: pip install 'sb3-vla[fetch]'") from error
 
 
-def _with_views(path: str, views: Any) -> Any:
-    """The model of an XML file, with cameras added, and without the green crosshair that shows where the gripper is led."""
+def _seen_from(path: str, views: Mapping[str, View]) -> mujoco.MjModel:
+    """
+    The model of an XML file, with cameras added and a larger marker, and without the green crosshair that shows where the
+    gripper is led: another picture of the same physics.
+    """
     import mujoco
 
     spec = mujoco.MjSpec.from_file(path)
@@ -99,4 +106,6 @@ def _with_views(path: str, views: Any) -> Any:
         camera.alt.type, camera.alt.xyaxes = mujoco.mjtOrientation.mjORIENTATION_XYAXES, view.axes
     for geom in (geom for body in spec.bodies if body.mocap for geom in body.geoms):
         geom.rgba = np.zeros(4)
+    for marker in (site for site in spec.sites if site.name == "target0"):
+        marker.size = np.full(3, MARKER_RADIUS)
     return spec.compile()

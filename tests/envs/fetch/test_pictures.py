@@ -38,13 +38,13 @@ def test_goal_marker_shows_where_the_goal_is_in_one_view_at_least(task, quality)
             rows, columns = np.nonzero(is_red(renderer.render(env.data, index)))
             row, column = place_in_picture(env, camera, seen[28:31])
             assert 2 < row < 94 and 2 < column < 94  # whole and inside both pictures
-            near = (np.abs(rows - row) < 5) & (np.abs(columns - column) < 5)
+            near = (np.abs(rows - row) < 7) & (np.abs(columns - column) < 7)
             shown.append(near.sum())
         visible.append(shown)
     visible = np.array(visible)
-    # A ball of 4 cm covers some 20 pixels (12 in slide's wider view), unless the arm or the block stands before it.
-    assert (visible.max(axis=1) >= 6).mean() >= 0.95
-    assert np.median(visible) >= 9
+    # A ball of 7 cm covers some 80 pixels (30 in slide's wider view), unless the arm or the block stands before it.
+    assert (visible.max(axis=1) >= 20).mean() >= 0.95
+    assert np.median(visible) >= 25
 
 
 @pytest.mark.parametrize("task", [task for task, facts in TASKS.items() if facts.has_object])
