@@ -8,8 +8,6 @@ SEEDS ?= 0
 TORCH_OPTIONS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
-# Torch's threads wait without spinning, so that two runs share a machine; a setting of your own counts
-export OMP_WAIT_POLICY ?= passive
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test check format setup system results ablations benchmark benchmark-quickstart chunking clean
@@ -35,14 +33,14 @@ ablations: setup  ## After the quickstart: post-train its SFT model again with o
 		$(BIN)/sb3-vla eval runs/$$name-seed$(SEED)/model.zip --out results/ablations/$$name.json; \
 	done
 
-benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the README's table
+benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the table in docs/speed.md
 	set -e; for name in frames vec_envs chunk update learning busy table; do $(BIN)/python benchmarks/speed/$$name.py; done
 
 benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)
 	$(BIN)/python benchmarks/speed/table.py
 
-chunking: setup  ## PPO and SAC with and without chunks, half an hour; what is in results/chunking is not run again
+chunking: setup  ## PPO and SAC with and without chunks, half an hour; what is in results/chunking is not run again; writes docs/environments.md's table
 	$(BIN)/python benchmarks/chunking.py
 
 test: setup  ## Run the tests, offline
