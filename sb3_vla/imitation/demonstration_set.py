@@ -125,7 +125,7 @@ class DemonstrationSet:
         keys = list(self._observation_spaces())
         encoded = NOT_ENCODED
         # VecNormalize's statistics go on changing, and with them what could be computed once
-        if cache is not None and normalizer is None:
+        if cache is not None and cache.is_useful and normalizer is None:
             encoded = cache.at(pairs)
             keys = cache.stored_keys(keys)
         return DemonstrationSamples(

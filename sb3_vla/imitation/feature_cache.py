@@ -29,6 +29,8 @@ class FeatureCache:
     def __init__(self, adapter: PolicyAdapter, device: th.device | str) -> None:
         self.adapter = adapter
         self.device = device
+        #: Whether any part is frozen
+        self.is_useful = adapter.stored_space != adapter.read_space
         self._version = adapter.encoding_version()
         # By its id, as an episode can't be hashed; the reference forgets what was made of an episode that is gone
         self._known: dict[int, tuple[weakref.ref[Demonstration], EncodedObservations]] = {}
@@ -69,7 +71,8 @@ class FeatureCache:
 
     def _of(self, episode: Demonstration) -> EncodedObservations:
         reference, encoded = self._known.get(id(episode), (None, EncodedObservations()))
-        if reference is None:
+        # Of a deep copy of this cache no reference says when an episode is gone
+        if reference is None or reference() is not episode:
             pieces = []
             for start in range(0, len(episode), _MAX_ENCODED):
                 part = {key: np.asarray(value[start : start + _MAX_ENCODED]) for key, value in episode.observations.items()}
