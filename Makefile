@@ -40,7 +40,7 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)
 	$(BIN)/python benchmarks/speed/table.py
 
-chunking: setup  ## PPO and SAC with and without chunks, half an hour; what is in results/chunking is not run again; writes docs/environments.md's table
+chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
 
 test: setup  ## Run the tests, offline
