@@ -3,7 +3,7 @@ Chunked against single actions under SB3's own PPO and SAC: same primitive steps
 chunks change, SAC's first 1000 primitive steps at random, and LEARNING_RATE and GAMMA below), three seeds.
 
 ``make chunking`` (half an hour on two cores) runs what is not in results/chunking yet, two runs at a time, and
-writes the README's table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive
+writes the docs' table and results/chunking/curves.png. A chunk of h actions is one timestep: PPO collects as many primitive
 steps an update, SAC takes one gradient step a decision, both discount by gamma ** h.
 """
 
@@ -28,7 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_vla_envs import ChunkedActionWrapper
 
 FOLDER = Path(__file__).parent.parent / "results" / "chunking"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "environments.md"
 # Of a primitive step. PPO's defaults do not learn Pendulum; these are rl-baselines3-zoo's
 GAMMA = {("PPO", "Pendulum-v1"): 0.9}
 LEARNING_RATE = {("PPO", "Pendulum-v1"): 1e-3}
@@ -160,7 +160,7 @@ def scores(task: str, runs: list[dict[str, Any]]) -> NDArray[np.float64]:
 
 def table() -> str:
     """
-    :return: The README's table: each seed's last evaluation, and the mean over all of them
+    :return: The documentation's table: each seed's last evaluation, and the mean over all of them
     """
     lines = [
         "| algorithm, task | score | primitive steps | chunk | at the end, by seed | mean over training | CPU time |",
@@ -214,9 +214,9 @@ def main() -> None:
         for _ in pool.imap_unordered(train, missing):
             pass
     plot(FOLDER / "curves.png")
-    before, rest = README.read_text(encoding="utf-8").split("<!-- chunking: begin -->")
+    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- chunking: begin -->")
     after = rest.split("<!-- chunking: end -->")[1]
-    README.write_text(
+    PAGE.write_text(
         f"{before}<!-- chunking: begin -->\n{table()}\n<!-- chunking: end -->{after}",
         encoding="utf-8",
     )

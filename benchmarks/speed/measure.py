@@ -59,7 +59,7 @@ def ratio(slow: Sequence[float], quick: Sequence[float]) -> dict[str, float]:
 
 def row(what: str, ours: str, other: str, ratios: Mapping[str, float], bar: str = "") -> dict[str, Any]:
     """
-    A row of the README's table.
+    A row of the table in docs/speed.md.
 
     :param what: What is measured
     :param ours: Our figure, with its unit

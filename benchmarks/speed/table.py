@@ -1,10 +1,10 @@
-"""Writes the README's table of speed from benchmarks/results: python benchmarks/speed/table.py"""
+"""Writes the table of docs/speed.md from benchmarks/results: python benchmarks/speed/table.py"""
 
 import json
 
 from measure import RESULTS, table_line
 
-README = RESULTS.parents[1] / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->"
 # In the order of the table
 BENCHMARKS = ("frames", "vec_envs", "chunk", "update", "learning", "busy", "quickstart")
@@ -17,10 +17,10 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             lines += [table_line(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    PAGE.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

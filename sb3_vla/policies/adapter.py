@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from ..common.chunk_mask import executed_mask, masked_mse
@@ -63,8 +63,6 @@ class PolicyAdapter:
     needs_chunks: bool = False
     #: Names of the optimizer's parameter groups that may have a learning rate of their own
     parts: tuple[str, ...] = ()
-    #: Pictures and prompts, which ``VecNormalize`` must leave alone
-    byte_keys: tuple[str, ...] = ()
     #: Whether a chunk's likelihood is the product of its steps', as a ratio per chunk needs it
     steps_are_independent: bool = True
     #: Observations that the value function reads, ``None`` for all
@@ -81,6 +79,14 @@ class PolicyAdapter:
     def _check_bc_loss(self) -> None:
         if self.bc_loss == "mse" and not isinstance(self.policy.action_space, spaces.Box):
             raise ValueError(f"bc_loss='mse' needs a Box action space, got {self.policy.action_space}: use bc_loss='nll'")
+
+    @staticmethod
+    def byte_keys(observation_space: spaces.Space) -> tuple[str, ...]:
+        """
+        :param observation_space: Observation space of an environment
+        :return: Pictures and prompts, which ``VecNormalize`` must leave alone
+        """
+        return ()
 
     @property
     def read_space(self) -> spaces.Space:
@@ -186,5 +192,13 @@ def adapt(policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = Fals
     :param chunked: See :class:`PolicyAdapter`
     :return: Its adapter
     """
-    adapter_class: type[PolicyAdapter] = getattr(policy, "adapter_class", PolicyAdapter)
-    return adapter_class(policy, bc_loss, chunked)
+    return adapter_class_of(type(policy))(policy, bc_loss, chunked)
+
+
+def adapter_class_of(policy_class: type[BasePolicy]) -> type[PolicyAdapter]:
+    """
+    :param policy_class: Any policy's class
+    :return: The class of its adapter
+    """
+    adapter_class: type[PolicyAdapter] = getattr(policy_class, "adapter_class", PolicyAdapter)
+    return adapter_class

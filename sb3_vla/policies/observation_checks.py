@@ -109,9 +109,10 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
         elif key == "instruction":
             _check_instruction(space, observation_space)
         elif key in ("state", "privileged") and not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            how = "flatten it" if isinstance(space, spaces.Box) else "make it a vector of numbers"
             raise ValueError(
-                f"VLAPolicy needs {key!r} as a Box of one dimension, got {space}: flatten it, e.g. with "
-                "gymnasium.wrappers.FlattenObservation or TransformObservation"
+                f"VLAPolicy needs {key!r} as a Box of one dimension, got {space}: {how}, e.g. with "
+                "gymnasium.wrappers.TransformObservation"
             )
 
 

@@ -44,10 +44,9 @@ class VLAPolicyAdapter(PolicyAdapter):
         """Whether the head draws the steps of a chunk independently."""
         return self.policy.head.steps_are_independent
 
-    @property
-    def byte_keys(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Pictures and prompt."""
-        return tuple(key for key in self.policy.read_keys if holds_bytes(key))
+    @staticmethod
+    def byte_keys(observation_space: spaces.Space) -> tuple[str, ...]:
+        return tuple(filter(holds_bytes, observation_space)) if isinstance(observation_space, spaces.Dict) else ()
 
     @property
     def critic_keys(self) -> tuple[str, ...] | None:  # type: ignore[override]

@@ -21,8 +21,8 @@ from sb3_vla_envs.wrappers.episode_progress import task_name
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
-from ..policies.adapter import PolicyAdapter, adapt
-from .environment_checks import check_chunks, check_frame_stack, check_normalization
+from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
+from .environment_checks import check_chunks, check_frame_stack, check_no_text, check_normalization
 from .episode_recorder import EpisodeRecorder
 from .finite import check_observations, check_rewards, check_weights
 from .parameters import fit_optimizer_state, merge_policy_kwargs
@@ -65,12 +65,18 @@ class ChunkedPPO(PPO):
             )
         if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps those that it was made with
             self._given_policy_kwargs = {**self.policy_kwargs}
+        self._check_normalization()  # which else shows only in what the policy does not understand
         super()._setup_model()
         self._adapt()
         # What is saved must rebuild with no network and no checkpoint at hand
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}
         if self.adapter.stored_space != self.observation_space:
             self.rollout_buffer = self._make_rollout_buffer(self.adapter.stored_space)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_no_text(env.observation_space)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _adapt(self) -> None:
         """
@@ -82,7 +88,6 @@ class ChunkedPPO(PPO):
         if self.env is not None:
             if check_chunks(self.env, self.gamma, self.adapter.needs_chunks):
                 self.adapter = adapt(self.policy, self.bc_loss, chunked=True)
-            self.normalized_keys = check_normalization(self.env, self.adapter.byte_keys)
         self.adapter.note_normalized(self.normalized_keys)
         self._cache = FeatureCache(self.adapter, self.device)
         self._recorder = None
@@ -109,6 +114,7 @@ class ChunkedPPO(PPO):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
+        self._check_normalization()
         self._adapt()
         self._check_frame_stack()
 
@@ -117,6 +123,12 @@ class ChunkedPPO(PPO):
         """The environment's wrapper that normalises observations, if there is one."""
         normalize = self._vec_normalize_env
         return normalize if normalize is not None and normalize.norm_obs else None
+
+    def _check_normalization(self) -> None:
+        """:raises ValueError: If ``VecNormalize`` normalises pictures or prompts; see :func:`check_normalization`"""
+        if self.env is not None:
+            byte_keys = adapter_class_of(self.policy_class).byte_keys(self.env.observation_space)
+            self.normalized_keys = check_normalization(self.env, byte_keys)
 
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""

@@ -64,3 +64,16 @@ def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...
             f"{normalize_call(env.observation_space)}, for the evaluation environment too"
         )
     return keys
+
+
+def check_no_text(observation_space: spaces.Space) -> None:
+    """
+    :param observation_space: Observation space of an environment
+    :raises ValueError: If it holds text, which SB3 can't store
+    """
+    texts = [key for key, space in getattr(observation_space, "spaces", {}).items() if isinstance(space, spaces.Text)]
+    if texts:
+        raise ValueError(
+            f"the observations {texts} are text, which SB3 does not know: let sb3_vla_envs.InstructionObservation(env) make "
+            "bytes of the instruction, and leave out other texts"
+        )

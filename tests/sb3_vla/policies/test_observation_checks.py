@@ -117,6 +117,12 @@ def test_actions_of_other_bounds_are_learnt_as_well(bounds, make_model, make_dem
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
+def test_text_is_refused_with_what_makes_bytes_of_it(make_env, make_model):
+    env = Changed(make_env(), instruction=spaces.Text(16))
+    with pytest.raises(ValueError, match=r"\['instruction'\] are text.*InstructionObservation\(env\)"):
+        make_model(env)
+
+
 def test_unbounded_actions_are_refused(make_model):
     space = make_model().observation_space
     with pytest.raises(ValueError, match="needs bounded actions, as it scales them"):
@@ -135,7 +141,9 @@ def test_observations_that_are_not_read_are_named_once_and_not_stored(make_env, 
 
 
 def test_vec_normalize_over_pictures_or_prompts_is_refused_with_the_call_that_works(make_vec_env, make_model):
-    with pytest.raises(ValueError, match=r"write VecNormalize\(env, norm_obs_keys=\['privileged', 'state'\]\)"):
+    call = r"VecNormalize\(env, norm_obs_keys=\['privileged', 'state'\]\)"
+    message = rf"^VecNormalize would normalise \['image', 'instruction'\].* write {call}"
+    with pytest.raises(ValueError, match=message):
         make_model(VecNormalize(make_vec_env()))
     with pytest.raises(ValueError, match=r"would normalise \['instruction'\].*norm_obs_keys=\['privileged', 'state'\]"):
         make_model(VecNormalize(make_vec_env(), norm_obs_keys=["state", "instruction"]))

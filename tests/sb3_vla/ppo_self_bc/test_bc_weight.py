@@ -20,7 +20,7 @@ def test_constant():
     assert ConstantWeight(0.3)(TrainingStatistics(123)) == LossWeights(ppo=1.0, bc=0.3)
 
 
-def test_tanh_warmup_is_the_papers_closed_form():
+def test_tanh_warmup_fades_ppo_in_by_the_hyperbolic_tangent():
     rule = TanhWarmup(weight=0.7, warmup_timesteps=100)
     assert rule(TrainingStatistics(0)) == LossWeights(ppo=0.0, bc=0.7)
     assert rule(TrainingStatistics(50)).ppo == pytest.approx((math.e - 1) / (math.e + 1))  # tanh(1/2)
