@@ -43,6 +43,6 @@ SLIDE_VIEWS = {
     "side": View(position=(1.28, -0.9, 1.4), target=(1.28, 0.75, 0.46), fovy=33.0),
 }
 
-# In metres, instead of 0.02: 10 instead of 6 pixels wide at 96 pixels. A small policy then finds it in a tenth of the time:
-# after 600 batches of 64, a linear readout of the default backbone explains 97 % of the variance of goals, not 50 %.
+# In metres, instead of 0.02: 10 instead of 6 pixels wide at 96 pixels. A small policy finds it sooner: after 600 batches of 64
+# pictures of reach, the default backbone explains 98 % of the variance of goals, and 52 % with the smaller one (one seed).
 MARKER_RADIUS = 0.035
