@@ -41,6 +41,8 @@ class Demonstration:
             raise ValueError(
                 f"The arrays of a demonstration of task {self.task!r} must have one entry a chunk each, got lengths {lengths}"
             )
+        if not len(self):
+            raise ValueError(f"A demonstration of task {self.task!r} must have at least one chunk: leave empty episodes out")
         self._check_finite({"actions": self.actions, **self.observations})
         self._check_chunk_lengths()
         if steps_to_success is not None:

@@ -217,7 +217,7 @@ class GymTaskEnv(MultiTaskEnv):
 
     def _advance(self, action: Any) -> Outcome:
         self._seen, reward, terminated, truncated, info = self.task_env.step(action)
-        is_last = terminated or truncated or self._steps + 1 >= self.settings.horizon
+        is_last = terminated or truncated or self._steps + 1 >= self.horizon
         success = self._is_success(float(reward), terminated, info, is_last)
         return Outcome(success, float(reward), terminated, truncated)
 
@@ -234,9 +234,9 @@ class GymTaskEnv(MultiTaskEnv):
 
     def _goal_seed(self) -> int:
         """The seed of the current goal: which split it is of shows in its last bit, the other 30 are drawn."""
-        entropy = (zlib.crc32(self.task.encode()), self.settings.goal_seed, self.goal_index)
+        entropy = (zlib.crc32(self.task.encode()), self.goal_seed, self.goal_index)
         drawn = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 2
-        return 2 * drawn + (self.settings.goal_split == SPLITS[0])
+        return 2 * drawn + (self.goal_split == SPLITS[0])
 
     def _is_success(self, reward: float, terminated: bool, info: dict[str, Any], is_last: bool) -> bool:
         success = self.suite.success

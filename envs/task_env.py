@@ -113,6 +113,18 @@ class MultiTaskEnv(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  # declared as an instance attribute by gym
 
+    # The settings, which may be changed between episodes
+    task_order: str
+    goal_split: GoalSplit
+    n_goals: int
+    goal_seed: int
+    goal_order: str
+    reward: str
+    terminate_on_success: bool
+    horizon: int
+    paraphrases: bool
+    privileged: bool
+
     def __init__(
         self,
         suite: Suite,
@@ -133,7 +145,7 @@ class MultiTaskEnv(gym.Env):
         if not set(self.tasks) <= set(self.task_ids):
             raise ValueError(f"task_ids must hold all tasks, missing are {sorted(set(self.tasks) - set(self.task_ids))}")
         observed = dict(observed)
-        if self.settings.privileged:
+        if self.privileged:
             size = privileged_size + len(self.task_ids)
             observed["privileged"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.observation_space = spaces.Dict(observed)
@@ -189,7 +201,7 @@ class MultiTaskEnv(gym.Env):
     @property
     def instructions(self) -> tuple[str, ...]:
         """Every instruction that this environment may give."""
-        n_wordings = None if self.settings.paraphrases else 1
+        n_wordings = None if self.paraphrases else 1
         return tuple(text for task in self.tasks for text in self.suite.instructions(task)[:n_wordings])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
@@ -212,7 +224,7 @@ class MultiTaskEnv(gym.Env):
         self.task = self._next_task() if options.get("task") is None else self._checked_task(options["task"])
         self.goal_index = self._next_goal() if options.get("goal_index") is None else self._checked_goal(options["goal_index"])
         wordings = self.suite.instructions(self.task)
-        self.instruction = wordings[self.np_random.integers(len(wordings))] if self.settings.paraphrases else wordings[0]
+        self.instruction = wordings[self.np_random.integers(len(wordings))] if self.paraphrases else wordings[0]
         self._which_task = np.zeros(len(self.task_ids), np.float32)
         self._which_task[self.task_ids.index(self.task)] = 1.0
         self._steps = 0
@@ -237,9 +249,9 @@ class MultiTaskEnv(gym.Env):
         first_success = outcome.success and self._steps_to_success is None
         if first_success:
             self._steps_to_success = self._steps
-        reward = float(first_success) if self.settings.reward == "sparse" else float(outcome.reward)
-        terminated = outcome.terminated or (self.settings.terminate_on_success and self._steps_to_success is not None)
-        truncated = not terminated and (outcome.truncated or self._steps >= self.settings.horizon)
+        reward = float(first_success) if self.reward == "sparse" else float(outcome.reward)
+        terminated = outcome.terminated or (self.terminate_on_success and self._steps_to_success is not None)
+        truncated = not terminated and (outcome.truncated or self._steps >= self.horizon)
         return self._observation(), reward, terminated, truncated, self._info()
 
     def expert_action(self) -> NDArray[Any]:
@@ -281,16 +293,16 @@ class MultiTaskEnv(gym.Env):
         self._n_goals_drawn = dict.fromkeys(self.tasks, 0)
 
     def _next_task(self) -> str:
-        if self.settings.task_order == "uniform":
+        if self.task_order == "uniform":
             return self.tasks[self.np_random.integers(len(self.tasks))]
         self._n_tasks_drawn += 1
         return self.tasks[(self._n_tasks_drawn - 1) % len(self.tasks)]
 
     def _next_goal(self) -> int:
-        if self.settings.goal_order == "uniform":
-            return int(self.np_random.integers(self.settings.n_goals))
+        if self.goal_order == "uniform":
+            return int(self.np_random.integers(self.n_goals))
         self._n_goals_drawn[self.task] += 1
-        return (self._n_goals_drawn[self.task] - 1) % self.settings.n_goals
+        return (self._n_goals_drawn[self.task] - 1) % self.n_goals
 
     def _checked_task(self, task: str) -> str:
         if task not in self.tasks:
@@ -298,7 +310,7 @@ class MultiTaskEnv(gym.Env):
         return task
 
     def _checked_goal(self, goal_index: int) -> int:
-        n_goals = self.settings.n_goals
+        n_goals = self.n_goals
         if not 0 <= goal_index < n_goals:
             raise ValueError(f"goal_index must be in 0 .. {n_goals - 1} (n_goals={n_goals}), got {goal_index}")
         return int(goal_index)
@@ -315,7 +327,7 @@ class MultiTaskEnv(gym.Env):
 
     def _observation(self) -> Observation:
         observation = self._observe()
-        if self.settings.privileged:
+        if self.privileged:
             observation["privileged"] = np.concatenate([self._privileged_state(), self._which_task])
         return observation
 

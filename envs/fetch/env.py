@@ -90,7 +90,7 @@ class FetchEnv(MultiTaskEnv):
         super().close()
 
     def _begin(self) -> None:
-        goals = sample_fetch_goals(self.task, self.settings.goal_split, self.settings.n_goals, self.settings.goal_seed)
+        goals = sample_fetch_goals(self.task, self.goal_split, self.n_goals, self.goal_seed)
         self._seen = self._simulator.begin(goals[self.goal_index])
 
     def _advance(self, action: NDArray[np.float32]) -> Outcome:

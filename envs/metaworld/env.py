@@ -94,7 +94,7 @@ class MetaWorldEnv(MultiTaskEnv):
 
         self._expert = build_expert(self.task)
         simulator = self._simulator
-        goals = sample_goals(self.task, self.settings.goal_split, self.settings.n_goals, self.settings.goal_seed)
+        goals = sample_goals(self.task, self.goal_split, self.n_goals, self.goal_seed)
         simulator._last_rand_vec = goals[self.goal_index].copy()
         simulator.reset()
         # window-close-v3 moves its window after positions were last computed: without this, the first observation and the
@@ -123,6 +123,6 @@ class MetaWorldEnv(MultiTaskEnv):
     def _simulator(self) -> SawyerXYZEnv:
         if self.task not in self._simulators:
             simulator = build_simulator(self.task)
-            simulator.max_path_length = self.settings.horizon  # it refuses to step past its own limit of 500
+            simulator.max_path_length = self.horizon  # it refuses to step past its own limit of 500
             self._simulators[self.task] = simulator
         return self._simulators[self.task]

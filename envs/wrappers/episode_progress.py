@@ -47,4 +47,5 @@ class EpisodeProgress:
         if "is_success" in info:
             self.success = bool(self.success or info["is_success"])
         if self.success and self.steps_to_success is None:
-            self.steps_to_success = int(info.get("steps_to_success", self.steps))
+            reported = info.get("steps_to_success")
+            self.steps_to_success = self.steps if reported is None else int(reported)

@@ -102,7 +102,7 @@ def fine_tune(
     :raises ValueError: If ``n_epochs`` is not positive, a task has fewer than two episodes, the demonstrations don't fit
         the policy's spaces, or the observations that the policy sees are normalised by a ``VecNormalize`` that is not here
     :raises TypeError: If there is no VLAPolicy
-    :raises FloatingPointError: If the loss is no longer finite
+    :raises FloatingPointError: If a gradient is not finite; the weights are those of before
     """
     for name, number in (("n_epochs", n_epochs), ("batch_size", batch_size)):
         if number < 1:
@@ -130,7 +130,8 @@ def fine_tune(
                 batch_loss = _loss(adapter, batch)
                 optimizer.zero_grad()
                 batch_loss.backward()
-                th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+                norm = th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+                _check_finite(policy, epoch, batch_loss, norm)
                 optimizer.step()
                 schedule.step()
                 losses.append(batch_loss.detach())
@@ -138,7 +139,6 @@ def fine_tune(
             result.train_losses.append(th.stack(losses).double().mean().item())
             result.held_out_losses.append(_evaluate(adapter, held_out, batch_size))
             bar.set_postfix(train=f"{result.train_losses[-1]:.4f}", held_out=f"{result.held_out_losses[-1]:.4f}")
-            _check_finite(epoch, result)
             if result.held_out_losses[-1] <= min(result.held_out_losses):
                 result.best_epoch = epoch
                 best_weights = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -223,11 +223,20 @@ def _evaluate(adapter: PolicyAdapter, pairs: _Pairs, batch_size: int) -> float:
     return total / n_executed
 
 
-def _check_finite(epoch: int, result: SFTResult) -> None:
-    losses = {"training": result.train_losses[-1], "held-out": result.held_out_losses[-1]}
-    for name, value in losses.items():
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the {name} loss is {value} in epoch {epoch}: lower the learning rate")
+def _check_finite(policy: VLAPolicy, epoch: int, loss: th.Tensor, norm: th.Tensor) -> None:
+    """
+    :param policy: Leaves training mode if it has to stop, with the weights of before this step
+    :param epoch: For the message
+    :param loss: Of a batch
+    :param norm: Of its gradient
+    :raises FloatingPointError: If it is not finite
+    """
+    if not th.isfinite(norm):
+        policy.set_training_mode(False)
+        raise FloatingPointError(
+            f"in epoch {epoch} of SFT the loss is {loss.item()} and its gradient {norm.item()}: the weights are those of "
+            "before this step; lower the learning rate, or look for extreme numbers in the demonstrations"
+        )
 
 
 def _split_episodes(

@@ -148,6 +148,10 @@ def _check_actions(space: spaces.Space, chunk_size: int | None) -> None:
             f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {space}: "
             "wrap the environment in sb3_vla_envs.ChunkedActionWrapper(env, chunk_size)"
         )
+    if (space.low >= space.high).any():
+        raise ValueError(
+            f"VLAPolicy scales actions by their bounds, but one of them can't move, low = high: {space}: leave it out"
+        )
     if not space.is_bounded():
         raise ValueError(
             f"VLAPolicy needs bounded actions, as it scales them, but the action space is {space}: bound it, e.g. with "

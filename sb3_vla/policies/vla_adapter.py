@@ -109,5 +109,8 @@ class VLAPolicyAdapter(PolicyAdapter):
     def encoding_version(self) -> tuple[int, ...]:
         return self.policy.frozen_version()
 
+    def metrics(self) -> dict[str, float]:
+        return self.policy.head.metrics()
+
     def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
         return self.policy.encode_together(*batches)

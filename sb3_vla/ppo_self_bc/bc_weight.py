@@ -92,7 +92,7 @@ class TanhWarmup(BCWeight):
 
     def __post_init__(self) -> None:
         _check_not_negative(weight=self.weight)
-        if self.warmup_timesteps <= 0:
+        if not 0 < self.warmup_timesteps < math.inf:
             raise ValueError(f"warmup_timesteps must be positive, got {self.warmup_timesteps}")
 
     def __call__(self, stats: TrainingStatistics) -> LossWeights:

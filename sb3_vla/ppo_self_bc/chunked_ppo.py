@@ -51,6 +51,7 @@ class ChunkedPPO(PPO):
         self.lifetime_timesteps = 0
         #: Observations that VecNormalize standardises
         self.normalized_keys: tuple[str, ...] = ()
+        self._env_normalized_keys: tuple[str, ...] = ()
         self._recorder: EpisodeRecorder | None = None
         self._rollout_complete = True
 
@@ -119,6 +120,11 @@ class ChunkedPPO(PPO):
         self._check_frame_stack()
 
     @property
+    def _has_learned(self) -> bool:
+        policy = getattr(self, "policy", None)  # not there yet while a model is loaded
+        return self.lifetime_timesteps > 0 or bool(self.normalized_keys) or getattr(policy, "is_fine_tuned", False)
+
+    @property
     def observation_normalizer(self) -> VecNormalize | None:
         """The environment's wrapper that normalises observations, if there is one."""
         normalize = self._vec_normalize_env
@@ -128,7 +134,10 @@ class ChunkedPPO(PPO):
         """:raises ValueError: If ``VecNormalize`` normalises pictures or prompts; see :func:`check_normalization`"""
         if self.env is not None:
             byte_keys = adapter_class_of(self.policy_class).byte_keys(self.env.observation_space)
-            self.normalized_keys = check_normalization(self.env, byte_keys)
+            keys = check_normalization(self.env, byte_keys)
+            if not self._has_learned:
+                self.normalized_keys = keys
+            self._env_normalized_keys = keys
 
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
@@ -145,10 +154,19 @@ class ChunkedPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
+        if set(self._env_normalized_keys) != set(self.normalized_keys):
+            raise ValueError(
+                f"the model has learned with the observations {list(self.normalized_keys)} normalised by VecNormalize, but of "
+                f"this environment {list(self._env_normalized_keys)} are: train it in one like that of its training, where "
+                "there was a VecNormalize with VecNormalize.load('vecnormalize.pkl', venv)"
+            )
         before = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
             self._recorder.begin_episodes()
+            self._rollout_complete = True
+        if reset_num_timesteps and self._recorder is not None:
+            self._recorder.forget_statistics()
         return result
 
     def collect_rollouts(
@@ -174,6 +192,7 @@ class ChunkedPPO(PPO):
         self._start_recorder(env.num_envs)
         callback.on_rollout_start()
 
+        read_keys = getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
         n_steps = 0
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -191,7 +210,7 @@ class ChunkedPPO(PPO):
             self.lifetime_timesteps += env.num_envs
             infos = list(infos) or [{} for _ in range(env.num_envs)]
             check_rewards(rewards, infos)
-            check_observations(new_obs, infos)
+            check_observations(new_obs, infos, read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
             self.num_primitive_steps += int(chunk_lengths.sum())
             ended = self._recorder.record(observations, actions, infos, dones, encoded)  # type: ignore[union-attr]
@@ -346,8 +365,8 @@ class ChunkedPPO(PPO):
         :return: The model
         :raises ValueError: If ``policy_kwargs`` would make another network
         """
-        if kwargs.get("policy_kwargs"):
-            merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs"), custom_objects)
+        if "policy_kwargs" in kwargs:
+            merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs") or {}, custom_objects)
             custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
 
+from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.observation_checks import normalize_call
 
 
@@ -55,8 +56,10 @@ def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...
     :raises ValueError: If these are among them
     """
     normalizer = unwrap_vec_normalize(env)
-    if normalizer is None or not normalizer.norm_obs or not isinstance(env.observation_space, spaces.Dict):
+    if normalizer is None or not normalizer.norm_obs:
         return ()
+    if not isinstance(env.observation_space, spaces.Dict):
+        return (ARRAY_KEY,)
     keys = tuple(normalizer.norm_obs_keys or ())
     if wrong := [key for key in keys if key in byte_keys]:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,9 +51,9 @@ class EpisodeRecorder:
         self.n_envs = n_envs
         self.replay_buffer = replay_buffer
         self.cache = cache
-        window = stats_window_size
-        self.successes: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=window))
-        self.steps_to_success: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=window))
+        window: Any = partial(deque, maxlen=stats_window_size)
+        self.successes: dict[str, deque[bool]] = defaultdict(window)
+        self.steps_to_success: dict[str, deque[int]] = defaultdict(window)
         self.begin_episodes()
 
     def begin_episodes(self) -> None:
@@ -60,6 +61,11 @@ class EpisodeRecorder:
         self._progress = [EpisodeProgress() for _ in range(self.n_envs)]
         # Of the episode under way in each environment; None if it can't be admitted
         self._chunks: list[list[_Chunk] | None] = [[] for _ in range(self.n_envs)]
+
+    def forget_statistics(self) -> None:
+        """Begin the logged means anew, as SB3 does its own with each ``learn()``."""
+        self.successes.clear()
+        self.steps_to_success.clear()
 
     def abandon_episodes(self) -> None:
         """
@@ -91,9 +97,7 @@ class EpisodeRecorder:
             before, had_succeeded = progress.steps, bool(progress.success)
             progress.add(info)
             if self.replay_buffer is not None and not had_succeeded:
-                # As a success ends what is worth imitating, so it ends the last chunk
-                length = (progress.steps_to_success or progress.steps) - before
-                self._record_chunk(i, task_name(info), observations, actions, length, encoded)
+                self._record_chunk(i, task_name(info), observations, actions, progress.steps - before, encoded)
             if done:
                 self._count(task_name(info), progress)
                 self._progress[i], self._chunks[i] = EpisodeProgress(), []
@@ -114,7 +118,7 @@ class EpisodeRecorder:
         :param task: Its task
         :param observations: Of all environments
         :param actions: Of all environments
-        :param length: Primitive steps of its chunk that are worth imitating
+        :param length: Primitive steps of its chunk
         :param encoded: Of all environments
         """
         chunks, progress = self._chunks[i], self._progress[i]
@@ -128,13 +132,14 @@ class EpisodeRecorder:
         if not self.replay_buffer.admits(task, progress.steps_to_success or progress.steps):
             self._chunks[i] = None
         elif progress.success:
-            self._offer(task, chunks, self.replay_buffer)
+            self._offer(task, chunks, progress, self.replay_buffer)
             self._chunks[i] = None
 
-    def _offer(self, task: str, chunks: list[_Chunk], replay_buffer: DemonstrationBuffer) -> None:
+    def _offer(self, task: str, chunks: list[_Chunk], progress: EpisodeProgress, replay_buffer: DemonstrationBuffer) -> None:
         """
         :param task: Name of the task
-        :param chunks: The episode up to its success
+        :param chunks: The episode until its success was reported
+        :param progress: Says when it succeeded; what came after is not worth imitating
         :param replay_buffer: Where it may go
         """
         episode = Demonstration(
@@ -143,10 +148,13 @@ class EpisodeRecorder:
             actions=np.stack([chunk.action for chunk in chunks]),
             chunk_lengths=np.array([chunk.length for chunk in chunks], dtype=np.int64),
             success=True,
+            # Whatever an environment counts in
+            steps_to_success=min(max(progress.steps_to_success or progress.steps, 1), progress.steps),
         )
         admitted = replay_buffer.admit(episode)
         if admitted is not None and self.cache is not None and chunks[0].encoded.tensors:
-            self.cache.put(admitted, EncodedObservations.join((chunk.encoded for chunk in chunks), th.stack))
+            encoded = (chunk.encoded for chunk in chunks[: len(admitted)])
+            self.cache.put(admitted, EncodedObservations.join(encoded, th.stack))
 
     def _count(self, task: str, progress: EpisodeProgress) -> None:
         """

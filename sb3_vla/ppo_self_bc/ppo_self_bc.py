@@ -17,7 +17,7 @@ from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.vla_policy import VLAPolicy
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunked_ppo import ChunkedPPO
-from .finite import check_gradient
+from .finite import check_gradients
 from .losses import gradient_norms, ppo_loss, value_loss
 from .micro_batch import batch_share, split_batch
 from .rollout_buffer import ChunkRolloutBufferSamples
@@ -357,9 +357,11 @@ class PPOSelfBC(ChunkedPPO):
         return total
 
     def _step_optimizer(self) -> None:
-        for group in self.policy.optimizer.param_groups:
-            norm = th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
-            check_gradient(norm, group.get("name", "policy"))
+        norms = {
+            group.get("name", "policy"): th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            for group in self.policy.optimizer.param_groups
+        }
+        check_gradients(norms)
         self.policy.optimizer.step()
 
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
@@ -384,7 +386,10 @@ class PPOSelfBC(ChunkedPPO):
             policy_loss = ppo_loss(evaluation, piece, clip_range, None, self.ratio_per == "step").policy
             ppo_grad_norm, bc_grad_norm = gradient_norms([policy_loss, bc_loss], self.policy.parameters())
         success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
-        return self._bc_rule(TrainingStatistics(self.lifetime_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
+        weights = self._bc_rule(TrainingStatistics(self.lifetime_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
+        if not np.isfinite([weights.ppo, weights.bc]).all():
+            raise FloatingPointError(f"the rule {self._bc_rule} of the BC weight gave {weights}: it must be finite")
+        return weights
 
     def _log_training(self, logs: _Logs, weights: LossWeights | None, clip_range: float, clip_range_vf: float | None) -> None:
         for name, values in logs.items():

@@ -124,8 +124,11 @@ class SharedMemoryVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
+        Begin a step. One that was interrupted (Ctrl-C) before anyone had its results is dropped.
+
         :param actions: One for each environment
         """
+        self._receive()
         if len(actions) != self.num_envs:
             raise ValueError(f"Got {len(actions)} actions for {self.num_envs} environments: give one for each.")
         self._tell("step", range(self.num_envs), values=actions)

@@ -5,7 +5,16 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_vla import BackboneFeatures, ChunkSample
+from sb3_vla import BackboneFeatures, ChunkSample, PPOSelfBC, make_vla_vec_env
+
+
+@pytest.fixture
+def make_vla_model_of():
+    def make(head: type) -> PPOSelfBC:
+        env = make_vla_vec_env("drawer-close-v3", 1)
+        return PPOSelfBC("VLAPolicy", env, n_steps=4, batch_size=4, policy_kwargs={"head": head}, device="cpu")
+
+    return make
 
 
 @pytest.fixture
@@ -19,6 +28,12 @@ def test_it_goes_the_whole_way(load_example, small_run, capsys):
     loaded = example.main(**small_run)
     assert isinstance(loaded.policy.head, example.LaplaceHead) and loaded.policy.head.scale == 0.12
     assert capsys.readouterr().out.count("mean") == 2
+
+
+def test_what_a_head_says_of_itself_is_logged(load_example, make_vla_model_of):
+    head = load_example("own_head").LaplaceHead
+    head.metrics = lambda self: {"scale": self.scale}
+    assert make_vla_model_of(head).adapter.metrics() == {"scale": 0.12}
 
 
 def test_it_imitates_by_the_absolute_error_in_units_of_the_scale(head):

@@ -1,5 +1,6 @@
 """The Gaussian head: a distribution over chunks of primitive actions."""
 
+import math
 from typing import Any, ClassVar
 
 import torch as th
@@ -82,6 +83,8 @@ class GaussianHead(ActionHead):
         super().__init__(features_dim, action_space)
         if not 0.0 <= noise_correlation <= 1.0:
             raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
+        if not math.isfinite(log_std_init):
+            raise ValueError(f"log_std_init must be finite, got {log_std_init}")
         self.hidden_dim = hidden_dim
         self.log_std_init = log_std_init
         self.noise_correlation = noise_correlation

@@ -230,3 +230,13 @@ def test_training_loss_is_that_of_the_masked_mean(policy, make_demonstrations):
             mean = policy.get_distribution(obs).mode()
             losses.append(masked_mse(mean, th.tensor(demonstration.actions), executed_mask(lengths, 3)).item())
     assert sorted([result.train_losses[0], result.held_out_losses[0]]) == pytest.approx(sorted(losses), rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_of_before(policy, make_demonstrations):
+    policy.head.log_std.requires_grad_(False)
+    policy.head.mean_net[0].weight.register_hook(lambda gradient: gradient * np.nan)
+    before = {name: value.clone() for name, value in policy.state_dict().items() if name.startswith(("head", "backbone"))}
+    with pytest.raises(FloatingPointError, match=r"epoch 0 of SFT .* gradient nan: the weights are those of before"):
+        fine_tune(policy, make_demonstrations(2), n_epochs=2, progress=False)
+    assert all(th.equal(value, policy.state_dict()[name]) for name, value in before.items())
+    assert not policy.training

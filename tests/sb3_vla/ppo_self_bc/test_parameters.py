@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import PPOSelfBC, fine_tune
 
@@ -46,6 +47,33 @@ def test_parts_can_be_frozen_and_trained_again(saved, make_vec_env, tmp_path):
     assert any(not th.equal(value, before[name]) for name, value in again.items())
 
 
+def test_what_was_changed_once_can_be_changed_back(make_model, make_vec_env, tmp_path):
+    make_model(policy_kwargs={"frozen": ("vision",)}).save(tmp_path / "model.zip")
+    for frozen in ((), ("vision",)):
+        loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env(), policy_kwargs={"frozen": frozen})
+        assert loaded.policy.frozen == frozen
+        assert any(p.requires_grad for p in loaded.policy.backbone.parts["vision"].parameters()) == (not frozen)
+        loaded.save(tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize("given", [None, {}, {"head": "gaussian", "autocast": None}])
+def test_nothing_and_defaults_change_nothing(given, saved):
+    model, path = saved
+    loaded = PPOSelfBC.load(path, policy_kwargs=given)
+    assert all(th.equal(value, loaded.policy.state_dict()[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_another_optimizer_begins_anew_and_its_settings_count(saved, make_vec_env):
+    _, path = saved
+    decayed = PPOSelfBC.load(path, env=make_vec_env(), policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.1}})
+    assert (
+        all(group["weight_decay"] == 0.1 for group in decayed.policy.optimizer.param_groups) and decayed.policy.optimizer.state
+    )
+    other = PPOSelfBC.load(path, env=make_vec_env(), policy_kwargs={"optimizer_class": th.optim.SGD})
+    assert not other.policy.optimizer.state
+    other.learn(16, reset_num_timesteps=False)
+
+
 def test_settings_of_the_head_are_changed_one_by_one(saved, make_vec_env):
     _, path = saved
     loaded = PPOSelfBC.load(path, env=make_vec_env(), policy_kwargs={"head_kwargs": {"noise_correlation": 1.0}})
@@ -53,7 +81,7 @@ def test_settings_of_the_head_are_changed_one_by_one(saved, make_vec_env):
 
 
 @pytest.mark.parametrize(
-    "change", [{"backbone": "tiny"}, {"backbone_kwargs": {"image_size": 32}}, {"critic_net_arch": [8, 8]}]
+    "change", [{"backbone": "some/checkpoint"}, {"backbone_kwargs": {"image_size": 32}}, {"critic_net_arch": [8, 8]}]
 )
 def test_another_network_is_refused_in_a_line(change, saved):
     _, path = saved
@@ -76,6 +104,18 @@ def test_warm_up_of_the_critic_happens_once_in_a_models_life(make_model, make_ve
     before = loaded.policy.head.log_std.clone()
     loaded.learn(16)
     assert not th.equal(loaded.policy.head.log_std, before)
+
+
+def test_training_goes_on_with_observations_normalised_as_before(make_model, make_vec_env, tmp_path):
+    model = make_model(VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)).learn(16)
+    model.save(tmp_path / "model.zip")
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+    with pytest.raises(ValueError, match=r"\['state'\] normalised by VecNormalize, but of this environment \[\] are"):
+        loaded.learn(16)
+    plain = make_model().learn(16)
+    plain.set_env(VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9))
+    with pytest.raises(ValueError, match=r"observations \[\] normalised by VecNormalize, but of this environment \['state'\]"):
+        plain.learn(16)
 
 
 def test_rollouts_can_be_collected_without_learn(make_model):
