@@ -360,6 +360,7 @@ class PPOSelfBC(ChunkedPPO):
         norms = {
             group.get("name", "policy"): th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
             for group in self.policy.optimizer.param_groups
+            if any(parameter.grad is not None for parameter in group["params"])  # the critic may learn alone
         }
         check_gradients(norms)
         self.policy.optimizer.step()
