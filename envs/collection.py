@@ -32,6 +32,13 @@ class Attempt(NamedTuple):
     number: int
 
 
+class Noise(NamedTuple):
+    """Disturbance of executed actions: standard deviation and correlation, see :func:`collect_demonstrations`."""
+
+    deviation: float
+    correlation: float
+
+
 Attempts = Callable[[Iterable[Attempt]], Iterator[Demonstration]]
 
 
@@ -40,6 +47,8 @@ def collect_demonstrations(
     n_per_task: int,
     *,
     action_noise: float = 0.1,
+    noise_correlation: float = 0.0,
+    every_step: bool = False,
     seed: int = 0,
     n_workers: int = 1,
     progress: bool = True,
@@ -60,6 +69,10 @@ def collect_demonstrations(
     :param n_per_task: How many successful episodes of each task
     :param action_noise: Standard deviation of the noise on each executed action, as a part of half the range that the action
         space gives it (of 1 where that is infinite)
+    :param noise_correlation: Correlation of the noise of successive steps, in [0, 1): near 1 it pushes the expert off its way
+        instead of shaking it
+    :param every_step: Observe before every primitive step, and not only before every chunk: demonstrations of single steps,
+        from which a policy learns chunks of any size that begin at each of them (:meth:`Demonstration.chunk`)
     :param seed: Seeds goals and noise
     :param n_workers: Number of processes; 1 works in this one
     :param progress: Whether to show a progress bar
@@ -77,6 +90,10 @@ def collect_demonstrations(
     check_count("seed", seed, least=0)
     if not (np.isfinite(action_noise) and action_noise >= 0):
         raise ValueError(f"action_noise must be finite and not negative, got {action_noise}")
+    if not 0 <= noise_correlation < 1:
+        raise ValueError(f"noise_correlation must be in [0, 1), got {noise_correlation}")
+    if every_step:
+        settings = {**settings, "chunk_size": 1, "n_action_steps": None}
     without_expert = [name for name in names if not found.has_expert(name)]
     if without_expert:
         raise ValueError(
@@ -85,7 +102,8 @@ def collect_demonstrations(
         )
     found.split_settings(settings)
     # By name, as a worker finds it; a suite that is not registered goes there itself
-    build = (suite if isinstance(suite, Suite) else found.address, names, float(action_noise), seed, settings)
+    noise = Noise(float(action_noise), float(noise_correlation))
+    build = (suite if isinstance(suite, Suite) else found.address, names, noise, seed, settings)
     with _attempts(build, n_workers) as attempt, _progress_bar(len(names) * n_per_task, progress) as bar:
         kept = _keep_successes(names, n_per_task, attempt, bar.update)
     return [demo for name in names for demo in kept[name]]
@@ -126,20 +144,30 @@ class ExpertActions(gym.Wrapper):
 
     :param env: A :class:`MultiTaskEnv`, wrapped or not
     :param suite: Its suite
-    :param noise: Standard deviation of the noise, see :func:`collect_demonstrations`
+    :param noise: What disturbs the executed actions
     :raises TypeError: If its actions are no vectors
     """
 
-    def __init__(self, env: gym.Env, suite: Suite, noise: float) -> None:
+    def __init__(self, env: gym.Env, suite: Suite, noise: Noise) -> None:
         super().__init__(env)
         if not isinstance(env.action_space, spaces.Box):
             raise TypeError(f"Demonstrations are of actions in a Box, the suite {suite.name!r} has {env.action_space}")
         self.suite = suite
         self.low, self.high = env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64)
         half_range = self.high / 2 - self.low / 2
-        self.deviation = noise * np.where(np.isfinite(half_range), half_range, 1.0)
-        self.rng = np.random.default_rng()
+        self.deviation = noise.deviation * np.where(np.isfinite(half_range), half_range, 1.0)
+        self.correlation = noise.correlation
+        self.begin(np.random.default_rng())
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """
+        Begin an episode.
+
+        :param rng: Source of the noise
+        """
+        self.rng = rng
         self.taken: list[NDArray[Any]] = []
+        self._noise: NDArray[Any] | None = None
 
     def step(self, action: Any) -> Any:
         """
@@ -150,7 +178,12 @@ class ExpertActions(gym.Wrapper):
         """
         clean = self.suite.expert_action(self.env)
         self.taken.append(clean)
-        noisy = clean + self.rng.standard_normal(clean.shape) * self.deviation
+        fresh = self.rng.standard_normal(clean.shape)
+        if self._noise is None:
+            self._noise = fresh
+        else:  # first-order autoregressive, of the same variance at each step
+            self._noise = self.correlation * self._noise + (1 - self.correlation**2) ** 0.5 * fresh
+        noisy = clean + self._noise * self.deviation
         return self.env.step(np.clip(noisy, self.low, self.high).astype(clean.dtype))
 
 
@@ -160,18 +193,16 @@ class ExpertRunner:
 
     :param suite: The suite or its name
     :param tasks: The tasks it may be asked for
-    :param action_noise: Standard deviation of the noise, see :func:`collect_demonstrations`
+    :param noise: What disturbs the executed actions
     :param seed: Seeds goals and noise
     :param settings: Of simulation and wrapping
     """
 
-    def __init__(
-        self, suite: str | Suite, tasks: Sequence[str], action_noise: float, seed: int, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, suite: str | Suite, tasks: Sequence[str], noise: Noise, seed: int, settings: dict[str, Any]) -> None:
         found = find_suite(tasks, suite)
         simulation, wrapping = found.split_settings(settings)
         self.seed = seed
-        self.expert = ExpertActions(found.make_simulation(tasks, **simulation), found, action_noise)
+        self.expert = ExpertActions(found.make_simulation(tasks, **simulation), found, noise)
         self.env = found.wrap(self.expert, **wrapping)
 
     def __call__(self, attempt: Attempt) -> Demonstration:
@@ -183,7 +214,7 @@ class ExpertRunner:
         """
         # Everything random in the episode follows from these numbers, not from what this process did before.
         entropy = np.random.SeedSequence([self.seed, zlib.crc32(attempt.task.encode()), attempt.number])
-        self.expert.rng = np.random.default_rng(entropy)
+        self.expert.begin(np.random.default_rng(entropy))
         observation, _ = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
         observations, actions, lengths = [], [], []
         nothing = np.zeros(self.env.action_space.shape or (), dtype=np.float32)

@@ -60,6 +60,22 @@ class Demonstration:
         """Primitive steps of the episode."""
         return int(self.chunk_lengths.sum())
 
+    def chunk(self, number: int, size: int) -> tuple[NDArray[Any], int]:
+        """
+        The chunk to imitate after an observation. Of a demonstration of single steps (``h`` is 1) it may be of any size: the
+        actions from there on, so that chunks begin at every step and overlap.
+
+        :param number: Number of the observation, from 0
+        :param size: Length of the chunk: h, or anything where h is 1
+        :return: Actions ``(size, d)``, zero after the episode's end where h is 1, and how many of them count
+        """
+        if self.actions.shape[1] == size:
+            return self.actions[number], int(self.chunk_lengths[number])
+        steps = self.actions[number : number + size, 0]
+        chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
+        chunk[: len(steps)] = steps
+        return chunk, len(steps)
+
     def _check_finite(self, arrays: dict[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():
             if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():

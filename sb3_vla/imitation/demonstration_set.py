@@ -81,7 +81,7 @@ class DemonstrationSet:
     def match(self, demonstration: Demonstration) -> Demonstration:
         """
         :param demonstration: An episode as an environment or a model sees it: images may have channels last or first, frames
-            need not be stacked, and what the model does not read does not matter
+            need not be stacked, single steps do for chunks of any size, and what the model does not read does not matter
         :return: The episode with the observations that the model's space asks for
         :raises ValueError: If one is missing or has another shape
         """
@@ -94,10 +94,10 @@ class DemonstrationSet:
                 f"{sorted(demonstration.observations)}): collect it with the cameras and options of this environment"
             )
         actions = demonstration.actions
-        if self.action_space.shape is not None and actions.shape[1:] != self.action_space.shape:
+        if self.action_space.shape is not None and not _fits(actions.shape[1:], self.action_space.shape):
             raise ValueError(
                 f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
-                f"{self.action_space.shape}: collect demonstrations with the same chunk_size"
+                f"{self.action_space.shape}: collect demonstrations with the same chunk_size, or of every step"
             )
         observations = {key: _match_space(key, demonstration.observations[key], space) for key, space in wanted.items()}
         return Demonstration(
@@ -124,6 +124,7 @@ class DemonstrationSet:
         """
         keys = list(self._observation_spaces())
         encoded = NOT_ENCODED
+        chunks, lengths = zip(*(self._chunk(demo, number) for demo, number in pairs), strict=True)
         # VecNormalize's statistics go on changing, and with them what could be computed once
         if cache is not None and cache.is_useful and normalizer is None:
             encoded = cache.at(pairs)
@@ -131,10 +132,16 @@ class DemonstrationSet:
         return DemonstrationSamples(
             observations=self._observations(pairs, keys, device, normalizer),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
-            actions=to_device(np.stack([demo.actions[step] for demo, step in pairs]).astype(np.float32, copy=False), device),
-            chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=device),
+            actions=to_device(np.stack(chunks).astype(np.float32, copy=False), device),
+            chunk_lengths=to_device(np.array(lengths), device),
             encoded=encoded,
         )
+
+    def _chunk(self, demonstration: Demonstration, number: int) -> tuple[np.ndarray, int]:
+        shape = self.action_space.shape
+        if shape is None or demonstration.actions.shape[1:] == shape:  # whatever its actions are
+            return demonstration.actions[number], int(demonstration.chunk_lengths[number])
+        return demonstration.chunk(number, shape[0])
 
     def _observations(
         self, pairs: Sequence[Pair], keys: Sequence[str], device: th.device | str, normalizer: VecNormalize | None
@@ -151,6 +158,11 @@ class DemonstrationSet:
         if isinstance(self.observation_space, spaces.Dict):
             return dict(self.observation_space.spaces)
         return {ARRAY_KEY: self.observation_space}
+
+
+def _fits(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether chunks are of a shape, or of single steps of which such can be made."""
+    return given == wanted or (len(given) == len(wanted) == 2 and given == (1, wanted[1]))
 
 
 def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarray:

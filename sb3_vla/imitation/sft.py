@@ -1,10 +1,12 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
@@ -15,6 +17,7 @@ from sb3_vla_envs import Demonstration
 from ..common.observation_normalization import normalize_observations, observation_normalizer
 from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
+from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
 
 
@@ -25,12 +28,22 @@ class SFTResult:
 
     :param train_losses: Mean training loss of each epoch
     :param held_out_losses: Loss on the held-out episodes after each epoch
+    :param unexplained: Share of the auxiliary targets' variance, on the held-out episodes, that the features don't explain
+        after each epoch; empty without such targets
     :param best_epoch: The epoch whose weights were kept, from 0
     """
 
     train_losses: list[float] = field(default_factory=list)
     held_out_losses: list[float] = field(default_factory=list)
+    unexplained: list[float] = field(default_factory=list)
     best_epoch: int = 0
+
+    def last_epoch(self) -> dict[str, str]:
+        """
+        :return: The figures of the last epoch, by name, for a progress bar
+        """
+        series = {"train": self.train_losses, "held_out": self.held_out_losses, "unexplained": self.unexplained}
+        return {name: f"{values[-1]:.4f}" for name, values in series.items() if values}
 
 
 @dataclass
@@ -42,20 +55,28 @@ class _Pairs:
     :param episodes: The episodes
     :param device: Where batches go
     :param normalizer: What normalises their observations
+    :param targets: What is to be predicted beside the action, if anything
     """
 
     demonstrations: DemonstrationSet
     episodes: list[Demonstration]
     device: th.device
     normalizer: VecNormalize | None
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         self.pairs: list[Pair] = [(demo, step) for demo in self.episodes for step in range(len(demo))]
 
-    def batches(self, order: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[DemonstrationSamples]:
+    def batches(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[DemonstrationSamples, Targets | None]]:
+        """
+        :param order: Numbers of pairs
+        :param batch_size: Pairs in a batch
+        :return: Iterator over batches, and what is to be predicted in each
+        """
         for start in range(0, len(order), batch_size):
-            pairs = [self.pairs[i] for i in order[start : start + batch_size]]
-            yield self.demonstrations.batch(pairs, self.device, self.normalizer)
+            index = order[start : start + batch_size]
+            batch = self.demonstrations.batch([self.pairs[i] for i in index], self.device, self.normalizer)
+            yield batch, None if self.targets is None else self.targets.at(index, self.device)
 
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
@@ -74,6 +95,8 @@ def fine_tune(
     held_out_fraction: float = 0.1,
     patience: int | None = None,
     max_shift: int = 4,
+    auxiliary_targets: Mapping[str, Sequence[int] | None] | None = None,
+    auxiliary_weight: float = 0.3,
     seed: int = 0,
     progress: bool = True,
 ) -> SFTResult:
@@ -96,6 +119,10 @@ def fine_tune(
     :param held_out_fraction: Part of each task's episodes that is held out, at least one episode
     :param patience: Stop after so many epochs without a lower held-out loss; ``None`` never stops early
     :param max_shift: Augmentation: each image is shifted by up to so many pixels, at random (Yarats et al. 2021, DrQ)
+    :param auxiliary_targets: Numbers that the policy's action features are to know, too: indices into observations by key
+        (``None`` for all of a key's), e.g. ``{"privileged": [4, 5, 6]}`` for an object's place; see
+        :class:`~sb3_vla.imitation.auxiliary_target.AuxiliaryTarget`
+    :param auxiliary_weight: Weight of their loss
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
     :return: Losses by epoch
@@ -104,19 +131,33 @@ def fine_tune(
     :raises TypeError: If there is no VLAPolicy
     :raises FloatingPointError: If a gradient is not finite; the weights are those of before
     """
-    for name, number in (("n_epochs", n_epochs), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    for name, number, least in (
+        ("n_epochs", n_epochs, 1),
+        ("batch_size", batch_size, 1),
+        ("learning_rate", learning_rate, 0),
+        ("weight_decay", weight_decay, 0),
+        ("max_shift", max_shift, 0),
+        ("auxiliary_weight", auxiliary_weight, 0),
+        ("patience", 1 if patience is None else patience, 1),
+    ):
+        if not number >= least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction must be between 0 and 1, got {held_out_fraction}")
     policy, normalizer = _policy_and_normalizer(model)
     adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
-    train, held_out = _split_episodes(adapter, demonstrations, held_out_fraction, rng, normalizer)
+    targets = auxiliary_targets or {}
+    train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     _fit_normalizers(policy, normalizer, train)
-    parameters = [p for part in (policy.backbone, policy.head) for p in part.parameters() if p.requires_grad]
+    auxiliary = _make_auxiliary(policy, targets, train, held_out, seed) if targets else None
+    parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]
+    parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
+    losses_of = partial(_losses, policy, auxiliary, loss)
     result = SFTResult()
     best_weights = {}
     policy.set_training_mode(True)
@@ -124,21 +165,22 @@ def fine_tune(
         for epoch in range(n_epochs):
             losses = []
             order = th.randperm(len(train.pairs), generator=generator).numpy()
-            for batch in train.batches(order, batch_size):
+            for batch, to_predict in train.batches(order, batch_size):
                 for key in policy.image_keys:
                     batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)  # type: ignore[index]
-                batch_loss = _loss(adapter, batch)
+                imitation, unexplained = losses_of(batch, to_predict)
+                batch_loss = imitation if unexplained is None else imitation + auxiliary_weight * unexplained
                 optimizer.zero_grad()
                 batch_loss.backward()
                 norm = th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 _check_finite(policy, epoch, batch_loss, norm)
                 optimizer.step()
                 schedule.step()
-                losses.append(batch_loss.detach())
+                losses.append(imitation.detach())
                 bar.update()
             result.train_losses.append(th.stack(losses).double().mean().item())
-            result.held_out_losses.append(_evaluate(adapter, held_out, batch_size))
-            bar.set_postfix(train=f"{result.train_losses[-1]:.4f}", held_out=f"{result.held_out_losses[-1]:.4f}")
+            _evaluate(losses_of, held_out, batch_size, result)
+            bar.set_postfix(result.last_epoch())
             if result.held_out_losses[-1] <= min(result.held_out_losses):
                 result.best_epoch = epoch
                 best_weights = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -203,24 +245,69 @@ def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: 
     policy.fit_normalizers({key: th.from_numpy(values).to(policy.device) for key, values in numbers.items()})
 
 
-def _loss(adapter: PolicyAdapter, batch: DemonstrationSamples) -> th.Tensor:
-    return adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
-
-
-def _evaluate(adapter: PolicyAdapter, pairs: _Pairs, batch_size: int) -> float:
+def _make_auxiliary(
+    policy: VLAPolicy, targets: Mapping[str, Sequence[int] | None], train: _Pairs, held_out: _Pairs, seed: int
+) -> AuxiliaryTarget:
     """
-    :param adapter: The policy's
+    :param policy: Whose features are to know the targets
+    :param targets: Numbers among the observations
+    :param train: The training pairs, which get their targets
+    :param held_out: The held-out pairs, likewise
+    :param seed: Of the network's first weights
+    :return: The network that predicts them
+    """
+    with th.random.fork_rng():
+        th.manual_seed(seed)
+        auxiliary = AuxiliaryTarget(policy.backbone.features_dim, targets, train.episodes).to(policy.device)
+    for pairs in (train, held_out):
+        pairs.targets = auxiliary.of(pairs.episodes)
+    return auxiliary
+
+
+def _losses(
+    policy: VLAPolicy, auxiliary: AuxiliaryTarget | None, kind: str, batch: DemonstrationSamples, targets: Targets | None
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """
+    :param policy: The policy
+    :param auxiliary: Predicts the targets
+    :param kind: Of the imitation loss
+    :param batch: Observation-chunk pairs
+    :param targets: What is to be predicted
+    :return: Imitation loss, and that of the targets, if there are any
+    """
+    features = policy.encode(*batch.policy_input)
+    imitation = policy.imitation_loss(features, batch.actions, batch.chunk_lengths, kind)
+    if auxiliary is None or targets is None:
+        return imitation, None
+    return imitation, auxiliary.loss(features.action, targets)
+
+
+def _evaluate(
+    losses_of: Callable[[DemonstrationSamples, Targets | None], tuple[th.Tensor, th.Tensor | None]],
+    pairs: _Pairs,
+    batch_size: int,
+    result: SFTResult,
+) -> None:
+    """
+    :param losses_of: Gives the losses of a batch
     :param pairs: Held-out pairs
     :param batch_size: Pairs in a batch
-    :return: Mean loss, each executed step counting the same
+    :param result: Gets the mean losses, of imitation each executed step counting the same, of the targets each number
     """
-    total = n_executed = 0.0
+    total = n_executed = unexplained = n_numbers = 0.0
     with th.no_grad():
-        for batch in pairs.batches(range(len(pairs.pairs)), batch_size):
+        for batch, targets in pairs.batches(np.arange(len(pairs.pairs)), batch_size):
+            imitation, auxiliary = losses_of(batch, targets)
             executed = batch.chunk_lengths.sum().item()
-            total += _loss(adapter, batch).item() * executed
+            total += imitation.item() * executed
             n_executed += executed
-    return total / n_executed
+            if auxiliary is not None and targets is not None:
+                numbers = targets.counts.sum().item()
+                unexplained += auxiliary.item() * numbers
+                n_numbers += numbers
+    result.held_out_losses.append(total / n_executed)
+    if n_numbers:
+        result.unexplained.append(unexplained / n_numbers)
 
 
 def _check_finite(policy: VLAPolicy, epoch: int, loss: th.Tensor, norm: th.Tensor) -> None:
@@ -242,6 +329,7 @@ def _check_finite(policy: VLAPolicy, epoch: int, loss: th.Tensor, norm: th.Tenso
 def _split_episodes(
     adapter: PolicyAdapter,
     demonstrations: Sequence[Demonstration],
+    targets: Mapping[str, Sequence[int] | None],
     held_out_fraction: float,
     rng: np.random.Generator,
     normalizer: VecNormalize | None,
@@ -249,13 +337,18 @@ def _split_episodes(
     """
     :param adapter: Its policy's spaces are what the demonstrations must fit
     :param demonstrations: Episodes of any number of tasks
+    :param targets: Numbers to predict among their observations, which need not be those that the policy reads
     :param held_out_fraction: Part of each task's episodes
     :param rng: Source of randomness
     :param normalizer: What normalises their observations
     :return: Training and held-out pairs
     :raises ValueError: If a task has fewer than two successful episodes
     """
-    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, demonstrations)
+    read_space = adapter.read_space
+    assert isinstance(read_space, spaces.Dict)
+    known = demonstrations[0].observations if demonstrations else {}
+    to_predict = {key: spaces.Box(-np.inf, np.inf, known[key].shape[1:]) for key in targets if key in known}
+    matched = DemonstrationSet(spaces.Dict({**to_predict, **read_space.spaces}), adapter.policy.action_space, demonstrations)
     if not matched.episodes:
         raise ValueError("there are no demonstrations: collect some with sb3_vla_envs.collect_demonstrations")
     train, held_out = [], []

@@ -7,7 +7,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from ..common.chunk_mask import executed_mask
 from .adapter import _NOTHING, ActionEvaluation, PolicyAdapter, RolloutStep
 from .encoded import EncodedObservations, PolicyInput
 from .heads import ChunkSample
@@ -92,9 +91,7 @@ class VLAPolicyAdapter(PolicyAdapter):
         return ActionEvaluation(values, distribution.step_log_prob(ChunkSample(actions, extras)), distribution.step_entropy())
 
     def imitation_loss(self, batch: PolicyInput, actions: th.Tensor, chunk_lengths: th.Tensor) -> th.Tensor:
-        features = self.policy.encode(*batch)
-        mask = executed_mask(chunk_lengths, actions.shape[1])
-        return self.policy.head.imitation_loss(features, actions, mask, self.bc_loss)
+        return self.policy.imitation_loss(self.policy.encode(*batch), actions, chunk_lengths, self.bc_loss)
 
     def critic_values(self, batch: PolicyInput) -> th.Tensor:
         if self.policy.privileged:

@@ -15,6 +15,7 @@ from torch import nn
 
 from sb3_vla_envs import decode_instruction
 
+from ..common.chunk_mask import executed_mask
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
@@ -307,6 +308,18 @@ class VLAPolicy(ActorCriticPolicy):
             PolicyInput({"privileged": obs["privileged"]} if self.privileged else {}, EncodedObservations(None, *part))  # type: ignore[index]
             for (obs, _), part in zip(batches, parts, strict=True)
         )
+
+    def imitation_loss(
+        self, features: BackboneFeatures, actions: th.Tensor, chunk_lengths: th.Tensor, kind: str = "auto"
+    ) -> th.Tensor:
+        """
+        :param features: What :meth:`encode` made of the observations
+        :param actions: Demonstrated chunks before clipping, ``(batch, h, d)``
+        :param chunk_lengths: ``(batch,)`` primitive steps that count
+        :param kind: One of the imitation losses of the head, ``"auto"`` for its own choice
+        :return: Scalar: mean over the steps that count
+        """
+        return self.head.imitation_loss(features, actions, executed_mask(chunk_lengths, actions.shape[1]), kind)
 
     def values(self, obs: PyTorchObs, features: BackboneFeatures) -> th.Tensor:
         """
