@@ -42,6 +42,8 @@ class Suite(ABC):
     wrapping: WrappingSettings = WrappingSettings()
     #: Names for several tasks together
     groups: Mapping[str, tuple[str, ...]] = {}  # never changed
+    #: Names for what a policy must find in the pictures, as indices into ``privileged``; see ``sb3-vla probe``
+    privileged_parts: Mapping[str, tuple[int, ...]] = {}  # never changed
     #: Distributions that its simulations come from, whose versions a result depends on
     distributions: tuple[str, ...] = ()
     #: The module that registers the suite, where it had to be named to find it

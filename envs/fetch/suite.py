@@ -39,6 +39,7 @@ class FetchSuite(Suite):
     simulation = FetchSettings
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
     groups = {"Fetch": tuple(TASKS)}  # noqa: RUF012  # never changed
+    privileged_parts = {"object": (25, 26, 27), "goal": (28, 29, 30)}  # noqa: RUF012  # never changed; reach's is the gripper
     distributions = ("gymnasium-robotics",)
 
     @property

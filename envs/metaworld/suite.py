@@ -25,6 +25,7 @@ class MetaWorldSuite(Suite):
     default_tasks = ("window-open-v3", "drawer-close-v3", "button-press-topdown-v3")
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
     groups = BENCHMARKS
+    privileged_parts = {"object": (4, 5, 6), "goal": (36, 37, 38)}  # noqa: RUF012  # never changed
     distributions = ("metaworld",)
 
     @property

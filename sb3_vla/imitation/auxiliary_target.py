@@ -10,7 +10,7 @@ from torch import nn
 from sb3_vla_envs import Demonstration
 
 # A number that varies less within a task is given there, and need not be looked for: 5 mm, where it is a position
-_MINIMUM_STD = 5e-3
+MINIMUM_STD = 5e-3
 
 
 class Targets(NamedTuple):
@@ -67,9 +67,9 @@ class AuxiliaryTarget(nn.Module):
         for task, numbers in by_task.items():
             joined = np.concatenate(numbers)
             self.statistics[task] = joined.mean(axis=0), joined.std(axis=0)
-        if not any((std >= _MINIMUM_STD).any() for _, std in self.statistics.values()):
+        if not any((std >= MINIMUM_STD).any() for _, std in self.statistics.values()):
             raise ValueError(
-                f"auxiliary_targets {dict(targets)}: none of these numbers varies by {_MINIMUM_STD} or more within a task: "
+                f"auxiliary_targets {dict(targets)}: none of these numbers varies by {MINIMUM_STD} or more within a task: "
                 "name others, or none"
             )
         n = len(next(iter(self.statistics.values()))[0])
@@ -86,7 +86,7 @@ class AuxiliaryTarget(nn.Module):
         values, counts = [], []
         for demo in episodes:
             mean, std = self.statistics[demo.task]
-            varies = std >= _MINIMUM_STD
+            varies = std >= MINIMUM_STD
             values.append(((self._numbers(demo) - mean) / np.where(varies, std, 1.0)).astype(np.float32))
             counts.append(np.broadcast_to(varies, values[-1].shape).astype(np.float32))
         return Targets(th.from_numpy(np.concatenate(values)), th.from_numpy(np.concatenate(counts)))

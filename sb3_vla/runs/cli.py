@@ -1,4 +1,4 @@
-"""The command line: ``sb3-vla config | demos | sft | train | eval | record | quickstart | push``."""
+"""The command line: ``sb3-vla config | demos | sft | train | eval | probe | record | quickstart | push``."""
 
 import argparse
 import shlex
@@ -78,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
+
+    look = _add_command(commands, "probe", _probe, "say what a model's features know of object and goal", of_model)
+    look.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    look.add_argument("--out", metavar="FILE", help="where to write the figures (.json)")
+    look.add_argument("--episodes", type=int, default=50, metavar="N", help="of each task, twice (default 50)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
@@ -256,6 +261,29 @@ def _eval(arguments: argparse.Namespace) -> Work:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         result = evaluate_model(config, model)
         if arguments.out:
+            result.save(arguments.out)
+        print(result.table())
+
+    return work
+
+
+def _probe(arguments: argparse.Namespace) -> Work:
+    from sb3_vla_envs.suite import get_suite
+
+    from .pipeline import check_experts, probe_model
+
+    _refuse_existing(arguments.out)
+    if arguments.episodes < 5:
+        raise ValueError(f"--episodes must be at least 5, got {arguments.episodes}")
+    config, model = _load_to_act(arguments)
+    check_experts(config)
+    if not get_suite(config.suite).privileged_parts:
+        raise ValueError(f"the suite {config.suite!r} does not say what there is to be found (Suite.privileged_parts)")
+
+    def work() -> None:
+        result = probe_model(config, model, arguments.episodes)
+        if arguments.out:
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
             result.save(arguments.out)
         print(result.table())
 

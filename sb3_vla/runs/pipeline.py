@@ -22,6 +22,7 @@ from ..evaluation.gif import record_tasks, save_comparison_gif, save_gif
 from ..evaluation.model_fit import check_model_fits, model_settings
 from ..evaluation.result import EvaluationResult, results_table
 from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..imitation.probe import ProbeResult, probe
 from ..imitation.sft import fine_tune
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
@@ -287,6 +288,31 @@ def evaluate_model(config: Config, model: PPOSelfBC) -> EvaluationResult:
     return evaluate_on_tasks(
         model, config.tasks, seed=config.seed, suite=config.suite, **vars(config.eval), **config.acting_settings()
     )
+
+
+def probe_model(config: Config, model: PPOSelfBC, n_episodes: int) -> ProbeResult:
+    """
+    Ask what a policy's features know of the suite's ``privileged_parts``, on episodes of its disturbed experts.
+
+    :param config: Configuration
+    :param model: The model
+    :param n_episodes: Episodes of each task, as many with goals of training as with those of the evaluation's split
+    :return: The result
+    """
+    settings = {**config.env_settings(), "privileged": True}
+    found = {}
+    for split in ("train", config.eval.split):
+        found[split] = collect_demonstrations(
+            config.tasks,
+            suite=config.suite,
+            **{**vars(config.demos), "n_per_task": n_episodes, "every_step": False},
+            # Not the very episodes that SFT may have learned by heart
+            seed=config.seed + 1_000_000,
+            **{**settings, "goal_split": split},
+        )
+    what_counts = {"suite": config.suite, "seed": config.seed, "n_episodes": n_episodes, **vars(config.demos)}
+    parts = get_suite(config.suite).privileged_parts
+    return probe(model, found["train"], found[config.eval.split], parts, settings=what_counts)
 
 
 def record_model(config: Config, model: PPOSelfBC, folder: str | Path, prefix: str, goal: int = 0) -> list[Path]:

@@ -1,9 +1,11 @@
 import os
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from sb3_vla_envs import Camera, GymSuite, GymTask, collect_demonstrations, get_suite, make_vla_env
+from sb3_vla_envs.collection import ExpertActions, Noise
 
 TASKS = ("drawer-close-v3", "window-open-v3")
 SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, "progress": False}
@@ -12,6 +14,20 @@ SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, 
 @pytest.fixture(scope="module")
 def demos():
     return collect_demonstrations(TASKS, 2, seed=1, **SMALL)
+
+
+class Witness(gym.Wrapper):
+    """Remembers the actions that were executed."""
+
+    actions: list
+
+    def reset(self, **kwargs):
+        self.actions = []
+        return self.env.reset(**kwargs)
+
+    def step(self, action):
+        self.actions.append(action)
+        return self.env.step(action)
 
 
 def equal(first, second):
@@ -136,3 +152,43 @@ def test_death_of_a_worker_is_reported():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         collect_demonstrations(**{"tasks": "push-v3", "n_per_task": 1, **arguments})
+
+
+def test_every_step_observes_the_same_episode_step_by_step(demos):
+    chunks = demos[0]
+    steps = collect_demonstrations(TASKS, 1, seed=1, every_step=True, **SMALL)[0]
+    assert steps.actions.shape == (chunks.n_steps, 1, 4) and steps.n_steps == chunks.n_steps
+    for number in range(len(chunks)):
+        chunk, length = steps.chunk(6 * number, 6)
+        np.testing.assert_array_equal(chunk, chunks.actions[number])
+        assert length == chunks.chunk_lengths[number]
+        for key, values in chunks.observations.items():
+            np.testing.assert_array_equal(steps.observations[key][6 * number], values[number])
+
+
+def test_correlated_noise_pushes_one_way_and_is_as_strong():
+    def noise(correlation):
+        witness = Witness(get_suite("metaworld").make_simulation("drawer-close-v3", n_goals=1, horizon=400))
+        expert = ExpertActions(witness, get_suite("metaworld"), Noise(0.1, correlation))
+        expert.begin(np.random.default_rng(0))
+        expert.reset(seed=0)
+        clean = []
+        for _ in range(60):
+            expert.step(None)
+            clean.append(expert.taken[-1])
+        inside = (np.abs(witness.actions) < 1) & (np.abs(clean) < 0.6)
+        return np.where(inside, np.array(witness.actions) - np.array(clean), np.nan)
+
+    for correlation in (0.0, 0.9):
+        disturbed = noise(correlation)
+        first, second = disturbed[:-1], disturbed[1:]
+        both = ~np.isnan(first) & ~np.isnan(second)
+        assert both.sum() > 60
+        assert np.corrcoef(first[both], second[both])[0, 1] == pytest.approx(correlation, abs=0.2)
+        assert np.nanstd(disturbed) == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("correlation", [-0.1, 1.0, float("nan")])
+def test_a_correlation_out_of_range_is_refused(correlation):
+    with pytest.raises(ValueError, match=r"noise_correlation must be in \[0, 1\)"):
+        collect_demonstrations(TASKS, 1, noise_correlation=correlation, **SMALL)

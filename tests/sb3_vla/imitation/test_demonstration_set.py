@@ -3,6 +3,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_vla import fine_tune
+from sb3_vla.imitation.demonstration_set import DemonstrationSet
 
 
 def action_error(model, env, demonstrations) -> float:
@@ -57,3 +58,22 @@ def test_images_are_not_copied(make_model, make_demonstrations):
     (held,) = model.replay_buffer.episodes["push"]
     assert np.shares_memory(held.observations["image"], demonstration.observations["image"])
     assert held.observations["image"].shape == (len(demonstration), 3, 8, 8)
+
+
+def test_single_steps_become_chunks_that_begin_at_each_of_them(make_model, make_demonstrations):
+    model = make_model()  # chunks of 3
+    (steps,) = make_demonstrations(1, chunk_size=1)
+    steps.actions[:, 0, 0] = np.arange(len(steps))
+    assert len(steps) == 4 == steps.n_steps
+    held = DemonstrationSet(model.observation_space, model.action_space, [steps])
+    (matched,) = held.episodes["push"]
+    batch = held.batch([(matched, number) for number in range(4)], "cpu")
+    assert batch.actions[:, :, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0], [3, 0, 0]]
+    assert batch.chunk_lengths.tolist() == [3, 3, 2, 1]
+    assert matched.n_steps == 4, "as long as it was, however much its chunks overlap"
+    assert model.replay_buffer.add(steps) and model.replay_buffer.summary()["push"]["mean_steps"] == 4
+
+
+def test_chunks_of_another_size_are_refused(make_model, make_demonstrations):
+    with pytest.raises(ValueError, match=r"actions of shape \(2, 2\), the model \(3, 2\): .*same chunk_size, or of every step"):
+        make_model().replay_buffer.add(make_demonstrations(1, chunk_size=2)[0])
