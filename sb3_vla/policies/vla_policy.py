@@ -345,7 +345,13 @@ class VLAPolicy(ActorCriticPolicy):
         :param obs: Observation, each key ``(batch, ...)``
         :param actions: Chunks, ``(batch, h * d)`` or ``(batch, h, d)``
         :return: Values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``
+        :raises ValueError: If the head's likelihoods need more than the actions
         """
+        if self.head.needs_extras:
+            raise ValueError(
+                f"{type(self.head).__name__} with {self.head.constructor_kwargs()} needs what its chunks were drawn with, "
+                "which SB3's own algorithms don't keep: train it with PPOSelfBC"
+            )
         features = self.encode(obs)
         distribution = self.head(features)
         return self.values(obs, features), distribution.log_prob(actions), distribution.entropy()

@@ -108,6 +108,8 @@ class ActionHead(nn.Module, ABC):
     reads_prefix: ClassVar[bool] = False
     #: Whether the product of the steps' likelihoods is the chunk's, as a ratio per chunk needs it
     steps_are_independent: bool = True
+    #: Whether likelihoods need the extras that a chunk was drawn with, which SB3's own algorithms don't keep
+    needs_extras: bool = False
 
     center: th.Tensor
     half_range: th.Tensor

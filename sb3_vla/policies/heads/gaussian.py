@@ -29,11 +29,14 @@ class GaussianChunkDistribution(ChunkDistribution):
     :param mean: ``(batch, h, d)``
     :param std: Standard deviation, of a shape that broadcasts to that of ``mean``
     :param correlation: rho, in [0, 1]; 0 is a diagonal Gaussian
+    :param noise_probability: With which a chunk gets noise. The others take the mean; which they are is drawn beside the
+        chunks (``extras["has_noise"]``), and as they don't depend on the policy's standard deviation, they have no likelihood
     """
 
-    def __init__(self, mean: th.Tensor, std: th.Tensor, correlation: float = 0.0) -> None:
+    def __init__(self, mean: th.Tensor, std: th.Tensor, correlation: float = 0.0, noise_probability: float = 1.0) -> None:
         self.distribution = th.distributions.Normal(mean, std.expand_as(mean), validate_args=False)
         self.correlation = correlation
+        self.noise_probability = noise_probability
 
     def draw(self, deterministic: bool = False) -> ChunkSample:
         mean, std = self.distribution.mean, self.distribution.stddev
@@ -44,10 +47,15 @@ class GaussianChunkDistribution(ChunkDistribution):
         for step in range(1, mean.shape[1]):
             new = (1 - self.correlation**2) ** 0.5 * innovations[:, step]
             noise[:, step] = self.correlation * noise[:, step - 1] + new
-        return ChunkSample(mean + std * noise)
+        if self.noise_probability == 1:
+            return ChunkSample(mean + std * noise)
+        has_noise = (th.rand(len(mean), device=mean.device) < self.noise_probability).to(mean.dtype)
+        return ChunkSample(mean + has_noise.view(-1, 1, 1) * std * noise, {"has_noise": has_noise})
 
     def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
-        return self.distribution.log_prob(sample.actions.view_as(self.distribution.mean)).sum(dim=-1)
+        log_prob = self.distribution.log_prob(sample.actions.view_as(self.distribution.mean)).sum(dim=-1)
+        has_noise = sample.extras.get("has_noise")
+        return log_prob if has_noise is None else log_prob * has_noise.unsqueeze(1)
 
     def step_entropy(self) -> th.Tensor:
         return self.distribution.entropy().sum(dim=-1)
@@ -67,7 +75,10 @@ class GaussianHead(ActionHead):
     :param log_std_init: Initial logarithm of the standard deviation, in units of half the range of the bounds
     :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
         :class:`GaussianChunkDistribution`
-    :raises ValueError: If ``noise_correlation`` is out of range
+    :param noise_probability: Part of the chunks that explore, in (0, 1]. Noise in every chunk can keep a precise task from
+        ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
+        to stands out more clearly. PPO learns from the noisy ones; the critic and self behaviour cloning from all
+    :raises ValueError: If ``noise_correlation`` or ``noise_probability`` is out of range
     """
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
@@ -79,8 +90,11 @@ class GaussianHead(ActionHead):
         hidden_dim: int = 256,
         log_std_init: float = -1.5,
         noise_correlation: float = 0.0,
+        noise_probability: float = 1.0,
     ) -> None:
         super().__init__(features_dim, action_space)
+        if not 0.0 < noise_probability <= 1.0:
+            raise ValueError(f"noise_probability must be in (0, 1], got {noise_probability}")
         if not 0.0 <= noise_correlation <= 1.0:
             raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
         if not math.isfinite(log_std_init):
@@ -88,7 +102,9 @@ class GaussianHead(ActionHead):
         self.hidden_dim = hidden_dim
         self.log_std_init = log_std_init
         self.noise_correlation = noise_correlation
+        self.noise_probability = noise_probability
         self.steps_are_independent = noise_correlation == 0
+        self.needs_extras = noise_probability < 1
         self.mean_net = nn.Sequential(
             nn.Linear(features_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, self.chunk_size * self.action_dim)
         )
@@ -96,7 +112,9 @@ class GaussianHead(ActionHead):
 
     def forward(self, features: BackboneFeatures) -> GaussianChunkDistribution:
         std = self.half_range * self.log_std.exp()
-        return GaussianChunkDistribution(self.to_env(self._unit_mean(features)), std, self.noise_correlation)
+        return GaussianChunkDistribution(
+            self.to_env(self._unit_mean(features)), std, self.noise_correlation, self.noise_probability
+        )
 
     def imitation_loss(self, features: BackboneFeatures, actions: th.Tensor, mask: th.Tensor, kind: str = "auto") -> th.Tensor:
         if kind not in ("auto", "mse"):
@@ -111,6 +129,7 @@ class GaussianHead(ActionHead):
             "hidden_dim": self.hidden_dim,
             "log_std_init": self.log_std_init,
             "noise_correlation": self.noise_correlation,
+            "noise_probability": self.noise_probability,
         }
 
     def _unit_mean(self, features: BackboneFeatures) -> th.Tensor:

@@ -75,5 +75,7 @@ def test_single_steps_become_chunks_that_begin_at_each_of_them(make_model, make_
 
 
 def test_chunks_of_another_size_are_refused(make_model, make_demonstrations):
-    with pytest.raises(ValueError, match=r"actions of shape \(2, 2\), the model \(3, 2\): .*same chunk_size, or of every step"):
+    with pytest.raises(
+        ValueError, match=r"actions of shape \(2, 2\), the model \(3, 2\): .*same chunk_size, or of every step"
+    ):
         make_model().replay_buffer.add(make_demonstrations(1, chunk_size=2)[0])

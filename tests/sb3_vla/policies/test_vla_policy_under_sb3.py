@@ -38,3 +38,16 @@ def test_a_model_of_sb3_is_fine_tuned_like_ours(make_vec_env, policy_kwargs, mak
     assert not model.policy.is_fine_tuned
     result = fine_tune(model, make_demonstrations(4), n_epochs=8, batch_size=8, learning_rate=1e-2, progress=False)
     assert result.train_losses[-1] < result.train_losses[0] and model.policy.is_fine_tuned
+
+
+def test_a_head_whose_likelihood_needs_more_than_the_actions_is_refused_by_sb3s_algorithms(make_vec_env, policy_kwargs):
+    head_kwargs = {**policy_kwargs["head_kwargs"], "noise_probability": 0.5}
+    model = PPO(
+        VLAPolicy, make_vec_env(), n_steps=4, batch_size=4, policy_kwargs={**policy_kwargs, "head_kwargs": head_kwargs}
+    )
+    with pytest.raises(ValueError, match="'noise_probability': 0.5.*train it with PPOSelfBC"):
+        model.learn(8)
+
+
+def test_pposelfbc_learns_with_noise_in_some_chunks(make_model):
+    make_model(policy_kwargs={"head_kwargs": {"hidden_dim": 16, "noise_probability": 0.5}}).learn(64)

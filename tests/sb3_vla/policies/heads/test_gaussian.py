@@ -158,3 +158,25 @@ def test_imitation_losses_by_hand():
         ValueError, match=r"GaussianHead has no imitation loss 'huber': give 'auto' or one of \('mse', 'nll'\)"
     ):
         head.imitation_loss(read, actions, mask, "huber")
+
+
+def test_some_chunks_get_noise_and_only_those_have_a_likelihood():
+    th.manual_seed(0)
+    head = GaussianHead(5, UNIT, hidden_dim=8, noise_probability=0.3)
+    distribution = head(features(th.randn(4000, 5)))
+    sample = distribution.draw()
+    at_mean = (sample.actions == distribution.mode()).flatten(1).all(dim=1)
+    has_noise = sample.extras["has_noise"]
+    assert th.equal(at_mean, has_noise == 0) and abs(has_noise.mean().item() - 0.3) < 0.03
+    log_prob = distribution.step_log_prob(sample)
+    assert not log_prob[at_mean].any()
+    assert th.equal(log_prob[~at_mean], distribution.step_log_prob(ChunkSample(sample.actions))[~at_mean])
+    log_prob[at_mean].sum().backward()
+    assert not head.log_std.grad.any(), "nothing to learn from a chunk without noise"
+    assert distribution.draw(deterministic=True).extras == {} == make_head()(features(th.randn(2, 5))).draw().extras
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.5, float("nan")])
+def test_a_noise_probability_out_of_range_is_refused(probability):
+    with pytest.raises(ValueError, match=r"noise_probability must be in \(0, 1\]"):
+        GaussianHead(5, UNIT, noise_probability=probability)
