@@ -45,7 +45,7 @@ def test_a_head_whose_likelihood_needs_more_than_the_actions_is_refused_by_sb3s_
     model = PPO(
         VLAPolicy, make_vec_env(), n_steps=4, batch_size=4, policy_kwargs={**policy_kwargs, "head_kwargs": head_kwargs}
     )
-    with pytest.raises(ValueError, match="'noise_probability': 0.5.*train it with PPOSelfBC"):
+    with pytest.raises(ValueError, match=r"'noise_probability': 0.5.*train it with PPOSelfBC"):
         model.learn(8)
 
 
