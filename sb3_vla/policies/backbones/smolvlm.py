@@ -65,7 +65,9 @@ class SmolVLMBackbone(VLABackbone):
     :param image_mean: Mean of each colour channel, of values in [0, 1]
     :param image_std: Standard deviation of each colour channel
     :param image_size: Images are resized to this height and width in pixels; ``None`` leaves them as they are
-    :raises ValueError: If an image can't be cut into whole patches (in :meth:`forward`)
+    :param conv_stem: Whether convolutions take the place of the vision encoder's patch embedding, see :class:`ConvStem`
+    :raises ValueError: If the patch size is no power of two and there is to be a convolutional stem, or an image can't be cut
+        into whole patches (in :meth:`forward`)
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SmolVLMBackbone(VLABackbone):
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         image_size: int | None = None,
+        conv_stem: bool = False,
     ) -> None:
         config = copy.deepcopy(TINY_CONFIG if config is None else config)
         model_type = config.pop("model_type")
@@ -88,6 +91,12 @@ class SmolVLMBackbone(VLABackbone):
         self.tokenizer_files = tokenizer_files
         self.tokenizer = _load_tokenizer(tokenizer_files)
         self.image_size = image_size
+        self.conv_stem = conv_stem
+        if conv_stem:
+            vision = model_config.vision_config
+            self.model.vision_model.embeddings.patch_embedding = ConvStem(
+                vision.num_channels, vision.hidden_size, vision.patch_size
+            )
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         scale = text_config.initializer_range
         self.state_token = nn.Linear(state_dim, self.features_dim)
@@ -133,6 +142,7 @@ class SmolVLMBackbone(VLABackbone):
             "image_mean": self.image_mean,
             "image_std": self.image_std,
             "image_size": self.image_size,
+            "conv_stem": self.conv_stem,
         }
 
     @property
@@ -231,6 +241,29 @@ class SmolVLMBackbone(VLABackbone):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+
+class ConvStem(nn.Sequential):
+    """
+    Convolutions of stride two down to one vector a patch, in place of the one large convolution that cuts an image into
+    patches (Xiao et al. 2021, "Early convolutions help transformers see better", arXiv 2106.14881).
+
+    :param channels: Of the image
+    :param hidden_size: Length of a patch's vector
+    :param patch_size: Height and width of a patch, a power of two
+    :raises ValueError: If the patch size is none
+    """
+
+    def __init__(self, channels: int, hidden_size: int, patch_size: int) -> None:
+        n_layers = patch_size.bit_length() - 1
+        if n_layers < 1 or patch_size != 2**n_layers:
+            raise ValueError(f"conv_stem needs a patch_size that is a power of two, got {patch_size}")
+        layers: list[nn.Module] = []
+        for number in range(n_layers):
+            width = max(hidden_size >> (n_layers - 1 - number), 8)
+            layers += [nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU()]
+            channels = width
+        super().__init__(*layers, nn.Conv2d(channels, hidden_size, kernel_size=1))
 
 
 def _use_fast_attention(model: PreTrainedModel, n_tokens: int) -> None:
