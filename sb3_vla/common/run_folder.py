@@ -127,6 +127,16 @@ class RunFolder:
         return self.path / "model.zip"
 
     @property
+    def best_model(self) -> Path:
+        """The post-trained model that was best in validation."""
+        return self.path / "best_model.zip"
+
+    @property
+    def validation(self) -> Path:
+        """Evaluations during post-training, a row each."""
+        return self.path / "validation.csv"
+
+    @property
     def results(self) -> Path:
         """The evaluations."""
         return self.path / "results.json"

@@ -53,11 +53,16 @@ class TrainSettings(_PPOArguments):
     :param total_timesteps: Chunks to train for
     :param n_envs: Number of environments
     :param checkpoint_every: Timesteps between two checkpoints
+    :param validate_every: Timesteps between two evaluations on goals for that alone, the best of which says which model is
+        kept as ``best_model.zip``; by default there are none
+    :param n_validation_goals: Goals of each task in such an evaluation
     """
 
     total_timesteps: int = setting(at_least=1, changes_on_resume=True)
     n_envs: int = setting(at_least=1)
     checkpoint_every: int = setting(at_least=1, changes_on_resume=True)
+    validate_every: int | None = setting(at_least=1, changes_on_resume=True, default=None)
+    n_validation_goals: int = setting(at_least=1, default=10)
 
     def model_arguments(self) -> dict[str, Any]:
         """:return: Those of PPOSelfBC"""

@@ -4,9 +4,11 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -30,6 +32,7 @@ from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_
 from .config import Config, load_config
 from .plotting import plot_comparison, plot_learning_curves
 from .settings import deep_update
+from .validation import Validation
 
 
 def check_training(
@@ -148,7 +151,7 @@ def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str |
 
     :param config: Configuration
     :param demonstrations: What to imitate
-    :param path: Where to write the model (zip)
+    :param path: Where to write the model (zip); its losses by epoch stand beside it (json)
     :return: The model
     """
     venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
@@ -161,8 +164,9 @@ def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str |
             seed=config.seed,
             device=config.device,
         )
-        fine_tune(model, demonstrations, seed=config.seed, **vars(config.sft))
+        losses = fine_tune(model, demonstrations, seed=config.seed, **vars(config.sft))
         model.save(path)
+        Path(path).with_suffix(".json").write_text(json.dumps(asdict(losses), indent=1) + "\n", encoding="utf-8")
     finally:
         venv.close()
     return model
@@ -229,9 +233,12 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :return: The model, trained to the end and saved
     """
     model.set_logger(_make_logger(folder, model.num_timesteps))
+    callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoint, config.train.checkpoint_every)]
+    if config.train.validate_every is not None:
+        callbacks.append(_validation(config, folder, config.train.validate_every))
     model.learn(
         config.train.total_timesteps - model.num_timesteps,
-        callback=RunCheckpoint(folder.checkpoint, config.train.checkpoint_every),
+        callback=callbacks,
         reset_num_timesteps=model.num_timesteps == 0,
         progress_bar=progress,
     )
@@ -239,6 +246,26 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     model.save(folder.model)
     plot_learning_curves(folder.progress, folder.curves)
     return model
+
+
+def _validation(config: Config, folder: RunFolder, every: int) -> Validation:
+    """
+    :param config: Configuration
+    :param folder: The run's folder
+    :param every: Timesteps between two evaluations
+    :return: What evaluates a training on its way, on goals of the training's split, but of another list than it plays
+    """
+    arguments = {
+        "tasks": config.tasks,
+        "suite": config.suite,
+        "seed": config.seed,
+        "n_envs": config.eval.n_envs,
+        **config.acting_settings(),
+        "n_goals": config.train.n_validation_goals,
+        "split": "train",
+        "goal_seed": config.simulation.goal_seed + 1,
+    }
+    return Validation(folder.validation, folder.best_model, every, arguments)
 
 
 def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:

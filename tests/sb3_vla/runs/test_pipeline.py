@@ -95,6 +95,28 @@ def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys)
             assert np.abs(first - np.asarray(film.convert("RGB"), dtype=float)).mean() > 0.1
 
 
+def test_validation_keeps_the_model_whose_episodes_are_shortest_and_goes_on_when_resumed(config_file, tmp_path):
+    def rows():
+        return list(csv.DictReader(run.validation.read_text(encoding="utf-8").splitlines()))
+
+    settings = yaml.safe_load(config_file.read_text())
+    settings["train"] |= {"validate_every": 16, "n_validation_goals": 2}
+    config_file.write_text(yaml.safe_dump(settings))
+    run = RunFolder(tmp_path / "run")
+    assert main(["train", "--config", str(config_file), "--out", str(run.path)]) == 0
+    assert [int(row["timesteps"]) for row in rows()] == [16, 32, 48]
+    best = min(rows(), key=lambda row: float(row["episode_steps"]))
+    assert PPOSelfBC.load(run.best_model).num_timesteps == int(best["timesteps"])
+    for row in rows():  # an episode that fails takes the whole horizon of 60
+        assert 0 < float(row["episode_steps"]) <= 60
+        assert (float(row["episode_steps"]) == 60) == (float(row["success"]) == 0)
+
+    run.config_file.write_text(run.config_file.read_text().replace("total_timesteps: 48", "total_timesteps: 80"))
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert [int(row["timesteps"]) for row in rows()] == [16, 32, 48, 64, 80]
+    assert sorted(rows(), key=lambda row: int(row["seconds"])) == rows()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A run that is killed
 
