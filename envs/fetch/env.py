@@ -102,11 +102,11 @@ class FetchEnv(MultiTaskEnv):
         opening = observation[_FINGERS[TASKS[self.task].has_object]].sum() / _WIDEST_OPENING
         return {"state": np.append(observation[:3], opening).astype(np.float32)}
 
-    def _privileged_state(self) -> NDArray[np.float32]:
+    def _privileged_state(self) -> NDArray[np.float64]:
         observation = self._seen["observation"]
         padding = np.zeros(_OBSERVATION - len(observation))
         parts = (observation, padding, self._seen["achieved_goal"], self._seen["desired_goal"])
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate(parts)
 
     def _expert_action(self) -> NDArray[np.float64]:
         return expert_action(self.task, self._seen)

@@ -111,8 +111,8 @@ class MetaWorldEnv(MultiTaskEnv):
     def _observe(self) -> Observation:
         return {"state": self._full_observation[:_PROPRIOCEPTION].astype(np.float32)}
 
-    def _privileged_state(self) -> NDArray[np.float32]:
-        return self._full_observation.astype(np.float32)
+    def _privileged_state(self) -> NDArray[np.float64]:
+        return self._full_observation
 
     def _expert_action(self) -> NDArray[Any]:
         with warnings.catch_warnings():
