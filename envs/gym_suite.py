@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -106,8 +107,7 @@ class GymSuite(Suite):
     @property
     def simulation(self) -> type[SimulationSettings]:  # type: ignore[override]
         """Settings with the suite's own horizon."""
-        settings = [("horizon", int, self.horizon)]
-        return make_dataclass("GymSettings", settings, bases=(SimulationSettings,), frozen=True, kw_only=True)
+        return _settings_with(self.horizon)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -249,6 +249,12 @@ class GymTaskEnv(MultiTaskEnv):
                 f"{self.suite.name!r} another key, or a function: success=lambda obs, reward, terminated, info: terminated"
             )
         return bool(info.get(success, False))
+
+
+@cache  # not kept by the suite, which may go to another process, where a class made on the way is unknown
+def _settings_with(horizon: int) -> type[SimulationSettings]:
+    settings = [("horizon", int, horizon)]
+    return make_dataclass("GymSettings", settings, bases=(SimulationSettings,), frozen=True, kw_only=True)
 
 
 def _make(suite: GymSuite, task: str) -> gym.Env:
