@@ -17,12 +17,14 @@ class Demonstration:
     One episode as pairs of an observation and the action chunk to imitate.
 
     :param task: Name of the task, or a number or anything else that stands for it: it becomes text, ``None`` becomes ""
-    :param observations: What the policy sees before each chunk: arrays ``(T, ...)`` by key of the observation space
+    :param observations: What the policy sees before each chunk: arrays ``(T, ...)`` by key of the observation space, or what
+        ``numpy.asarray`` makes such of; a ``state`` of integers becomes float32
     :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero)
     :param chunk_lengths: How many actions of each chunk were executed, 1..h, shape ``(T,)``, int64
     :param success: Whether the episode succeeded
     :param steps_to_success: Primitive steps until success, where the episode went on after it: the rest is left out
-    :raises ValueError: If the arrays disagree on T, a number is not finite, or a length is out of range
+    :raises ValueError: If the arrays disagree on T or are no arrays of numbers, a number is not finite, or a length is out of
+        range
     """
 
     task: str
@@ -35,6 +37,10 @@ class Demonstration:
     def __post_init__(self, steps_to_success: int | None) -> None:
         self.task = as_task_name(self.task)
         self.success = bool(self.success)
+        # Arrays stay themselves: pictures may lie in a file
+        self.observations = {key: self._as_array(key, values) for key, values in self.observations.items()}
+        self.actions = self._as_array("actions", self.actions)
+        self.chunk_lengths = self._as_array("chunk_lengths", self.chunk_lengths)
         lengths = {key: len(value) for key, value in self.observations.items()}
         lengths |= {"actions": len(self.actions), "chunk_lengths": len(self.chunk_lengths)}
         if len(set(lengths.values())) > 1:
@@ -75,6 +81,19 @@ class Demonstration:
         chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
         chunk[: len(steps)] = steps
         return chunk, len(steps)
+
+    def _as_array(self, name: str, values: Any) -> NDArray[Any]:
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # rows of several lengths
+            raise ValueError(f"{name!r} of a demonstration of task {self.task!r} can't be an array: {error}") from error
+        if array.ndim == 0 or array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name!r} of a demonstration of task {self.task!r} must be an array of numbers, one entry a chunk, got "
+                f"{array.dtype} of shape {array.shape}: convert it, e.g. by numpy.array(values, dtype=numpy.float32), or "
+                "leave it out"
+            )
+        return array.astype(np.float32) if name == "state" and array.dtype.kind in "iub" else array
 
     def _check_finite(self, arrays: dict[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():

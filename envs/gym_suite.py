@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -33,7 +34,7 @@ class GymTask:
     :param env_id: Registered id of its environment, also ``"module:id"``
     :param instructions: The ways of saying what is to be done, the first one the default
     :param kwargs: Arguments of the environment
-    :raises ValueError: If there is no instruction
+    :raises ValueError: If there is no instruction, or one that is empty or no text
     """
 
     env_id: str
@@ -41,10 +42,14 @@ class GymTask:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.instructions, str):
-            object.__setattr__(self, "instructions", (self.instructions,))
-        if not self.instructions:
-            raise ValueError(f"The task in {self.env_id!r} needs at least one instruction")
+        given = (self.instructions,) if isinstance(self.instructions, str) else self.instructions
+        wordings = tuple(given) if isinstance(given, Sequence) else ()
+        if not wordings or not all(isinstance(text, str) and text.strip() for text in wordings):
+            raise ValueError(
+                f"The task in {self.env_id!r} needs at least one instruction, a text or a sequence of texts that are not "
+                f'empty, got {self.instructions!r}: write GymTask({self.env_id!r}, "push the block")'
+            )
+        object.__setattr__(self, "instructions", wordings)
 
 
 class GymSuite(Suite):
@@ -74,6 +79,7 @@ class GymSuite(Suite):
     :param picture_size: Height and width of the picture, where it is drawn by ``render()``
     :param wrapping: What stands between simulation and policy by default; with ``cameras`` pictures are drawn by those, for
         environments with MuJoCo's ``model`` and ``data``
+    :raises TypeError: If ``tasks`` is no mapping of names to :class:`GymTask`
     :raises ValueError: If there is no task
     """
 
@@ -89,6 +95,11 @@ class GymSuite(Suite):
         picture_size: tuple[int, int] = (96, 96),
         wrapping: WrappingSettings | None = None,
     ) -> None:
+        if not isinstance(tasks, Mapping) or not all(isinstance(task, GymTask) for task in tasks.values()):
+            raise TypeError(
+                f"The suite {name!r} needs its tasks as a mapping of names to GymTask, got {tasks!r}: write "
+                f'GymSuite({name!r}, {{"push": GymTask("Push-v0", "push the block")}})'
+            )
         if not tasks:
             raise ValueError(f"The suite {name!r} needs at least one task")
         check_count("horizon", horizon)
@@ -106,8 +117,7 @@ class GymSuite(Suite):
     @property
     def simulation(self) -> type[SimulationSettings]:  # type: ignore[override]
         """Settings with the suite's own horizon."""
-        settings = [("horizon", int, self.horizon)]
-        return make_dataclass("GymSettings", settings, bases=(SimulationSettings,), frozen=True, kw_only=True)
+        return _settings_with(self.horizon)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -230,7 +240,14 @@ class GymTaskEnv(MultiTaskEnv):
     def _expert_action(self) -> NDArray[Any]:
         if self.suite.expert is None:
             return super()._expert_action()
-        return np.asarray(self.suite.expert(self.task_env.unwrapped))
+        action = np.asarray(self.suite.expert(self.task_env.unwrapped))
+        if action.shape != self.action_space.shape:
+            raise ValueError(
+                f"The expert of the suite {self.suite.name!r} gave an action of shape {action.shape} in the task "
+                f"{self.task!r}, but actions have the shape {self.action_space.shape}: let it return one primitive action, "
+                "not a chunk or a batch"
+            )
+        return action
 
     def _goal_seed(self) -> int:
         """The seed of the current goal: which split it is of shows in its last bit, the other 30 are drawn."""
@@ -249,6 +266,12 @@ class GymTaskEnv(MultiTaskEnv):
                 f"{self.suite.name!r} another key, or a function: success=lambda obs, reward, terminated, info: terminated"
             )
         return bool(info.get(success, False))
+
+
+@cache  # not kept by the suite, which may go to another process, where a class made on the way is unknown
+def _settings_with(horizon: int) -> type[SimulationSettings]:
+    settings = [("horizon", int, horizon)]
+    return make_dataclass("GymSettings", settings, bases=(SimulationSettings,), frozen=True, kw_only=True)
 
 
 def _make(suite: GymSuite, task: str) -> gym.Env:

@@ -153,7 +153,8 @@ class Suite(ABC):
         env = self.make_simulation(tasks, render_mode=render_mode and "rgb_array", **simulation)
         # How it was made, as gymnasium.make notes it, too
         wrapped = {field.name: getattr(self._wrapping(wrapping), field.name) for field in fields(WrappingSettings)}
-        kwargs = {"tasks": tasks, "suite": self.address, **wrapped, **simulation, "render_mode": render_mode}
+        suite = self.address if is_registered(self) else self
+        kwargs = {"tasks": tasks, "suite": suite, **wrapped, **simulation, "render_mode": render_mode}
         env.spec = EnvSpec("VLA/tasks", entry_point="sb3_vla_envs.make:make_vla_env", kwargs=kwargs)
         if render_mode == "rgb_array_list":
             env = RenderCollection(env)
@@ -222,6 +223,14 @@ def registered_suites() -> tuple[Suite, ...]:
     :return: All suites that are registered
     """
     return tuple(_SUITES.values())
+
+
+def is_registered(suite: Suite) -> bool:
+    """
+    :param suite: A suite
+    :return: Whether it is the one that :func:`get_suite` gives by its name
+    """
+    return _SUITES.get(suite.name) is suite
 
 
 def get_suite(name: str) -> Suite:

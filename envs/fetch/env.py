@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..mujoco.camera import Camera
-from ..task_env import MultiTaskEnv, Observation, Outcome
+from ..mujoco.task_env import MujocoTaskEnv
+from ..task_env import Observation, Outcome
 from .expert import expert_action
 from .goals import sample_fetch_goals
 from .simulator import FetchSimulator, build_simulator
 from .suite import FETCH
 from .tasks import TASKS
 
-if TYPE_CHECKING:
-    import mujoco
-
-    from ..mujoco.rendering import SceneRenderer
-
 _OBSERVATION = 25  # with an object; 10 without
 _FINGERS = {True: slice(9, 11), False: slice(3, 5)}  # with and without an object
 _WIDEST_OPENING = 0.1
-_VIDEO_CAMERA = Camera("scene", 240, 240)
 
 
-class FetchEnv(MultiTaskEnv):
+class FetchEnv(MujocoTaskEnv[FetchSimulator]):
     """
     A choice of Fetch tasks, of which every reset draws one, with a goal of a seeded list (:func:`sample_fetch_goals`).
 
@@ -47,47 +42,13 @@ class FetchEnv(MultiTaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012  # declared as an instance attribute by gym
+    video_camera = Camera("scene", 240, 240)
 
     def __init__(self, tasks: str | Sequence[str] = "Fetch", *, render_mode: str | None = None, **settings: Any) -> None:
         observed = {"state": spaces.Box(-np.inf, np.inf, (4,), np.float32)}
         action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         super().__init__(FETCH, tasks, observed, action_space, _OBSERVATION + 6, render_mode, settings)
-        self._simulators: dict[str, FetchSimulator] = {}
-        self._renderers: dict[str, SceneRenderer] = {}
         self._seen: dict[str, NDArray[np.float64]]  # observation, achieved_goal, desired_goal
-
-    @property
-    def model(self) -> mujoco.MjModel:
-        """The MuJoCo model of the current task."""
-        model: mujoco.MjModel = self._simulator.model
-        return model
-
-    @property
-    def data(self) -> mujoco.MjData:
-        """The MuJoCo state of the current task."""
-        data: mujoco.MjData = self._simulator.data
-        return data
-
-    def picture(self) -> NDArray[np.uint8]:
-        """
-        Draw the scene for a human, whatever the render mode.
-
-        :return: Upright RGB picture, shape ``(240, 240, 3)``, uint8
-        :raises RuntimeError: If no OpenGL library is installed
-        """
-        if self.task not in self._renderers:
-            from ..mujoco.rendering import SceneRenderer  # needs OpenGL, which environments without pictures do not
-
-            self._renderers[self.task] = SceneRenderer(self.model, [_VIDEO_CAMERA], "plain")
-        return self._renderers[self.task].render(self.data)
-
-    def close(self) -> None:
-        """Release the simulators."""
-        for simulator in self._simulators.values():
-            simulator.close()
-        self._simulators.clear()
-        self._renderers.clear()
-        super().close()
 
     def _begin(self) -> None:
         goals = sample_fetch_goals(self.task, self.goal_split, self.n_goals, self.goal_seed)
@@ -102,17 +63,14 @@ class FetchEnv(MultiTaskEnv):
         opening = observation[_FINGERS[TASKS[self.task].has_object]].sum() / _WIDEST_OPENING
         return {"state": np.append(observation[:3], opening).astype(np.float32)}
 
-    def _privileged_state(self) -> NDArray[np.float32]:
+    def _privileged_state(self) -> NDArray[np.float64]:
         observation = self._seen["observation"]
         padding = np.zeros(_OBSERVATION - len(observation))
         parts = (observation, padding, self._seen["achieved_goal"], self._seen["desired_goal"])
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate(parts)
 
     def _expert_action(self) -> NDArray[np.float64]:
         return expert_action(self.task, self._seen)
 
-    @property
-    def _simulator(self) -> FetchSimulator:
-        if self.task not in self._simulators:
-            self._simulators[self.task] = build_simulator(self.task)
-        return self._simulators[self.task]
+    def _build_simulator(self) -> FetchSimulator:
+        return build_simulator(self.task)

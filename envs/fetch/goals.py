@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..argument_checks import check_choice, check_count
+from ..goal_list import GoalList
 from ..goal_split import round_goal, split_of
-from ..task_env import SPLITS, GoalSplit
+from ..task_env import GoalSplit
 from .suite import FETCH
 from .tasks import DISTANCE_THRESHOLD, MAX_TARGET_HEIGHT, MIN_OBJECT_DISTANCE, TASKS, FetchTask
 
@@ -29,30 +28,27 @@ def sample_fetch_goals(task: str, split: GoalSplit, n_goals: int = 50, seed: int
 
     :param task: Name of a Fetch task
     :param split: ``"train"`` or ``"test"``
-    :param n_goals: How many goals
+    :param n_goals: How many goals, at most 10,000
     :param seed: Which list
     :return: The goals, shape ``(n_goals, 5)``, all different, read-only
     :raises TypeError: If ``n_goals`` or ``seed`` is no integer
     :raises ValueError: If the task or the split is unknown, or ``n_goals`` or ``seed`` out of range
     """
     (task,) = FETCH.resolve_tasks(task)
-    check_choice("goal split", split, SPLITS)
-    check_count("n_goals", n_goals)
-    check_count("seed", seed, least=0)
-    return _sample(task, split, int(n_goals), int(seed))
+    return _sample(GoalList(task, split, n_goals, seed))
 
 
 @cache
-def _sample(task: str, split: GoalSplit, n_goals: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng([zlib.crc32(task.encode()), SPLITS.index(split), seed])
-    goals: dict[bytes, NDArray[np.float64]] = {}
-    while len(goals) < n_goals:
-        goal = round_goal(_draw(TASKS[task], rng))
-        if split_of(goal) == split and not _is_solved(TASKS[task], goal):
-            goals.setdefault(goal.tobytes(), goal)
-    result = np.stack(list(goals.values()))
-    result.setflags(write=False)  # shared by every environment of this process
-    return result
+def _sample(goals: GoalList) -> NDArray[np.float64]:
+    task, rng = TASKS[goals.task], goals.generator()
+
+    def accepted() -> NDArray[np.float64]:
+        while True:
+            goal = round_goal(_draw(task, rng))
+            if split_of(goal) == goals.split and not _is_solved(task, goal):
+                return goal
+
+    return goals.fill(accepted)
 
 
 def _draw(task: FetchTask, rng: np.random.Generator) -> NDArray[np.float64]:

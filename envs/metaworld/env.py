@@ -11,24 +11,21 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..mujoco.camera import Camera
-from ..task_env import MultiTaskEnv, Observation, Outcome
+from ..mujoco.task_env import MujocoTaskEnv
+from ..task_env import Observation, Outcome
 from .goals import sample_goals
 from .simulator import build_expert, build_simulator
 from .suite import METAWORLD
 
 if TYPE_CHECKING:
-    import mujoco
     from metaworld.policies.policy import Policy
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-    from ..mujoco.rendering import SceneRenderer
-
 _FULL_OBSERVATION = 39
 _PROPRIOCEPTION = 4  # the first numbers of MetaWorld's observation: gripper x, y, z and opening
-_VIDEO_CAMERA = Camera("corner4", 240, 240, fovy=42.0)
 
 
-class MetaWorldEnv(MultiTaskEnv):
+class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
     """
     A choice of MetaWorld v3 tasks, of which every reset draws one, with a goal of a seeded list (:func:`sample_goals`).
 
@@ -46,48 +43,14 @@ class MetaWorldEnv(MultiTaskEnv):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  # declared as an instance attribute by gym
+    video_camera = Camera("corner4", 240, 240, fovy=42.0)
 
     def __init__(self, tasks: str | Sequence[str] = "MT10", *, render_mode: str | None = None, **settings: Any) -> None:
         observed = {"state": spaces.Box(-np.inf, np.inf, (_PROPRIOCEPTION,), np.float32)}
         action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         super().__init__(METAWORLD, tasks, observed, action_space, _FULL_OBSERVATION, render_mode, settings)
-        self._simulators: dict[str, SawyerXYZEnv] = {}
-        self._renderers: dict[str, SceneRenderer] = {}
         self._expert: Policy
         self._full_observation: NDArray[Any]  # shape (39,)
-
-    @property
-    def model(self) -> mujoco.MjModel:
-        """The MuJoCo model of the current task."""
-        model: mujoco.MjModel = self._simulator.model
-        return model
-
-    @property
-    def data(self) -> mujoco.MjData:
-        """The MuJoCo state of the current task."""
-        data: mujoco.MjData = self._simulator.data
-        return data
-
-    def picture(self) -> NDArray[np.uint8]:
-        """
-        Draw the scene for a human, whatever the render mode.
-
-        :return: Upright RGB picture, shape ``(240, 240, 3)``, uint8
-        :raises RuntimeError: If no OpenGL library is installed
-        """
-        if self.task not in self._renderers:
-            from ..mujoco.rendering import SceneRenderer  # needs OpenGL, which environments without pictures do not
-
-            self._renderers[self.task] = SceneRenderer(self.model, [_VIDEO_CAMERA], "plain")
-        return self._renderers[self.task].render(self.data)
-
-    def close(self) -> None:
-        """Release the simulators."""
-        for simulator in self._simulators.values():
-            simulator.close()
-        self._simulators.clear()
-        self._renderers.clear()
-        super().close()
 
     def _begin(self) -> None:
         import mujoco
@@ -111,18 +74,15 @@ class MetaWorldEnv(MultiTaskEnv):
     def _observe(self) -> Observation:
         return {"state": self._full_observation[:_PROPRIOCEPTION].astype(np.float32)}
 
-    def _privileged_state(self) -> NDArray[np.float32]:
-        return self._full_observation.astype(np.float32)
+    def _privileged_state(self) -> NDArray[np.float64]:
+        return self._full_observation
 
     def _expert_action(self) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of every action that it knows will be clipped
             return self._expert.get_action(self._full_observation)
 
-    @property
-    def _simulator(self) -> SawyerXYZEnv:
-        if self.task not in self._simulators:
-            simulator = build_simulator(self.task)
-            simulator.max_path_length = self.horizon  # it refuses to step past its own limit of 500
-            self._simulators[self.task] = simulator
-        return self._simulators[self.task]
+    def _build_simulator(self) -> SawyerXYZEnv:
+        simulator = build_simulator(self.task)
+        simulator.max_path_length = self.horizon  # it refuses to step past its own limit of 500
+        return simulator

@@ -26,7 +26,7 @@ _GEOMETRY = ("bvh_", "oct_")  # search trees of the meshes: megabytes, which fol
 _MAX_REMEMBERED = 256  # starts of episodes a simulator, 6 kB each
 
 
-class _Quick(_Simulator):
+class Quick(_Simulator):
     """
     Mixed into a MetaWorld class: the same numbers to the last bit, in less time.
 
@@ -152,7 +152,7 @@ def build_simulator(task: str) -> SawyerXYZEnv:
         raise ImportError(_INSTALL_HINT) from error
     metaworld_class: Any = ALL_V3_ENVIRONMENTS[task]
     methods = {"_get_quat_objects": _without_checks(metaworld_class._get_quat_objects)}
-    simulator: SawyerXYZEnv = type(metaworld_class.__name__, (_Quick, metaworld_class), methods)()
+    simulator: SawyerXYZEnv = type(metaworld_class.__name__, (Quick, metaworld_class), methods)()
     simulator._partially_observable = False
     del simulator.sawyer_observation_space  # cached while the goal was still hidden; step() clips with it
     simulator._set_task_called = True

@@ -11,13 +11,14 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from ..wrappers.shallow_copy import NoShallowCopy
 from .camera import CameraLike, Quality, as_cameras
 
 if TYPE_CHECKING:
     from .rendering import SceneRenderer
 
 
-class CameraObservation(gym.ObservationWrapper, RecordConstructorArgs):
+class CameraObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstructorArgs):
     """
     Adds a picture per camera to a dictionary observation: ``image`` for the first one, ``image_<camera>`` for the others.
 

@@ -29,7 +29,7 @@ def select_gl_backend() -> str:
                 "rendering, works everywhere) or `apt-get install libegl1` (on a machine with a GPU)."
             )
         return found
-    if chosen in _LIBRARIES and not _loads(_LIBRARIES[chosen]):
+    if chosen in _LIBRARIES and not loads(_LIBRARIES[chosen]):
         package = {"egl": "libegl1", "osmesa": "libosmesa6"}[chosen]
         raise RuntimeError(
             f"MUJOCO_GL={chosen} asks for lib{_LIBRARIES[chosen]}, which is not installed: `apt-get install {package}`, "
@@ -44,9 +44,9 @@ def find_gl_backend() -> str | None:
 
     :return: ``"egl"``, ``"osmesa"``, or ``None`` if neither library is installed
     """
-    if _has_gpu() and _loads(_LIBRARIES["egl"]) and _egl_renders():
+    if has_gpu() and loads(_LIBRARIES["egl"]) and egl_renders():
         return "egl"
-    return "osmesa" if _loads(_LIBRARIES["osmesa"]) else None
+    return "osmesa" if loads(_LIBRARIES["osmesa"]) else None
 
 
 def configure_gl_backend() -> None:
@@ -62,18 +62,29 @@ def configure_gl_backend() -> None:
             os.environ["MUJOCO_GL"] = found
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """
+    :return: Whether this machine shows a GPU
+    """
     return Path("/dev/nvidia0").exists() or any(Path("/dev/dri").glob("renderD*"))
 
 
-def _egl_renders() -> bool:
-    """Whether EGL gives a context: in a container its library may be there without a driver. Tried in another process."""
+def egl_renders() -> bool:
+    """
+    Try in another process: in a container EGL's library may be there without a driver.
+
+    :return: Whether EGL gives a context
+    """
     program = "import mujoco.egl; mujoco.egl.GLContext(8, 8).make_current()"
     environment = {**os.environ, "MUJOCO_GL": "egl"}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
 
 
-def _loads(library: str) -> bool:
+def loads(library: str) -> bool:
+    """
+    :param library: Its name without ``lib``
+    :return: Whether it is installed and can be loaded
+    """
     name = ctypes.util.find_library(library)
     if name is None:
         return False

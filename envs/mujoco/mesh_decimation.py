@@ -73,7 +73,8 @@ def _decimated_once(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> 
     name = hashlib.sha256(vertices.tobytes() + faces.tobytes() + settings.encode()).hexdigest() + ".npz"
     # A user without a home; a file that is missing, cut short or of another format: decimate again.
     with suppress(RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(cache_directory() / name) as cached:
+        # Opened here: of a file that is cut short, np.load leaves its own open
+        with open(cache_directory() / name, "rb") as file, np.load(file) as cached:
             return cached["vertices"], cached["faces"]
     decimated = decimate(vertices, faces)
     with suppress(RuntimeError, OSError):  # a directory that is not ours to write: do without

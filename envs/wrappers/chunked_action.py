@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..argument_checks import check_chunk_size, check_gamma
 from .episode_progress import EpisodeProgress
+from .shallow_copy import NoShallowCopy
 
 
-class ChunkedActionWrapper(gym.Wrapper, RecordConstructorArgs):
+class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
     """
     Takes ``chunk_size`` actions at once and executes the first ``n_action_steps`` of them.
 

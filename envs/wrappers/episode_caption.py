@@ -11,6 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from .episode_progress import EpisodeProgress
+from .shallow_copy import NoShallowCopy
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -27,7 +28,7 @@ _FONT_SIZE = 12  # pixels
 _INSTRUCTION_LINES = 2
 
 
-class EpisodeCaption(gym.Wrapper, RecordConstructorArgs):
+class EpisodeCaption(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
     """
     Puts a caption strip below the pictures of ``render()``: the instruction (where the environment has an attribute of that
     name), the primitive steps taken, whether they have succeeded, and how the episode before ended. The latter because

@@ -10,6 +10,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
+from .shallow_copy import NoShallowCopy
+
 
 def encode_instruction(instruction: str, max_bytes: int) -> NDArray[np.uint8]:
     """
@@ -45,7 +47,7 @@ def decode_instruction(encoded: ArrayLike) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", errors="replace")
 
 
-class InstructionObservation(gym.ObservationWrapper, RecordConstructorArgs):
+class InstructionObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstructorArgs):
     """
     Adds ``instruction`` to a dictionary observation: the current instruction as UTF-8 bytes, padded with zeros.
 

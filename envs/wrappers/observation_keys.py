@@ -11,8 +11,10 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from .shallow_copy import NoShallowCopy
 
-class ObservationKeys(gym.ObservationWrapper, RecordConstructorArgs):
+
+class ObservationKeys(NoShallowCopy, gym.ObservationWrapper, RecordConstructorArgs):
     """
     Renames what is observed, and leaves out what is not named. Numbers become float32, images stay as they are.
 
@@ -37,7 +39,10 @@ class ObservationKeys(gym.ObservationWrapper, RecordConstructorArgs):
         self.keys = _default_keys(boxes) if keys is None else dict(keys)
         unknown = [old for old in self.keys if old not in boxes]
         if unknown:
-            raise ValueError(f"{env} observes no {', '.join(map(repr, unknown))}, only {', '.join(map(repr, boxes))}")
+            turned = {new: old for old, new in self.keys.items()}
+            is_turned = len(turned) == len(self.keys) and set(turned) <= set(boxes)
+            hint = f": new names stand behind old ones, perhaps keys={turned}" if is_turned else ""
+            raise ValueError(f"{env} observes no {', '.join(map(repr, unknown))}, only {', '.join(map(repr, boxes))}{hint}")
         if len(set(self.keys.values())) < len(self.keys):
             raise ValueError(f"Each key of an observation can be given once, got {self.keys}")
         for old in self.keys:

@@ -11,9 +11,10 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from ..argument_checks import check_count
+from .shallow_copy import NoShallowCopy
 
 
-class PictureObservation(gym.ObservationWrapper, RecordConstructorArgs):
+class PictureObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstructorArgs):
     """
     Adds ``image``, the picture that a :class:`MultiTaskEnv` draws of itself, to a dictionary observation. Wrap it around
     :class:`ChunkedActionWrapper`, not inside: then only the end of a chunk is drawn, not every step.

@@ -119,8 +119,9 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
 def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) -> None:
     if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
         raise ValueError(
-            f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: if the pictures are floats in "
-            f"[0, 1], give (255 * image).astype(numpy.uint8); {_normalize_hint(observation_space)}"
+            f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: "
+            f"{_rename_hint(key, observation_space)}if the pictures are floats in [0, 1], give "
+            f"(255 * image).astype(numpy.uint8); {_normalize_hint(observation_space)}"
         )
     if (space.low != 0).any() or (space.high != 255).any():
         raise ValueError(
@@ -132,6 +133,17 @@ def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) 
             f"VLAPolicy needs images with channels first, but {key!r} is {space}: SB3's algorithms turn them, elsewhere "
             "wrap the environment in stable_baselines3.common.vec_env.VecTransposeImage"
         )
+
+
+def _rename_hint(key: str, observation_space: spaces.Dict) -> str:
+    """What to do with a key that may be called after pictures by chance."""
+    if key == "image":
+        return ""
+    names = {name: name.removeprefix("image_") if name == key else name for name in observation_space.spaces}
+    return (
+        "keys named image_... are read as pictures; if this is none, give it another name, e.g. by "
+        f"sb3_vla_envs.ObservationKeys(env, {names}); "
+    )
 
 
 def _check_instruction(space: spaces.Space, observation_space: spaces.Dict) -> None:

@@ -9,28 +9,61 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch as th
 import yaml
 
 from sb3_vla_envs import collect_demonstrations
 from sb3_vla_envs.suite import find_suite, get_suite
-from sb3_vla_envs.task_env import SimulationSettings
+from sb3_vla_envs.task_env import SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..imitation.sft import fine_tune
+from ..policies.heads import HEADS
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting
+from .settings import (
+    Limits,
+    arguments_of,
+    check_section,
+    check_unchanged,
+    check_value,
+    deep_update,
+    make_section,
+    plain,
+    setting,
+)
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
 
 PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde"))
-SFTSettings: Any = arguments_of(fine_tune, without=_SAID_ONCE, at_least={"n_epochs": 1, "batch_size": 1})
+SFTSettings: Any = arguments_of(
+    fine_tune,
+    without=_SAID_ONCE,
+    at_least={"n_epochs": 1, "batch_size": 1, "learning_rate": 0, "weight_decay": 0, "patience": 1, "max_shift": 0},
+    limits={"max_grad_norm": Limits(above=0), "held_out_fraction": Limits(above=0, below=1)},
+)
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
-EvalSettings: Any = arguments_of(evaluate_on_tasks, without=_SAID_ONCE, at_least={"n_goals": 1, "n_envs": 1})
+EvalSettings: Any = arguments_of(
+    evaluate_on_tasks,
+    without=_SAID_ONCE,
+    at_least={"n_goals": 1, "n_envs": 1},
+    limits={"split": Limits(choices=SPLITS)},
+)
+_LEARNING_RATES = ("learning_rate", "backbone_learning_rate", "critic_learning_rate")
 _PPOArguments: Any = arguments_of(
-    PPOSelfBC, without=(*_SAID_ONCE, "tensorboard_log"), at_least={"n_steps": 1, "batch_size": 2, "n_epochs": 1}
+    PPOSelfBC,
+    without=(*_SAID_ONCE, "tensorboard_log"),
+    at_least={
+        **{"n_steps": 1, "batch_size": 2, "n_epochs": 1, "critic_epochs": 1, "critic_warmup_steps": 0},
+        **{"micro_batch_size": 1, "bc_batch_size": 1, "bc_weight": 0, "vf_coef": 0, "stats_window_size": 1},
+        **dict.fromkeys(_LEARNING_RATES, 0),
+    },
+    limits={
+        "gae_lambda": Limits(at_least=0, at_most=1),
+        **dict.fromkeys(("clip_range", "clip_range_vf", "max_grad_norm", "target_kl"), Limits(above=0)),
+    },
 )
 
 
@@ -101,6 +134,10 @@ class Config:
     eval: EvalSettings = field(metadata={"changes_on_resume": True})
 
     def __post_init__(self) -> None:
+        _check_device(self.device)
+        head = HEADS.get(self.policy.head)
+        if head is not None:
+            Limits(choices=("auto", *head.imitation_losses)).check("sft.loss", self.sft.loss)
         if self.simulation.goal_split != "train":
             raise ValueError(
                 f"simulation.goal_split must be 'train', got {self.simulation.goal_split!r}: a run trains on those goals, and "
@@ -127,6 +164,21 @@ class Config:
         :raises ValueError: If they differ in what a run can't change on its way
         """
         check_unchanged(self, began)
+
+
+def _check_device(name: str) -> None:
+    """
+    Of the name alone: a configuration may be read on another machine than that of its run.
+
+    :param name: The setting ``device``
+    :raises ValueError: If PyTorch knows no such device
+    """
+    try:
+        th.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be 'auto' or one of PyTorch's such as 'cpu', 'cuda' or 'cuda:0', got {name!r}"
+        ) from error
 
 
 _FIELDS = {each.name: each for each in fields(Config)}
@@ -241,7 +293,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         if name not in _TYPES:
             raise ValueError(f"there is no setting {name!r}; there are {', '.join(_TYPES)}")
         if value is not None:
-            check_value(name, value, _TYPES[name], _FIELDS[name].metadata.get("at_least"))
+            check_value(name, value, _TYPES[name], _FIELDS[name].metadata.get("limits"))
 
 
 def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

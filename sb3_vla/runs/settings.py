@@ -3,9 +3,10 @@
 import copy
 import inspect
 import math
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -14,20 +15,70 @@ _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a nu
 Section = TypeVar("Section")
 
 
-def setting(*, at_least: float | None = None, changes_on_resume: bool = False, default: Any = MISSING) -> Any:
+@dataclass(frozen=True)
+class Limits:
+    """
+    What a setting of the right type may be; ``None`` is no limit.
+
+    :param at_least: Least number allowed
+    :param at_most: Greatest number allowed
+    :param above: A number that it must be greater than
+    :param below: A number that it must be less than
+    :param choices: All that is allowed
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[Any] | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        :param name: Full name of a setting
+        :param value: Its value; limits of numbers concern numbers alone, as a setting may be something else, too
+        :raises ValueError: If it is not one of those allowed
+        """
+        if self.choices is not None and value not in self.choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        rules = (
+            ("at least", self.at_least, operator.ge),
+            ("at most", self.at_most, operator.le),
+            ("above", self.above, operator.gt),
+            ("below", self.below, operator.lt),
+        )
+        for words, limit, is_within in rules:
+            if limit is not None and not is_within(value, limit):
+                raise ValueError(f"{name} must be {words} {limit}, got {value!r}")
+
+
+def setting(
+    *,
+    at_least: float | None = None,
+    limits: Limits | None = None,
+    changes_on_resume: bool = False,
+    default: Any = MISSING,
+) -> Any:
     """
     A field of a section.
 
     :param at_least: Least number allowed, ``None`` for no limit
+    :param limits: Limits of more kinds instead
     :param changes_on_resume: Whether a run that is resumed may go on with another value
     :param default: Default value, if any
     :return: What ``dataclasses.field`` returns
     """
-    return field(default=default, metadata={"at_least": at_least, "changes_on_resume": changes_on_resume})
+    limits = Limits(at_least=at_least) if limits is None else limits
+    return field(default=default, metadata={"limits": limits, "changes_on_resume": changes_on_resume})
 
 
 def arguments_of(
-    function: Callable[..., Any], without: Collection[str] = (), at_least: Mapping[str, float] | None = None
+    function: Callable[..., Any],
+    without: Collection[str] = (),
+    at_least: Mapping[str, float] | None = None,
+    limits: Mapping[str, Limits] | None = None,
 ) -> type[Any]:
     """
     Make a section of the arguments that a function or class documents: of those that have a default, and which YAML can hold.
@@ -35,6 +86,7 @@ def arguments_of(
     :param function: The function or class
     :param without: Names of arguments that are no settings, as others give them
     :param at_least: By name, the least number allowed
+    :param limits: By name, limits of more kinds
     :return: A frozen dataclass
     """
     parameters = {
@@ -45,8 +97,9 @@ def arguments_of(
     # Not those of the others, which a module may import for type checkers alone
     annotated: Any = SimpleNamespace(__annotations__={name: parameter.annotation for name, parameter in parameters.items()})
     code: Any = function.__init__ if inspect.isclass(function) else function
+    all_limits = {name: Limits(at_least=least) for name, least in (at_least or {}).items()} | dict(limits or {})
     section_fields = [
-        (name, hint, setting(at_least=(at_least or {}).get(name), default=parameters[name].default))
+        (name, hint, setting(limits=all_limits.get(name), default=parameters[name].default))
         for name, hint in get_type_hints(annotated, code.__globals__).items()
         if set(_words(hint)) - {"null"}
     ]
@@ -66,7 +119,7 @@ def check_section(name: str, section: type[Any], values: Any) -> None:
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"there is no setting {name}.{key}; {name} takes {', '.join(sorted(known))}")
-        check_value(f"{name}.{key}", value, hints[key], known[key].metadata.get("at_least"))
+        check_value(f"{name}.{key}", value, hints[key], known[key].metadata.get("limits"))
 
 
 def make_section(name: str, section: type[Section], values: Mapping[str, Any]) -> Section:
@@ -131,20 +184,20 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def check_value(name: str, value: Any, hint: Any, at_least: float | None = None) -> None:
+def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) -> None:
     """
     :param name: Full name of a setting
     :param value: Its value
     :param hint: Its type
-    :param at_least: Least number allowed, ``None`` for no limit
-    :raises ValueError: If the value is of another type, not finite or too small
+    :param limits: What it may be, ``None`` for no limits
+    :raises ValueError: If the value is of another type, not finite or beyond its limits
     """
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {' or '.join(_words(hint))}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    if at_least is not None and isinstance(value, int | float) and value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+    if limits is not None:
+        limits.check(name, value)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -160,7 +213,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(each) and value == each for each in arguments)
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
-    if not inspect.isclass(kind):
+    if kind is Any or not inspect.isclass(kind):  # Any is a class from Python 3.11 on
         return kind is Any
     if _is_list(kind):
         return isinstance(value, list | tuple) and all(_fits(item, each) for each in arguments[:1] for item in value)
@@ -179,7 +232,7 @@ def _words(hint: Any) -> list[str]:
         return [repr(each) for each in arguments]
     if kind in _WORDS:
         return [_WORDS[kind]]
-    if not inspect.isclass(kind):
+    if kind is Any or not inspect.isclass(kind):
         return ["anything"] if kind is Any else []
     if _is_list(kind):
         return [f"a list of {_WORDS[arguments[0]].split()[-1]}s" if arguments[:1] in [(int,), (float,)] else "a list"]

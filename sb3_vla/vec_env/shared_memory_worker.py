@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import torch as th
@@ -285,12 +286,19 @@ def run_worker(remote: Connection, inherited: Sequence[Connection]) -> None:
 def _reply(worker: EnvWorker, message: bytes) -> bytes:
     try:
         command, arguments = pickle.loads(message)
-        return pickle.dumps(getattr(worker, command)(*arguments), pickle.HIGHEST_PROTOCOL)
+        return _pickled(getattr(worker, command)(*arguments))
     except Exception as error:
         where = "a worker process" if worker.running is None else f"environment {worker.running}"
         worker.running = None
         failure = WorkerFailure(_as_picklable(error), f"In {where}:\n{traceback.format_exc()}")
         return pickle.dumps(failure)
+
+
+def _pickled(reply: Any) -> bytes:
+    try:
+        return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return cloudpickle.dumps(reply)  # slower; an attribute may hold a function of a user's script
 
 
 def _as_picklable(error: Exception) -> Exception:

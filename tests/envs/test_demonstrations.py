@@ -74,3 +74,35 @@ def test_success_must_lie_in_the_episode(steps):
     whole = demonstration(4)
     with pytest.raises(ValueError, match=r"'steps_to_success' .* must be in 1..11, .* got"):
         Demonstration("push-v3", whole.observations, whole.actions, whole.chunk_lengths, True, steps_to_success=steps)
+
+
+def test_lists_become_arrays():
+    demo = Demonstration("push-v3", {"state": [[1, 2], [3, 4]], "other": [5, 6]}, [[[0.5], [0.5]]] * 2, [2, 1], True)
+    assert demo.actions.shape == (2, 2, 1) and demo.n_steps == 3 and demo.chunk_lengths.dtype == np.int64
+    assert demo.observations["state"].dtype == np.float32 and demo.observations["state"].tolist() == [[1, 2], [3, 4]]
+    assert demo.observations["other"].dtype.kind == "i"
+
+
+def test_arrays_of_pictures_that_lie_in_a_file_are_not_copied(tmp_path):
+    pictures = np.memmap(tmp_path / "pictures", np.uint8, "w+", shape=(4, 6, 5, 3))
+    demo = demonstration(4)
+    demo = Demonstration("push-v3", {**demo.observations, "image": pictures}, demo.actions, demo.chunk_lengths, True)
+    assert np.shares_memory(demo.observations["image"], pictures)
+
+
+@pytest.mark.parametrize("key", ["state", "other"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.array([[1.0], [None]], dtype=object),
+            r"must be an array of numbers, .* got object of shape \(2, 1\)",
+        ),
+        (["a", "b"], "must be an array of numbers, .* got <U1"),
+        (3.0, r"must be an array of numbers, .* got float64 of shape \(\)"),
+        ([[1.0], [1.0, 2.0]], "can't be an array: .*inhomogeneous"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused_by_its_key(key, values, message):
+    with pytest.raises(ValueError, match=f"'{key}' of a demonstration of task 'push-v3' {message}"):
+        Demonstration("push-v3", {key: values}, np.zeros((2, 3, 4), np.float32), [3, 3], True)

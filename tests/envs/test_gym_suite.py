@@ -183,6 +183,34 @@ def test_without_an_expert_nothing_is_collected():
         env.expert_action()
 
 
+@pytest.mark.parametrize(("action", "shape"), [([[1.0]], r"\(1, 1\)"), (1.0, r"\(\)"), ([1.0, 0.0], r"\(2,\)")])
+def test_an_experts_action_of_another_shape_is_refused(action, shape):
+    suite = GymSuite("lines", {"go": GymTask("Line-v0", "go")}, keys=KEYS, expert=lambda env: action)
+    with pytest.raises(ValueError, match=rf"'lines' gave an action of shape {shape} in the task 'go', but .* shape \(1,\)"):
+        collect_demonstrations("go", 1, suite=suite, progress=False)
+
+
+def test_keys_the_wrong_way_round_are_shown_the_right_way():
+    turned = {new: old for old, new in KEYS.items()}
+    with pytest.raises(
+        ValueError, match=r"observes no 'state', .*perhaps keys={'agent_pos': 'state', .*'pixels/top': 'image'}"
+    ):
+        line(turned).make_simulation("go")
+
+
+@pytest.mark.parametrize("tasks", ["go", ["go"], {"go": "Line-v0"}, GymTask("Line-v0", "go")])
+def test_tasks_that_are_no_mapping_of_names_to_tasks_are_refused(tasks):
+    with pytest.raises(
+        TypeError, match=r"The suite 'lines' needs its tasks as a mapping of names to GymTask, got .*write GymSuite"
+    ):
+        GymSuite("lines", tasks)
+
+
+def test_the_same_settings_class_at_each_access_has_the_suites_horizon():
+    suite = line()
+    assert suite.simulation is suite.simulation and suite.simulation().horizon == 20
+
+
 def test_cameras_draw_a_mujoco_environment():
     cheetah = GymTask("HalfCheetah-v5", "run")
     suite = GymSuite("runners", {"run": cheetah}, success=lambda obs, reward, terminated, info: False)
@@ -198,7 +226,10 @@ def test_cameras_draw_a_mujoco_environment():
     ("make", "message"),
     [
         (lambda: GymSuite("empty", {}), "The suite 'empty' needs at least one task"),
-        (lambda: GymTask("Line-v0", ()), "needs at least one instruction"),
+        (lambda: GymTask("Line-v0", ()), r"needs at least one instruction, .*got \(\): write GymTask\('Line-v0'"),
+        (lambda: GymTask("Line-v0", ""), "needs at least one instruction, .*not empty, got ''"),
+        (lambda: GymTask("Line-v0", None), "needs at least one instruction, .*got None"),
+        (lambda: GymTask("Line-v0", ["go", 3]), r"needs at least one instruction, .*got \['go', 3\]"),
         (lambda: GymSuite("a", {"go": GymTask("Line-v0", "go")}, horizon=0), "horizon must be at least 1, got 0"),
     ],
 )

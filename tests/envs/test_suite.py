@@ -1,5 +1,6 @@
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -93,6 +94,15 @@ def test_a_module_that_registers_a_suite_is_imported(registry, tmp_path, monkeyp
     env = make_vla_env("hill", suite="my_cars:mine", privileged=False)
     assert env.unwrapped.spec.kwargs["suite"] == "my_cars:mine"
     assert env.unwrapped.spec.kwargs["privileged"] is False
+
+
+def test_an_environment_can_be_made_again_from_its_spec_whether_or_not_its_suite_is_registered(registry):
+    suite = cars()
+    spec = make_vla_env("hill", suite=suite, chunk_size=3).unwrapped.spec
+    assert gym.make(spec).action_space.shape == (3, 1)
+    register_suite(suite)
+    spec = make_vla_env("hill", suite=suite, chunk_size=3).unwrapped.spec
+    assert spec.kwargs["suite"] == "cars" and gym.make(spec).action_space.shape == (3, 1)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ def test_an_environment_is_neither_copied_nor_pickled(way, wrapped):
     env.reset()
     with pytest.raises(TypeError, match=r"(MetaWorldEnv|Counter) can be neither copied nor pickled.*make_env_fns"):
         way(env.unwrapped if way is copy.copy else env)
+    if way is copy.copy and wrapped:
+        with pytest.raises(TypeError, match="of InstructionObservation would share the environment that it wraps"):
+            copy.copy(env)
 
 
 def test_settings_are_attributes_too():

@@ -217,18 +217,6 @@ def test_bad_reset_options(options, message):
         MetaWorldEnv("reach-v3", n_goals=7).reset(options=options)
 
 
-def test_one_simulator_a_task_is_created_when_first_drawn_and_kept():
-    env = MetaWorldEnv("push-v3,reach-v3", n_goals=1)
-    assert not env._simulators
-    env.reset(options={"task": "push-v3"})
-    model = env.model
-    env.reset(options={"task": "reach-v3"})
-    assert env.model is not model
-    env.reset(options={"task": "push-v3"})
-    assert env.model is model
-    assert set(env._simulators) == {"push-v3", "reach-v3"}
-
-
 def test_video_frame_is_drawn_without_changing_the_simulation():
     plain, drawn = (
         MetaWorldEnv("window-open-v3", n_goals=2),

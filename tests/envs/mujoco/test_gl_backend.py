@@ -14,9 +14,9 @@ def machine(monkeypatch):
 
     def pretend(gpu, libraries, chosen=None, driver=True):
         monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(gl_backend, "_has_gpu", lambda: gpu)
-        monkeypatch.setattr(gl_backend, "_egl_renders", lambda: driver)
-        monkeypatch.setattr(gl_backend, "_loads", lambda library: library in libraries)
+        monkeypatch.setattr(gl_backend, "has_gpu", lambda: gpu)
+        monkeypatch.setattr(gl_backend, "egl_renders", lambda: driver)
+        monkeypatch.setattr(gl_backend, "loads", lambda library: library in libraries)
         monkeypatch.delenv("MUJOCO_GL", raising=False)
         if chosen is not None:
             monkeypatch.setenv("MUJOCO_GL", chosen)

@@ -146,6 +146,18 @@ def test_the_suites_experts_demonstrate_in_the_training_environment(make_env, ta
     assert all(len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4) for demos in held.values())
 
 
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_the_experts_of_a_suite_that_is_not_registered_demonstrate(n_envs):
+    task = GymTask("Pendulum-v1", "swing up")
+    success = lambda obs, reward, terminated, info: True  # noqa: E731  # does not go through pickle
+    suite = GymSuite("pendulums", {"swing": task}, success=success, expert=lambda env: [1.0], horizon=4)
+    env = make_vla_vec_env("swing", n_envs, suite=suite, chunk_size=2)
+    model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1)
+    model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
+    env.close()
+    assert [demo.actions[0, 0] for demo in model.replay_buffer.episodes["swing"][:2]] == [1.0, 1.0]
+
+
 def test_demonstrations_follow_the_models_seed():
     def demonstrated(seed):
         model = PPOSelfBC("VLAPolicy", by_function(chunk_size=16, cameras=["corner4"]), n_steps=2, batch_size=2, seed=seed)

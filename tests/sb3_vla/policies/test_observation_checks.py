@@ -129,6 +129,16 @@ def test_unbounded_actions_are_refused(make_model):
         VLAPolicy(space, spaces.Box(-np.inf, np.inf, (3, 2)), lambda _: 1e-3)
 
 
+def test_a_key_named_like_a_picture_that_is_none_is_said_to_be_read_as_one(make_env, make_model):
+    env = Changed(make_env(), image_embedding=spaces.Box(-1, 1, (16,)))
+    with pytest.raises(ValueError, match=r"needs 'image_embedding' as a Box.*image_\.\.\. are read as pictures") as error:
+        make_model(env)
+    assert "ObservationKeys(env, {" in str(error.value) and "'image_embedding': 'embedding'" in str(error.value)
+    with pytest.raises(ValueError, match="if the pictures are floats") as error:
+        make_model(Changed(make_env(), image=spaces.Box(0, 1, (8, 8, 3))))
+    assert "are read as pictures" not in str(error.value)
+
+
 def test_observations_that_are_not_read_are_named_once_and_not_stored(make_env, make_model, make_demonstrations):
     extra = {"wrist_image": spaces.Box(0, 255, (8, 8, 3), np.uint8), "joints": spaces.Box(-1, 1, (7,))}
     with pytest.warns(UserWarning, match=r"does not read the observations \['joints', 'wrist_image'\]") as warned:

@@ -305,7 +305,7 @@ def test_prompt_longer_than_its_space(command, commands, config, fail):
 def test_no_gl_library(commands, config, tmp_path):
     """In a process of its own, as MuJoCo takes the first library that it is told to for good."""
     program = (
-        "import sys; from sb3_vla_envs.mujoco import gl_backend; gl_backend._loads = lambda library: False\n"
+        "import ctypes.util, sys; ctypes.util.find_library = lambda library: None\n"
         "from sb3_vla.runs.cli import main; sys.exit(main())"
     )
     arguments = [sys.executable, "-c", program, *commands["quickstart"], "--config", config()]

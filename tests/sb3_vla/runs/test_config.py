@@ -215,3 +215,36 @@ def test_any_other_change_on_the_way_is_refused_by_name(changes, named):
     with pytest.raises(ValueError) as error:
         load_config(**changes).check_resumes(load_config())
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("eval", "split", "validation", "'train' or 'test'"),
+        ("sft", "held_out_fraction", 0, "above 0"),
+        ("sft", "held_out_fraction", 1.0, "below 1"),
+        ("sft", "patience", 0, "at least 1"),
+        ("sft", "loss", "l1", "'auto' or 'mse' or 'nll'"),
+        ("sft", "max_shift", -1, "at least 0"),
+        ("sft", "learning_rate", -1e-3, "at least 0"),
+        ("train", "learning_rate", -1e-3, "at least 0"),
+        ("train", "backbone_learning_rate", -1e-3, "at least 0"),
+        ("train", "critic_learning_rate", -1e-3, "at least 0"),
+        ("train", "gae_lambda", 1.5, "at most 1"),
+        ("train", "gae_lambda", -0.5, "at least 0"),
+        ("train", "clip_range", 0, "above 0"),
+        ("train", "critic_warmup_steps", -1, "at least 0"),
+        ("train", "target_kl", 0.0, "above 0"),
+        ("train", "bc_weight", -1, "at least 0"),
+    ],
+)
+def test_impossible_numbers_are_refused_with_the_settings_full_name(section, name, value, words):
+    with pytest.raises(ValueError) as error:
+        load_config(**{section: {name: value}})
+    assert str(error.value) == f"{section}.{name} must be {words}, got {value!r}"
+
+
+def test_unknown_devices_are_refused():
+    with pytest.raises(ValueError, match=r"device must be 'auto' or one of PyTorch's such as .*, got 'gpu'"):
+        load_config(device="gpu")
+    assert load_config(device="cuda:7").device == "cuda:7"  # of a run on another machine

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 import pytest
 
-from sb3_vla.runs.settings import arguments_of, check_section, check_unchanged, check_value, make_section, plain, setting
+from sb3_vla.runs.settings import (
+    Limits,
+    arguments_of,
+    check_section,
+    check_unchanged,
+    check_value,
+    make_section,
+    plain,
+    setting,
+)
 
 
 def train(
@@ -98,7 +107,27 @@ def test_what_a_section_refuses_itself_is_named_in_full():
 def test_a_value_may_be_checked_by_itself():
     check_value("sections", {}, Mapping)
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
-        check_value("seed", -1, int, at_least=0)
+        check_value("seed", -1, int, Limits(at_least=0))
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "refused", "words"),
+    [
+        (Limits(at_least=0, at_most=1), [0, 0.5, 1], [-0.1], "at least 0"),
+        (Limits(at_least=0, at_most=1), [], [1.1], "at most 1"),
+        (Limits(above=0, below=1), [0.5], [0, -1.0], "above 0"),
+        (Limits(above=0, below=1), [], [1, 2.0], "below 1"),
+        (Limits(choices=("a", "b")), ["a"], ["c"], "'a' or 'b'"),
+        (Limits(above=0), [True, None, "linear"], [0], "above 0"),  # no numbers
+    ],
+)
+def test_limits_of_a_value(limits, allowed, refused, words):
+    for value in allowed:
+        check_value("part.size", value, Any, limits)
+    for value in refused:
+        with pytest.raises(ValueError) as error:
+            check_value("part.size", value, Any, limits)
+        assert str(error.value) == f"part.size must be {words}, got {value!r}"
 
 
 def test_changes_on_the_way_are_allowed_or_named():
