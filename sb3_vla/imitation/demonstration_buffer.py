@@ -1,7 +1,7 @@
 """The buffer of good episodes that behaviour cloning imitates."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch as th
@@ -28,6 +28,7 @@ class DemonstrationBuffer:
     :param device: Where samples go
     :param seed: Seed of the sampling, which is independent of NumPy's global state (so that a run with behaviour cloning
         off draws the same mini-batches as SB3's PPO)
+    :param host_keys: Dictionary observations that stay on the CPU in samples, see :class:`PolicyAdapter`
     :raises ValueError: If ``episodes_per_task`` is not positive
     """
 
@@ -38,6 +39,7 @@ class DemonstrationBuffer:
         episodes_per_task: int = 100,
         device: th.device | str = "cpu",
         seed: int | None = None,
+        host_keys: Collection[str] = (),
     ) -> None:
         if episodes_per_task < 1:
             raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
@@ -45,7 +47,7 @@ class DemonstrationBuffer:
         self.device = device
         self.rng = np.random.default_rng(seed)
         # Best (shortest) first
-        self._held = DemonstrationSet(observation_space, action_space)
+        self._held = DemonstrationSet(observation_space, action_space, host_keys=host_keys)
         self._index: dict[str, np.ndarray] = {}
 
     @property
@@ -164,6 +166,9 @@ class DemonstrationBuffer:
         :param path: What :meth:`save` wrote
         :raises ValueError: If the file is truncated, of another format, or does not fit the spaces
         """
-        loaded = DemonstrationBuffer(self._held.observation_space, self._held.action_space, self.episodes_per_task)
+        held = self._held
+        loaded = DemonstrationBuffer(
+            held.observation_space, held.action_space, self.episodes_per_task, host_keys=held.host_keys
+        )
         loaded.extend(load_demonstrations(path))
         self._held, self._index = loaded._held, loaded._index

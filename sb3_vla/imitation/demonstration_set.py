@@ -1,6 +1,6 @@
 """Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,13 +54,19 @@ class DemonstrationSet:
     :param observation_space: Observations that the model reads
     :param action_space: Action space of the model
     :param demonstrations: Episodes to begin with
+    :param host_keys: Dictionary observations that stay on the CPU in batches, see :class:`PolicyAdapter`
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, demonstrations: Iterable[Demonstration] = ()
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        demonstrations: Iterable[Demonstration] = (),
+        host_keys: Collection[str] = (),
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
+        self.host_keys = host_keys
         self.episodes: dict[str, list[Demonstration]] = {}
         for demonstration in demonstrations:
             self.add(demonstration)
@@ -132,7 +138,7 @@ class DemonstrationSet:
             observations=self._observations(pairs, keys, device, normalizer),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
             actions=to_device(np.stack([demo.actions[step] for demo, step in pairs]).astype(np.float32, copy=False), device),
-            chunk_lengths=th.as_tensor([demo.chunk_lengths[step] for demo, step in pairs], device=device),
+            chunk_lengths=to_device(np.array([demo.chunk_lengths[step] for demo, step in pairs], dtype=np.int64), device),
             encoded=encoded,
         )
 
@@ -145,7 +151,7 @@ class DemonstrationSet:
             return to_device(array if normalizer is None else normalizer.normalize_obs(array), device)  # type: ignore[arg-type]
         if normalizer is not None:
             stacked = normalize_observations(normalizer, stacked)
-        return observations_to_device(stacked, device)
+        return observations_to_device(stacked, device, self.host_keys)
 
     def _observation_spaces(self) -> dict[str, spaces.Space]:
         if isinstance(self.observation_space, spaces.Dict):

@@ -3,7 +3,7 @@
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,12 +12,13 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
+from ..common.device_transfer import observations_to_device
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
@@ -73,6 +74,7 @@ class ChunkedPPO(PPO):
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}
         if self.adapter.stored_space != self.observation_space:
             self.rollout_buffer = self._make_rollout_buffer(self.adapter.stored_space)
+        self.rollout_buffer.host_keys = self.adapter.host_keys
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -85,10 +87,9 @@ class ChunkedPPO(PPO):
 
         :raises ValueError: If they don't
         """
-        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss)
-        if self.env is not None:
-            if check_chunks(self.env, self.gamma, self.adapter.needs_chunks):
-                self.adapter = adapt(self.policy, self.bc_loss, chunked=True)
+        needs_chunks = adapter_class_of(type(self.policy)).needs_chunks
+        chunked = self.env is not None and check_chunks(self.env, self.gamma, needs_chunks)
+        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss, chunked)
         self.adapter.note_normalized(self.normalized_keys)
         self._cache = FeatureCache(self.adapter, self.device)
         self._recorder = None
@@ -199,8 +200,7 @@ class ChunkedPPO(PPO):
                 # Sample a new noise matrix
                 self.policy.reset_noise(env.num_envs)
             with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                sampled, values, log_probs, encoded, extras = self.adapter.act(obs_tensor)
+                sampled, values, log_probs, encoded, extras = self.adapter.act(self._to_tensors(self._last_obs, read_keys))
             actions = sampled.cpu().numpy()
             clipped_actions = self._to_env_actions(actions)
 
@@ -244,7 +244,7 @@ class ChunkedPPO(PPO):
             self._last_episode_starts = dones
 
         with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+            values = self.policy.predict_values(self._to_tensors(new_obs, self.adapter.critic_keys or read_keys))
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         self._rollout_complete = True
         self.logger.record("time/primitive_steps", self.num_primitive_steps)
@@ -287,6 +287,16 @@ class ChunkedPPO(PPO):
         if (normalizer := self.observation_normalizer) is not None:
             obs = normalizer.get_original_obs()
         return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
+
+    def _to_tensors(self, obs: Any, keys: Collection[str]) -> PyTorchObs:
+        """
+        :param obs: Observations of all environments
+        :param keys: Of a dictionary of them what is read
+        :return: The same where the policy reads it
+        """
+        if not isinstance(obs, dict):
+            return obs_as_tensor(obs, self.device)
+        return observations_to_device({key: obs[key] for key in keys}, self.device, self.adapter.host_keys)
 
     def _to_env_actions(self, actions: np.ndarray) -> np.ndarray:
         """

@@ -183,7 +183,12 @@ class PPOSelfBC(ChunkedPPO):
         super()._setup_model()
         if not self._bc_rule.is_off:
             self.replay_buffer = DemonstrationBuffer(
-                self.adapter.read_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
+                self.adapter.read_space,
+                self.action_space,
+                device=self.device,
+                seed=self.seed,
+                host_keys=self.adapter.host_keys,
+                **self.replay_buffer_kwargs,
             )
         self._check_frame_stack()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:

@@ -1,6 +1,6 @@
 """Rollout buffers for chunks: one chunk is one timestep, discounting is per primitive step."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,12 +75,12 @@ class TensorStore:
         """Turn ``(n_steps, n_envs, ...)`` into ``(n_envs * n_steps, ...)``, as SB3's buffers do."""
         self.tensors = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in self.tensors.items()}
 
-    def at(self, indices: np.ndarray) -> dict[str, th.Tensor]:
+    def at(self, indices: th.Tensor) -> dict[str, th.Tensor]:
         """
-        :param indices: Samples
+        :param indices: Samples, on the device of the tensors
         :return: Their tensors
         """
-        return {name: tensor[th.as_tensor(indices, device=tensor.device)] for name, tensor in self.tensors.items()}
+        return {name: tensor[indices] for name, tensor in self.tensors.items()}
 
 
 class ChunkRolloutBuffer(RolloutBuffer):
@@ -94,6 +94,8 @@ class ChunkRolloutBuffer(RolloutBuffer):
 
     chunk_lengths: np.ndarray
     tasks: np.ndarray
+    #: Dictionary observations that stay on the CPU in samples, as :attr:`PolicyAdapter.host_keys` has it
+    host_keys: Collection[str] = ()
 
     def reset(self) -> None:
         super().reset()
@@ -202,12 +204,15 @@ class ChunkRolloutBuffer(RolloutBuffer):
             "returns": self.returns[batch_inds].flatten(),
             "chunk_lengths": self.chunk_lengths[batch_inds].flatten(),
         }
-        whole = self._keys is None
+        encoded, extras = NOT_ENCODED, {}
+        if self._keys is None and (self._encoded.tensors or self._extras.tensors):
+            indices = to_device(batch_inds, self.device)  # once for all of them
+            encoded, extras = EncodedObservations(**self._encoded.at(indices)), self._extras.at(indices)
         return ChunkRolloutBufferSamples(
             observations=self._get_observations(batch_inds),
             **{name: to_device(array, self.device) for name, array in arrays.items()},
-            encoded=EncodedObservations(**self._encoded.at(batch_inds)) if whole else NOT_ENCODED,
-            extras=self._extras.at(batch_inds) if whole else {},
+            encoded=encoded,
+            extras=extras,
         )
 
     def _get_observations(self, batch_inds: np.ndarray) -> th.Tensor | TensorDict:
@@ -222,4 +227,5 @@ class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ig
 
     def _get_observations(self, batch_inds: np.ndarray) -> TensorDict:
         keys = list(self.observations) if self._keys is None else self._keys
-        return observations_to_device({key: self.observations[key][batch_inds] for key in keys}, self.device)
+        arrays = {key: self.observations[key][batch_inds] for key in keys}
+        return observations_to_device(arrays, self.device, self.host_keys)
