@@ -56,6 +56,7 @@ class VLAPolicy(ActorCriticPolicy):
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
         where the processor computes in it. Both heads stay in float32
     :param compile: Whether to compile the backbone's parts with ``torch.compile``, slow at first; meant for GPUs
+    :param normalized_keys: What ``VecNormalize`` standardises before the policy sees it, noted by whoever trains the policy
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
@@ -78,6 +79,7 @@ class VLAPolicy(ActorCriticPolicy):
         critic_net_arch: Sequence[int] = (256, 256),
         autocast: str | None = None,
         compile: bool = False,
+        normalized_keys: Sequence[str] = (),
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -103,8 +105,8 @@ class VLAPolicy(ActorCriticPolicy):
         self.actor_keys = [key for key in observation_space if key in REQUIRED_KEYS or key in self.image_keys]
         #: What actor and critic read
         self.read_keys = [key for key in observation_space if key in (*self.actor_keys, "privileged")]
-        #: What ``VecNormalize`` standardises before the policy sees it; whoever trains the policy keeps it up to date
-        self.normalized_keys: tuple[str, ...] = ()
+        #: What ``VecNormalize`` standardises before the policy sees it
+        self.normalized_keys: tuple[str, ...] = tuple(normalized_keys)
         if unread := [key for key in observation_space if key not in self.read_keys]:
             warnings.warn(
                 f"VLAPolicy does not read the observations {unread}: call pictures 'image_<camera>', and put what the robot "
@@ -193,6 +195,7 @@ class VLAPolicy(ActorCriticPolicy):
             critic_net_arch=self.critic_net_arch,
             autocast=self.autocast,
             compile=self.compile_parts,
+            normalized_keys=self.normalized_keys,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             **self.portable_kwargs(),

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -23,10 +24,16 @@ from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
-from .environment_checks import check_chunks, check_frame_stack, check_no_text, check_normalization
+from .environment_checks import (
+    check_chunks,
+    check_frame_stack,
+    check_no_text,
+    check_normalization,
+    check_normalized_alike,
+)
 from .episode_recorder import EpisodeRecorder
 from .finite import check_observations, check_rewards, check_weights
-from .parameters import fit_optimizer_state, merge_policy_kwargs
+from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
 SelfChunkedPPO = TypeVar("SelfChunkedPPO", bound="ChunkedPPO")
@@ -65,9 +72,11 @@ class ChunkedPPO(PPO):
                 f"rollout_buffer_class must be a subclass of ChunkRolloutBuffer or ChunkDictRolloutBuffer, which know how "
                 f"long each chunk ran, got {self.rollout_buffer_class.__name__}"
             )
-        if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps those that it was made with
+        if self.env is not None:  # which else shows only in what the policy does not understand
+            self._env_normalized_keys = self._normalized_in(self.env)
+        if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps what it was made with
             self._given_policy_kwargs = {**self.policy_kwargs}
-        self._check_normalization()  # which else shows only in what the policy does not understand
+            self.normalized_keys = self._env_normalized_keys
         super()._setup_model()
         self._adapt()
         # What is saved must rebuild with no network and no checkpoint at hand
@@ -115,15 +124,19 @@ class ChunkedPPO(PPO):
         return buffer
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        env = self._wrap_env(env, self.verbose)
+        keys = self._normalized_in(env)
+        if self._has_learned:
+            check_normalized_alike(self.normalized_keys, keys)
         super().set_env(env, force_reset)
-        self._check_normalization()
+        self._env_normalized_keys = keys
         self._adapt()
+        self._hold_against_training()
         self._check_frame_stack()
 
     @property
     def _has_learned(self) -> bool:
-        policy = getattr(self, "policy", None)  # not there yet while a model is loaded
-        return self.lifetime_timesteps > 0 or bool(self.normalized_keys) or getattr(policy, "is_fine_tuned", False)
+        return self.lifetime_timesteps > 0 or getattr(self.policy, "is_fine_tuned", False)
 
     @property
     def observation_normalizer(self) -> VecNormalize | None:
@@ -131,14 +144,26 @@ class ChunkedPPO(PPO):
         normalize = self._vec_normalize_env
         return normalize if normalize is not None and normalize.norm_obs else None
 
-    def _check_normalization(self) -> None:
-        """:raises ValueError: If ``VecNormalize`` normalises pictures or prompts; see :func:`check_normalization`"""
-        if self.env is not None:
-            byte_keys = adapter_class_of(self.policy_class).byte_keys(self.env.observation_space)
-            keys = check_normalization(self.env, byte_keys)
-            if not self._has_learned:
-                self.normalized_keys = keys
-            self._env_normalized_keys = keys
+    def _normalized_in(self, env: VecEnv) -> tuple[str, ...]:
+        """
+        :param env: An environment
+        :return: The observations that its ``VecNormalize`` normalises
+        :raises ValueError: If pictures or prompts are among them; see :func:`check_normalization`
+        """
+        return check_normalization(env, adapter_class_of(self.policy_class).byte_keys(env.observation_space))
+
+    def _hold_against_training(self) -> None:
+        """
+        See that the environment normalises what the model has learned with; one that has not learned takes what it gets.
+
+        :raises ValueError: If it does not
+        """
+        if self.env is None:
+            return
+        if self._has_learned:
+            check_normalized_alike(self.normalized_keys, self._env_normalized_keys)
+        self.normalized_keys = self._env_normalized_keys
+        self.adapter.note_normalized(self.normalized_keys)
 
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
@@ -155,12 +180,6 @@ class ChunkedPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
-        if set(self._env_normalized_keys) != set(self.normalized_keys):
-            raise ValueError(
-                f"the model has learned with the observations {list(self.normalized_keys)} normalised by VecNormalize, but of "
-                f"this environment {list(self._env_normalized_keys)} are: train it in one like that of its training, where "
-                "there was a VecNormalize with VecNormalize.load('vecnormalize.pkl', venv)"
-            )
         before = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
@@ -373,21 +392,26 @@ class ChunkedPPO(PPO):
             change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
             ``policy_kwargs=dict(frozen=("vision",))``
         :return: The model
-        :raises ValueError: If ``policy_kwargs`` would make another network
+        :raises ValueError: If ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that the
+            model has learned with, or has one that it has not
         """
         if "policy_kwargs" in kwargs:
             merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs") or {}, custom_objects)
             custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._hold_against_training()  # only now its weights say whether it was fine-tuned
+        return model
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        if isinstance(load_path_or_dict, dict) and "policy.optimizer" in load_path_or_dict:
-            state: Any = load_path_or_dict["policy.optimizer"]
-            fitting: Any = fit_optimizer_state(self.policy.optimizer, state)
-            load_path_or_dict = {**load_path_or_dict, "policy.optimizer": fitting}
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        check_shapes(self.policy, params.get("policy", {}))
+        if "policy.optimizer" in params:
+            params = {**params, "policy.optimizer": fit_optimizer_state(self.policy.optimizer, params["policy.optimizer"])}
+        super().set_parameters(params, exact_match, device)
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
         """

@@ -1,6 +1,6 @@
 """What PPOSelfBC expects of an environment, beside what SB3 does."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
@@ -67,6 +67,20 @@ def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...
             f"{normalize_call(env.observation_space)}, for the evaluation environment too"
         )
     return keys
+
+
+def check_normalized_alike(learned: Collection[str], found: Collection[str]) -> None:
+    """
+    :param learned: Observations that ``VecNormalize`` normalised while a model learned
+    :param found: Those that it normalises in another environment
+    :raises ValueError: If they are not the same
+    """
+    if set(learned) != set(found):
+        raise ValueError(
+            f"the model has learned with the observations {list(learned)} normalised by VecNormalize, but of this environment "
+            f"{list(found)} are: give it one like that of its training, where there was a VecNormalize by "
+            "VecNormalize.load('vecnormalize.pkl', venv)"
+        )
 
 
 def check_no_text(observation_space: spaces.Space) -> None:

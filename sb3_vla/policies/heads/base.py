@@ -108,6 +108,8 @@ class ActionHead(nn.Module, ABC):
     reads_prefix: ClassVar[bool] = False
     #: Whether the product of the steps' likelihoods is the chunk's, as a ratio per chunk needs it
     steps_are_independent: bool = True
+    #: Arguments that can be changed when a saved model is loaded, as they make neither its networks nor its weights
+    adjustable: ClassVar[tuple[str, ...]] = ()
 
     center: th.Tensor
     half_range: th.Tensor

@@ -71,6 +71,7 @@ class GaussianHead(ActionHead):
     """
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
+    adjustable: ClassVar[tuple[str, ...]] = ("noise_correlation",)
 
     def __init__(
         self,

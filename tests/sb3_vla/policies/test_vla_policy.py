@@ -6,8 +6,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import BackboneFeatures, PPOSelfBC, VLABackbone, VLAPolicy
+from sb3_vla.evaluation.normalize_like import normalize_like
 from sb3_vla.policies.encoded import NOT_ENCODED, PolicyInput
 from sb3_vla_envs import encode_instruction
 
@@ -195,6 +197,15 @@ def test_policy_alone_saves_and_loads(tmp_path, make_model):
     assert loaded.head.noise_correlation == model.policy.head.noise_correlation == 0.3
     obs = tensors(model.policy)
     assert th.equal(loaded.predict_values(obs), model.policy.predict_values(obs))
+
+
+def test_a_policy_alone_remembers_that_its_observations_are_normalised(tmp_path, make_model, make_vec_env):
+    env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
+    make_model(env).learn(16).policy.save(tmp_path / "policy.pt")
+    loaded = VLAPolicy.load(tmp_path / "policy.pt")
+    assert loaded.normalized_keys == ("state",)
+    with pytest.raises(ValueError, match="without the statistics"):
+        normalize_like(loaded, make_vec_env())
 
 
 def test_frozen_parts_stay_frozen_when_loaded(tmp_path, make_model):
