@@ -18,6 +18,7 @@ from sb3_vla_envs import decode_instruction
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
+from .finite import check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
@@ -372,8 +373,28 @@ class VLAPolicy(ActorCriticPolicy):
         :param deterministic: Whether to take the mode instead of a sample
         :return: Chunk, or a batch of them, clipped to the bounds, and ``state``
         :raises ValueError: If an observation is missing, or a picture or a prompt is not made of bytes
+        :raises FloatingPointError: If the observation, or the action because of the weights, is not finite
         """
-        return super().predict(checked_observation(observation, self.actor_keys), state, episode_start, deterministic)
+        seen = checked_observation(observation, self.actor_keys)
+        check_seen(seen)
+        return super().predict(seen, state, episode_start, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = super()._predict(observation, deterministic)
+        if not th.isfinite(actions).all():  # before clipping hides it
+            check_weights(self, "it can't act")
+            raise FloatingPointError(
+                "the policy's action has NaN or infinity, though its weights and the observation have not"
+            )
+        return actions
+
+    def save(self, path: str) -> None:
+        """
+        :param path: Where to write the policy, for :meth:`load`
+        :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
+        """
+        check_weights(self, "it is not saved")
+        super().save(path)
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):

@@ -24,6 +24,7 @@ from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
+from ..policies.finite import check_weights
 from .environment_checks import (
     check_chunks,
     check_frame_stack,
@@ -32,7 +33,7 @@ from .environment_checks import (
     check_normalized_alike,
 )
 from .episode_recorder import EpisodeRecorder
-from .finite import check_observations, check_rewards, check_weights
+from .finite import check_last_observation, check_observations, check_rewards
 from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
@@ -182,9 +183,13 @@ class ChunkedPPO(PPO):
             self.num_primitive_steps = 0
         before = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if self._last_obs is not before and self._recorder is not None:
-            self._recorder.begin_episodes()
-            self._rollout_complete = True
+        if self._last_obs is not before:
+            # Wrappers have empty ones of their own
+            infos = getattr(self.env.unwrapped, "reset_infos", None) or [{}] * self.n_envs  # type: ignore[union-attr]
+            check_observations(self._last_obs, infos, self._read_keys)
+            if self._recorder is not None:
+                self._recorder.begin_episodes()
+                self._rollout_complete = True
         if reset_num_timesteps and self._recorder is not None:
             self._recorder.forget_statistics()
         return result
@@ -212,7 +217,7 @@ class ChunkedPPO(PPO):
         self._start_recorder(env.num_envs)
         callback.on_rollout_start()
 
-        read_keys = getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
+        read_keys = self._read_keys
         n_steps = 0
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -263,7 +268,7 @@ class ChunkedPPO(PPO):
             self._last_episode_starts = dones
 
         with th.no_grad():
-            values = self.policy.predict_values(self._to_tensors(new_obs, self.adapter.critic_keys or read_keys))
+            values = self.policy.predict_values(self._to_tensors(new_obs, self._value_keys))
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         self._rollout_complete = True
         self.logger.record("time/primitive_steps", self.num_primitive_steps)
@@ -307,6 +312,16 @@ class ChunkedPPO(PPO):
             obs = normalizer.get_original_obs()
         return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
 
+    @property
+    def _read_keys(self) -> Collection[str]:
+        """Observations that the policy reads."""
+        return getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
+
+    @property
+    def _value_keys(self) -> Collection[str]:
+        """Those of them that its value function reads."""
+        return self.adapter.critic_keys or self._read_keys
+
     def _to_tensors(self, obs: Any, keys: Collection[str]) -> PyTorchObs:
         """
         :param obs: Observations of all environments
@@ -343,7 +358,11 @@ class ChunkedPPO(PPO):
         """
         for idx in np.flatnonzero(dones):
             if infos[idx].get("terminal_observation") is not None and infos[idx].get("TimeLimit.truncated", False):
-                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                seen = infos[idx]["terminal_observation"]
+                check_last_observation(seen, int(idx), infos[idx], self._value_keys)
+                if isinstance(seen, dict):
+                    seen = {key: seen[key] for key in self._value_keys}
+                terminal_obs = self.policy.obs_to_tensor(seen)[0]
                 with th.no_grad():
                     terminal_value = self.policy.predict_values(terminal_obs)[0]  # type: ignore[arg-type]
                 rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * terminal_value
@@ -365,7 +384,7 @@ class ChunkedPPO(PPO):
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
-        check_weights(self.policy)
+        check_weights(self.policy, "it is not saved")
         super().save(path, exclude, include)
 
     @classmethod

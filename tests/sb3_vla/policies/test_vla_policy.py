@@ -208,6 +208,30 @@ def test_a_policy_alone_remembers_that_its_observations_are_normalised(tmp_path,
         normalize_like(loaded, make_vec_env())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_is_refused_by_name(value, model):
+    observation = random_observation(model.observation_space, 2)
+    observation["privileged"][:] = np.nan  # which is not read
+    model.policy.predict(observation)
+    observation["state"][1, 0] = value
+    for predict in (model.predict, model.policy.predict):
+        with pytest.raises(FloatingPointError, match="observation 'state' has NaN or infinity"):
+            predict(observation)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_neither_act_nor_are_saved(value, model, tmp_path):
+    model.policy.save(tmp_path / "policy.pt")
+    good = (tmp_path / "policy.pt").read_bytes()
+    with th.no_grad():
+        model.policy.head.mean_net[-1].bias[0] = value
+    with pytest.raises(FloatingPointError, match=r"head\.mean_net\.2\.bias holds NaN or infinity: it can't act"):
+        model.predict(random_observation(model.observation_space, 2), deterministic=True)
+    with pytest.raises(FloatingPointError, match=r"head\.mean_net\.2\.bias holds NaN or infinity: it is not saved"):
+        model.policy.save(tmp_path / "policy.pt")
+    assert (tmp_path / "policy.pt").read_bytes() == good
+
+
 def test_frozen_parts_stay_frozen_when_loaded(tmp_path, make_model):
     model = make_model(policy_kwargs={"frozen": ("vision",)})
     model.policy.save(tmp_path / "policy.pt")
