@@ -100,6 +100,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         super().reset()
         self.steps_apart = False
+        self._normalized_per_task = False
         self._keys: Sequence[str] | None = None
         self._encoded = TensorStore(self.buffer_size)
         self._extras = TensorStore(self.buffer_size)
@@ -164,12 +165,16 @@ class ChunkRolloutBuffer(RolloutBuffer):
             next_values = self.values[step]
             next_non_terminal = 1.0 - self.episode_starts[step]
         self.returns = self.advantages + self.values
+        self._normalized_per_task = False
 
     def normalize_advantages_per_task(self) -> None:
         """
         Standardise the advantages over the rollout within each task, so that a task whose returns vary little weighs as
-        much as one whose returns vary a lot.
+        much as one whose returns vary a lot. Once is enough: again it does nothing, until there are new ones.
         """
+        if self._normalized_per_task:
+            return
+        self._normalized_per_task = True
         for task in set(self.tasks.ravel()):
             of_task = self.tasks == task
             advantages = self.advantages[of_task]
@@ -186,7 +191,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
         """
         self._keys = keys
         if not self.generator_ready:
-            self.chunk_lengths = self.swap_and_flatten(self.chunk_lengths)
+            self.chunk_lengths, self.tasks = map(self.swap_and_flatten, (self.chunk_lengths, self.tasks))
             self._encoded.flatten()
             self._extras.flatten()
         yield from super().get(batch_size)  # type: ignore[misc]

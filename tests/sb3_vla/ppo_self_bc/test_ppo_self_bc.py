@@ -466,11 +466,22 @@ def test_frozen_parts_do_not_change(frozen, make_model, make_demonstrations):
 def test_advantages_are_normalised_per_task(make_model, make_vec_env):
     model = make_model(normalize_advantage="task", n_epochs=1)
     model.learn(16)
-    tasks = model.rollout_buffer.tasks.swapaxes(0, 1).reshape(-1)
-    advantages = model.rollout_buffer.advantages.flatten()
+    tasks, advantages = model.rollout_buffer.tasks.flatten(), model.rollout_buffer.advantages.flatten()
+    assert tasks.tolist() == ["push"] * 8 + ["pull"] * 8, "one environment after the other, as SB3 flattens"
     for task in ("push", "pull"):
         assert advantages[tasks == task].mean() == pytest.approx(0, abs=1e-5)
         assert advantages[tasks == task].std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False, "task"])
+def test_a_rollout_can_be_trained_on_twice(normalize_advantage, make_model):
+    model = make_model(normalize_advantage=normalize_advantage).learn(16)
+    before = model.rollout_buffer.advantages.copy()
+    model.train()
+    assert np.array_equal(model.rollout_buffer.advantages, before)
+    collect(model)
+    model.train()
+    assert not np.array_equal(model.rollout_buffer.advantages, before)
 
 
 # --- Behaviour cloning ------------------------------------------------------------------------------------------------
