@@ -244,7 +244,9 @@ class ChunkedPPO(PPO):
             if not callback.on_step():
                 return False
             for i, episode in ended.items():
-                if episode.success is not None:  # at any of its steps
+                if episode is None:  # seen from its middle on
+                    infos[i] = {name: value for name, value in infos[i].items() if name != "is_success"}
+                elif episode.success is not None:  # at any of its steps
                     infos[i] = {**infos[i], "is_success": episode.success}
             self._update_info_buffer(infos, dones)
             n_steps += 1
