@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
 from ..common.device_transfer import observations_to_device
+from ..common.observation_normalization import check_frame_stack
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
@@ -27,7 +28,6 @@ from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
 from ..policies.finite import check_weights
 from .environment_checks import (
     check_chunks,
-    check_frame_stack,
     check_no_text,
     check_normalization,
     check_normalized_alike,
@@ -169,7 +169,7 @@ class ChunkedPPO(PPO):
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
         if self.env is not None and self.replay_buffer is not None and self.observation_normalizer is not None:
-            check_frame_stack(self.env)
+            check_frame_stack(self.env, "behaviour cloning", "; or pass bc_weight=0")
 
     def _setup_learn(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.observation_checks import normalize_call
@@ -32,20 +32,6 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
                 f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={gamma})"
             )
     return True
-
-
-def check_frame_stack(env: VecEnv) -> None:
-    """
-    :param env: An environment whose observations are normalised
-    :raises ValueError: If demonstrations, kept as they were before normalisation, would not be stacked
-    """
-    stack = unwrap_vec_wrapper(env, VecFrameStack)
-    if stack is not None and unwrap_vec_normalize(stack) is not None:
-        raise ValueError(
-            "VecFrameStack stands around VecNormalize, but behaviour cloning imitates stacked observations from before "
-            "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), in rl-baselines3-zoo by "
-            "vec_env_wrapper in place of frame_stack; or pass bc_weight=0"
-        )
 
 
 def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...]:
