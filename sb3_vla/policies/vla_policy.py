@@ -15,6 +15,7 @@ from torch import nn
 
 from sb3_vla_envs import decode_instruction
 
+from ..common.argument_checks import check_keywords, check_known, check_names, check_widths
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
@@ -61,7 +62,9 @@ class VLAPolicy(ActorCriticPolicy):
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
-    :raises ValueError: If a space is not of the contract, or ``chunk_size`` is not the action space's
+    :raises ValueError: If a space is not of the contract, ``chunk_size`` is not the action space's, or an argument is out of
+        range
+    :raises TypeError: If an argument is of a wrong type, or unknown to backbone, head or optimizer
     """
 
     adapter_class: ClassVar[type[PolicyAdapter]] = VLAPolicyAdapter
@@ -73,7 +76,7 @@ class VLAPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         backbone: str | type[VLABackbone] = "tiny",
         backbone_kwargs: dict[str, Any] | None = None,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | None = (),
         head: str | type[ActionHead] = "gaussian",
         head_kwargs: dict[str, Any] | None = None,
         chunk_size: int | None = None,
@@ -90,12 +93,12 @@ class VLAPolicy(ActorCriticPolicy):
             raise ValueError("VLAPolicy has no state-dependent exploration: pass use_sde=False")
         if autocast not in AUTOCASTS:
             raise ValueError(f"autocast must be one of {AUTOCASTS}, got {autocast!r}")
-        if isinstance(frozen, str):
-            raise TypeError(f"frozen must be a sequence of names, got the string {frozen!r}: give ({frozen!r},)")
-        self.backbone_spec = (backbone, backbone_kwargs or {})
-        self.head_spec = (head, head_kwargs or {})
-        self.frozen = tuple(frozen)
-        self.critic_net_arch = list(critic_net_arch)
+        self.backbone_spec = (backbone, check_keywords("backbone_kwargs", backbone_kwargs))
+        self.head_spec = (head, check_keywords("head_kwargs", head_kwargs))
+        self.frozen = check_names("frozen", frozen)
+        self.critic_net_arch = check_widths("critic_net_arch", critic_net_arch)
+        optimizer_kwargs = check_keywords("optimizer_kwargs", optimizer_kwargs)
+        check_known("optimizer_kwargs", optimizer_kwargs, optimizer_class, ("params", "lr"))
         self.autocast = autocast
         self.compile_parts = compile
         self.image_keys = [key for key in observation_space if is_image_key(key)]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...common.argument_checks import check_known
 from .base import BackboneFeatures, VLABackbone
 from .smolvlm import SmolVLMBackbone
 
@@ -18,8 +19,11 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     :param kwargs: Passed on to the backbone
     :return: The backbone
     :raises ValueError: If there is no such checkpoint
-    :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`
+    :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`, or it has no such
+        argument
     """
+    is_class = isinstance(backbone, type) and issubclass(backbone, VLABackbone)
+    check_known("backbone_kwargs", kwargs, backbone if is_class else SmolVLMBackbone, ("state_dim",))  # type: ignore[arg-type]
     if isinstance(backbone, type) and issubclass(backbone, VLABackbone):
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's
     if not isinstance(backbone, str | Path):

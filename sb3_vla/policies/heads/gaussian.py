@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from ...common.argument_checks import check_widths
 from ...common.chunk_mask import masked_mse
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
@@ -67,7 +68,7 @@ class GaussianHead(ActionHead):
     :param log_std_init: Initial logarithm of the standard deviation, in units of half the range of the bounds
     :param noise_correlation: Correlation of the exploration noise of successive primitive steps within a chunk, in [0, 1], see
         :class:`GaussianChunkDistribution`
-    :raises ValueError: If ``noise_correlation`` is out of range
+    :raises ValueError: If an argument is out of range
     """
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
@@ -86,6 +87,7 @@ class GaussianHead(ActionHead):
             raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
         if not math.isfinite(log_std_init):
             raise ValueError(f"log_std_init must be finite, got {log_std_init}")
+        check_widths("hidden_dim", [hidden_dim])
         self.hidden_dim = hidden_dim
         self.log_std_init = log_std_init
         self.noise_correlation = noise_correlation

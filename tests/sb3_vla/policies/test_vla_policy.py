@@ -467,3 +467,42 @@ def test_chunk_size_that_fits_is_accepted(policy_kwargs):
 def test_backbone_of_another_kind_is_refused(policy_kwargs):
     with pytest.raises(TypeError, match="a path or a subclass of VLABackbone, got 3"):
         VLAPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, backbone=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"head_kwargs": [("hidden_dim", 8)]}, TypeError, r"head_kwargs must be a dictionary.*\[\('hidden_dim', 8\)\].*dict"),
+        ({"backbone_kwargs": "tiny"}, TypeError, "backbone_kwargs must be a dictionary.*'tiny'"),
+        ({"optimizer_kwargs": 1e-3}, TypeError, "optimizer_kwargs must be a dictionary.*0.001"),
+        ({"head_kwargs": {"width": 8}}, TypeError, r"head_kwargs: GaussianHead has no argument \['width'\].*hidden_dim"),
+        ({"head_kwargs": {"features_dim": 8}}, TypeError, r"GaussianHead has no argument \['features_dim'\]"),
+        ({"head_kwargs": {"hidden_dim": 0}}, ValueError, r"hidden_dim must hold positive.*0"),
+        (
+            {"backbone_kwargs": {"size": 8}},
+            TypeError,
+            r"backbone_kwargs: SmolVLMBackbone has no argument \['size'\].*image_size",
+        ),
+        ({"optimizer_kwargs": {"lr": 1.0}}, TypeError, r"optimizer_kwargs: Adam has no argument \['lr'\].*weight_decay"),
+        ({"critic_net_arch": 256}, TypeError, "critic_net_arch must be a sequence of whole numbers.*256"),
+        ({"critic_net_arch": "256"}, TypeError, "critic_net_arch must be a sequence of whole numbers.*'256'"),
+        ({"critic_net_arch": None}, TypeError, "critic_net_arch must be a sequence of whole numbers.*None"),
+        ({"critic_net_arch": [64.0]}, TypeError, r"critic_net_arch must be a sequence of whole numbers.*64.0"),
+        ({"critic_net_arch": [64, 0]}, ValueError, r"critic_net_arch must hold positive.*\[64, 0\]"),
+        ({"frozen": 3}, TypeError, "frozen must be a sequence of names, got 3"),
+        ({"frozen": "vision"}, TypeError, "frozen must be a sequence of names.*'vision',"),
+    ],
+)
+def test_odd_arguments_are_refused_by_name(arguments, error, message, make_model):
+    with pytest.raises(error, match=message):
+        make_model(policy_kwargs=arguments)
+
+
+def test_nothing_stands_for_the_default(make_model):
+    model = make_model(policy_kwargs={"frozen": None, "head_kwargs": None, "optimizer_kwargs": None, "critic_net_arch": ()})
+    assert model.policy.frozen == () and model.policy.head.hidden_dim == 256
+
+
+def test_state_dependent_exploration_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"no state-dependent exploration.*use_sde=False"):
+        make_model(use_sde=True)

@@ -873,6 +873,23 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
         ({"bc_weight": "tanh", "bc_weight_kwargs": {"T": 5}}, TypeError, r"'tanh'.*\['T'\].*warmup_timesteps"),
         ({"bc_weight": -1.0}, ValueError, "negative.*-1.0"),
         ({"replay_buffer_kwargs": {"episodes_per_task": 0}}, ValueError, "episodes_per_task.*at least 1.*0"),
+        ({"replay_buffer_kwargs": {"size": 3}}, TypeError, r"replay_buffer_kwargs.*\['size'\].*episodes_per_task"),
+        ({"replay_buffer_kwargs": [3]}, TypeError, r"replay_buffer_kwargs must be a dictionary.*\[3\]"),
+        ({"policy_kwargs": "tanh"}, TypeError, "policy_kwargs must be a dictionary.*'tanh'"),
+        ({"learning_rate": -1e-3}, ValueError, "^learning_rate must be finite and at least 0, got -0.001"),
+        ({"learning_rate": np.nan}, ValueError, "^learning_rate must be finite and at least 0, got nan"),
+        ({"backbone_learning_rate": np.inf}, ValueError, "^backbone_learning_rate must be finite and at least 0, got inf"),
+        (
+            {"critic_learning_rate": np.float32(-1)},
+            ValueError,
+            "^critic_learning_rate must be finite and at least 0, got -1.0",
+        ),
+        ({"critic_warmup_steps": -1}, ValueError, "^critic_warmup_steps must be finite and at least 0, got -1"),
+        ({"gamma": 1.01}, ValueError, r"^gamma must be in \[0, 1\], got 1.01"),
+        ({"gae_lambda": -0.1}, ValueError, r"^gae_lambda must be in \[0, 1\], got -0.1"),
+        ({"gae_lambda": np.nan}, ValueError, r"^gae_lambda must be in \[0, 1\], got nan"),
+        ({"clip_range": 0.0}, ValueError, "^clip_range must be finite and greater than 0, got 0.0"),
+        ({"clip_range": -0.2}, ValueError, "^clip_range must be finite and greater than 0, got -0.2"),
         ({"critic_learning_rate": 1e-3}, ValueError, "critic_learning_rate.*VLAPolicy.*ActorCriticPolicy.*learning_rate"),
         ({"backbone_learning_rate": 1e-3}, ValueError, "backbone_learning_rate.*VLAPolicy.*learning_rate"),
     ],
@@ -880,6 +897,26 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
 def test_bad_arguments_are_refused_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         PPOSelfBC("MlpPolicy", drift(), n_steps=8, batch_size=8, device="cpu", **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learning_rate": 0, "gamma": 1, "gae_lambda": 0},
+        {"learning_rate": lambda progress: 1e-3 * progress, "clip_range": lambda progress: 0.2},
+        {"learning_rate": np.float64(1e-3), "clip_range": np.float64(0.1), "gamma": np.float32(0.9), "bc_weight": 0},
+    ],
+)
+def test_what_sb3_takes_is_taken(arguments):
+    PPOSelfBC("MlpPolicy", drift(), n_steps=8, batch_size=8, n_epochs=1, device="cpu", **arguments).learn(8)
+
+
+def test_arguments_are_checked_when_a_model_is_loaded(tmp_path, make_model):
+    make_model().save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="critic_learning_rate must be finite"):
+        PPOSelfBC.load(tmp_path / "model.zip", critic_learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"ratio_per.*'token'"):
+        PPOSelfBC.load(tmp_path / "model.zip", ratio_per="token")
 
 
 def test_another_rollout_buffer_is_refused():
