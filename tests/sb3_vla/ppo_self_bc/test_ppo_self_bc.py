@@ -730,18 +730,21 @@ def test_checkpoints_hold_the_demonstrations_even_before_the_first_success(tmp_p
     assert len(loaded.replay_buffer) == 0
 
 
-def test_everything_needed_to_continue_is_loaded(tmp_path, make_model, make_vec_env):
-    model = make_model(bc_weight="tanh", bc_weight_kwargs={"warmup_timesteps": 7}, critic_learning_rate=1e-2)
+def test_everything_needed_to_continue_is_loaded(tmp_path, make_model, make_vec_env, make_demonstrations, record_logs):
+    model = make_model(bc_weight="tanh", bc_weight_kwargs={"warmup_timesteps": 70}, critic_learning_rate=1e-2)
     model.learn(16)
     steps = model.num_primitive_steps
     model.save(tmp_path / "model.zip")
     loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
     assert loaded.num_timesteps == 16 and loaded.num_primitive_steps == steps > 16
-    assert loaded._bc_rule == model._bc_rule and loaded._n_updates == model._n_updates
     states = [m.policy.optimizer.state_dict()["state"] for m in (model, loaded)]
     assert all(th.equal(states[0][key]["exp_avg"], states[1][key]["exp_avg"]) for key in states[0])
     before = snapshot(loaded)
+    loaded.replay_buffer.extend(make_demonstrations())
+    logs = record_logs(loaded)
     loaded.learn(16, reset_num_timesteps=False)
+    # The rule of the BC weight goes on from where it was, and so does the count of updates
+    assert logs[-1]["train/ppo_weight"] == pytest.approx(np.tanh(32 / 70)) and logs[-1]["train/n_updates"] == 2
     assert loaded.num_timesteps == 32 and loaded.num_primitive_steps > steps
     assert changed(loaded, before) == {"backbone", "head", "critic"}
 
