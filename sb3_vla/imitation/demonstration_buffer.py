@@ -28,7 +28,6 @@ class DemonstrationBuffer:
     :param device: Where samples go
     :param seed: Seed of the sampling, which is independent of NumPy's global state (so that a run with behaviour cloning
         off draws the same mini-batches as SB3's PPO)
-    :param host_keys: Dictionary observations that stay on the CPU in samples, see :class:`PolicyAdapter`
     :raises ValueError: If ``episodes_per_task`` is not positive
     """
 
@@ -39,7 +38,6 @@ class DemonstrationBuffer:
         episodes_per_task: int = 100,
         device: th.device | str = "cpu",
         seed: int | None = None,
-        host_keys: Collection[str] = (),
     ) -> None:
         if episodes_per_task < 1:
             raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
@@ -47,7 +45,7 @@ class DemonstrationBuffer:
         self.device = device
         self.rng = np.random.default_rng(seed)
         # Best (shortest) first
-        self._held = DemonstrationSet(observation_space, action_space, host_keys=host_keys)
+        self._held = DemonstrationSet(observation_space, action_space)
         self._index: dict[str, np.ndarray] = {}
 
     @property
@@ -113,7 +111,11 @@ class DemonstrationBuffer:
         return sum(self.add(demonstration) for demonstration in demonstrations)
 
     def sample(
-        self, batch_size: int, env: VecNormalize | None = None, cache: FeatureCache | None = None
+        self,
+        batch_size: int,
+        env: VecNormalize | None = None,
+        cache: FeatureCache | None = None,
+        host_keys: Collection[str] = (),
     ) -> DemonstrationSamples:
         """
         Draw pairs, uniformly over the tasks and then over the pairs of a task.
@@ -122,6 +124,7 @@ class DemonstrationBuffer:
         :param env: Normalises the observations, which the buffer holds as they were
         :param cache: What a policy's frozen parts make of an observation comes in place of what they read (without ``env``
             only)
+        :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
         :return: The batch, on the buffer's device
         :raises ValueError: If the buffer is empty
         """
@@ -133,7 +136,7 @@ class DemonstrationBuffer:
             index = self._index[tasks[task]]
             episode, step = index[self.rng.integers(len(index))]
             pairs.append((self.episodes[tasks[task]][episode], step))
-        return self._held.batch(pairs, self.device, env, cache)
+        return self._held.batch(pairs, self.device, env, cache, host_keys)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """
@@ -166,9 +169,6 @@ class DemonstrationBuffer:
         :param path: What :meth:`save` wrote
         :raises ValueError: If the file is truncated, of another format, or does not fit the spaces
         """
-        held = self._held
-        loaded = DemonstrationBuffer(
-            held.observation_space, held.action_space, self.episodes_per_task, host_keys=held.host_keys
-        )
+        loaded = DemonstrationBuffer(self._held.observation_space, self._held.action_space, self.episodes_per_task)
         loaded.extend(load_demonstrations(path))
         self._held, self._index = loaded._held, loaded._index

@@ -54,19 +54,13 @@ class DemonstrationSet:
     :param observation_space: Observations that the model reads
     :param action_space: Action space of the model
     :param demonstrations: Episodes to begin with
-    :param host_keys: Dictionary observations that stay on the CPU in batches, see :class:`PolicyAdapter`
     """
 
     def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        demonstrations: Iterable[Demonstration] = (),
-        host_keys: Collection[str] = (),
+        self, observation_space: spaces.Space, action_space: spaces.Space, demonstrations: Iterable[Demonstration] = ()
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
-        self.host_keys = host_keys
         self.episodes: dict[str, list[Demonstration]] = {}
         for demonstration in demonstrations:
             self.add(demonstration)
@@ -120,12 +114,14 @@ class DemonstrationSet:
         device: th.device | str,
         normalizer: VecNormalize | None = None,
         cache: FeatureCache | None = None,
+        host_keys: Collection[str] = (),
     ) -> DemonstrationSamples:
         """
         :param pairs: Which pairs
         :param device: Where the batch goes
         :param normalizer: Normalises the observations, which the set holds as they were
         :param cache: What a policy's frozen parts made of the episodes comes in place of what they read
+        :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
         :return: The batch
         """
         keys = list(self._observation_spaces())
@@ -135,7 +131,7 @@ class DemonstrationSet:
             encoded = cache.at(pairs)
             keys = cache.stored_keys(keys)
         return DemonstrationSamples(
-            observations=self._observations(pairs, keys, device, normalizer),
+            observations=self._observations(pairs, keys, device, normalizer, host_keys),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
             actions=to_device(np.stack([demo.actions[step] for demo, step in pairs]).astype(np.float32, copy=False), device),
             chunk_lengths=to_device(np.array([demo.chunk_lengths[step] for demo, step in pairs], dtype=np.int64), device),
@@ -143,7 +139,12 @@ class DemonstrationSet:
         )
 
     def _observations(
-        self, pairs: Sequence[Pair], keys: Sequence[str], device: th.device | str, normalizer: VecNormalize | None
+        self,
+        pairs: Sequence[Pair],
+        keys: Sequence[str],
+        device: th.device | str,
+        normalizer: VecNormalize | None,
+        host_keys: Collection[str],
     ) -> PyTorchObs:
         stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
         if not isinstance(self.observation_space, spaces.Dict):
@@ -151,7 +152,7 @@ class DemonstrationSet:
             return to_device(array if normalizer is None else normalizer.normalize_obs(array), device)  # type: ignore[arg-type]
         if normalizer is not None:
             stacked = normalize_observations(normalizer, stacked)
-        return observations_to_device(stacked, device, self.host_keys)
+        return observations_to_device(stacked, device, host_keys)
 
     def _observation_spaces(self) -> dict[str, spaces.Space]:
         if isinstance(self.observation_space, spaces.Dict):

@@ -193,7 +193,7 @@ class PPOSelfBC(ChunkedPPO):
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
             )
-        own = ("observation_space", "action_space", "device", "seed", "host_keys")
+        own = ("observation_space", "action_space", "device", "seed")
         check_known("replay_buffer_kwargs", self.replay_buffer_kwargs, DemonstrationBuffer, own)
 
     def _setup_model(self) -> None:
@@ -202,12 +202,7 @@ class PPOSelfBC(ChunkedPPO):
         super()._setup_model()
         if not self._bc_rule.is_off:
             self.replay_buffer = DemonstrationBuffer(
-                self.adapter.read_space,
-                self.action_space,
-                device=self.device,
-                seed=self.seed,
-                host_keys=self.adapter.host_keys,
-                **self.replay_buffer_kwargs,
+                self.adapter.read_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
             )
         self._check_frame_stack()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:
@@ -391,7 +386,7 @@ class PPOSelfBC(ChunkedPPO):
 
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache)
+        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache, self.adapter.host_keys)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
         """

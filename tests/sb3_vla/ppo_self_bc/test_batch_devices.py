@@ -20,7 +20,7 @@ def sampled(model, demonstrations):
     model.replay_buffer.extend(demonstrations)
     model.learn(16)
     model.replay_buffer.device = model.rollout_buffer.device = "meta"
-    return model.replay_buffer.sample(4), next(model.rollout_buffer.get(4))
+    return model.replay_buffer.sample(4, host_keys=model.adapter.host_keys), next(model.rollout_buffer.get(4))
 
 
 def test_vla_policys_prompt_stays_where_it_is_decoded(make_model, make_demonstrations):
