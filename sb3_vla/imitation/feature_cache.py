@@ -38,24 +38,23 @@ class FeatureCache:
         self._version = adapter.encoding_version()
         # By its id, as an episode can't be hashed; the reference forgets what was made of an episode that is gone
         self._known: dict[int, tuple[weakref.ref[Demonstration], EncodedObservations]] = {}
+        #: How much it holds
+        self.n_bytes = 0
 
     def __len__(self) -> int:
         """Episodes that it knows."""
         return len(self._known)
-
-    @property
-    def n_bytes(self) -> int:
-        """How much it holds."""
-        return sum(_n_bytes(encoded) for _, encoded in self._known.values())
 
     def put(self, episode: Demonstration, encoded: EncodedObservations) -> None:
         """
         :param episode: An episode
         :param encoded: What the frozen parts made of its observations, ``(T, ...)``, forgotten if there is no room for it
         """
+        key = id(episode)
+        self._forget(key)
         if self.n_bytes + _n_bytes(encoded) <= self.max_bytes:
-            key = id(episode)
-            self._known[key] = weakref.ref(episode, lambda _: self._known.pop(key, None)), encoded
+            self._known[key] = weakref.ref(episode, lambda _: self._forget(key)), encoded
+            self.n_bytes += _n_bytes(encoded)
 
     def at(self, pairs: Sequence[tuple[Demonstration, int]]) -> EncodedObservations:
         """
@@ -85,6 +84,7 @@ class FeatureCache:
         """Forget what was computed before the weights of frozen parts were replaced."""
         if (version := self.adapter.encoding_version()) != self._version:
             self._known.clear()
+            self.n_bytes = 0
             self._version = version
 
     def _of(self, episode: Demonstration) -> EncodedObservations | None:
@@ -101,6 +101,10 @@ class FeatureCache:
         encoded = self._encode([(episode, step) for step in range(len(episode))])
         self.put(episode, encoded)
         return encoded
+
+    def _forget(self, key: int) -> None:
+        if key in self._known:
+            self.n_bytes -= _n_bytes(self._known.pop(key)[1])
 
     def _bytes_per_observation(self) -> float:
         for _, encoded in self._known.values():

@@ -86,9 +86,9 @@ def test_what_was_made_of_an_episode_goes_with_it(make_model, make_demonstration
     cache = FeatureCache(model.adapter, "cpu")
     model.replay_buffer.extend(make_demonstrations(2, goal=4))
     model.replay_buffer.sample(64, cache=cache)
-    assert len(cache) == 2
+    assert len(cache) == 2 and cache.n_bytes == 2 * 2 * 16 * 4, "two chunks each, of one token of 16 float32 numbers"
     model.replay_buffer.extend(make_demonstrations(1, goal=2))
-    assert len(cache) == 1, "a shorter episode has taken the place of one of them"
+    assert len(cache) == 1 and cache.n_bytes == 2 * 16 * 4, "a shorter episode has taken the place of one of them"
 
 
 def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):
