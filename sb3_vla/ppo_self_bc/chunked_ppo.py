@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
+from ..common.argument_checks import check_keywords
 from ..common.device_transfer import observations_to_device
 from ..common.observation_normalization import check_frame_stack
 from ..imitation.demonstration_buffer import DemonstrationBuffer
@@ -183,13 +184,9 @@ class ChunkedPPO(PPO):
             self.num_primitive_steps = 0
         before = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if self._last_obs is not before:
-            # Wrappers have empty ones of their own
-            infos = getattr(self.env.unwrapped, "reset_infos", None) or [{}] * self.n_envs  # type: ignore[union-attr]
-            check_observations(self._last_obs, infos, self._read_keys)
-            if self._recorder is not None:
-                self._recorder.begin_episodes()
-                self._rollout_complete = True
+        if self._last_obs is not before and self._recorder is not None:
+            self._recorder.begin_episodes()
+            self._rollout_complete = True
         if reset_num_timesteps and self._recorder is not None:
             self._recorder.forget_statistics()
         return result
@@ -218,6 +215,8 @@ class ChunkedPPO(PPO):
         callback.on_rollout_start()
 
         read_keys = self._read_keys
+        # Of a reset no step has told; wrappers have empty infos of their own
+        check_observations(self._last_obs, getattr(env.unwrapped, "reset_infos", None) or [{}] * env.num_envs, read_keys)
         n_steps = 0
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -417,7 +416,8 @@ class ChunkedPPO(PPO):
             model has learned with, or has one that it has not
         """
         if "policy_kwargs" in kwargs:
-            merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs") or {}, custom_objects)
+            given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
+            merged = merge_policy_kwargs(path, given, custom_objects)
             custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         model._hold_against_training()  # only now its weights say whether it was fine-tuned

@@ -59,8 +59,10 @@ class BrokenSometimes(gym.Wrapper):
 
 def test_what_is_shown_first_is_checked(make_env, make_model):
     env = DummyVecEnv([make_env, lambda: BrokenSometimes(make_env(task="pull"), "first", "state")])
-    with pytest.raises(FloatingPointError, match=r"observation 'state' of environment 1 \(task 'pull'\) has NaN"):
-        make_model(env).learn(16)
+    model = make_model(env)
+    for reset in (True, False):
+        with pytest.raises(FloatingPointError, match=r"observation 'state' of environment 1 \(task 'pull'\) has NaN"):
+            model.learn(16, reset_num_timesteps=reset)
 
 
 @pytest.mark.parametrize("privileged", [True, False])
