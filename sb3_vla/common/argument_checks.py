@@ -34,7 +34,7 @@ def check_known(name: str, kwargs: Mapping[str, Any], maker: Callable[..., Any],
         return
     allowed = [parameter.name for parameter in parameters if parameter.name not in others]
     if unknown := [key for key in kwargs if key not in allowed]:
-        raise TypeError(f"{name}: {maker.__name__} has no argument {unknown}; it takes {allowed}")
+        raise TypeError(f"{name}: {getattr(maker, '__name__', maker)} has no argument {unknown}; it takes {allowed}")
 
 
 def check_widths(name: str, widths: Any) -> list[int]:

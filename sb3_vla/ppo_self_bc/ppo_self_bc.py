@@ -168,7 +168,7 @@ class PPOSelfBC(ChunkedPPO):
         self.bc_weight_kwargs = bc_weight_kwargs
         self.bc_loss = bc_loss
         self.bc_batch_size = bc_batch_size
-        self.replay_buffer_kwargs = check_keywords("replay_buffer_kwargs", replay_buffer_kwargs)
+        self.replay_buffer_kwargs = replay_buffer_kwargs or {}
         if _init_setup_model:
             self._setup_model()
 
@@ -193,6 +193,7 @@ class PPOSelfBC(ChunkedPPO):
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
             )
+        self.replay_buffer_kwargs = check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs)
         own = ("observation_space", "action_space", "device", "seed")
         check_known("replay_buffer_kwargs", self.replay_buffer_kwargs, DemonstrationBuffer, own)
 

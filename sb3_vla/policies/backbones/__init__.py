@@ -22,12 +22,12 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`, or it has no such
         argument
     """
-    is_class = isinstance(backbone, type) and issubclass(backbone, VLABackbone)
-    check_known("backbone_kwargs", kwargs, backbone if is_class else SmolVLMBackbone, ("state_dim",))  # type: ignore[arg-type]
     if isinstance(backbone, type) and issubclass(backbone, VLABackbone):
+        check_known("backbone_kwargs", kwargs, backbone, ("state_dim",))
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's
     if not isinstance(backbone, str | Path):
         raise TypeError(f"backbone must be a name, a path or a subclass of VLABackbone, got {backbone!r}")
+    check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
     if backbone == "tiny":
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
     return SmolVLMBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

@@ -920,6 +920,9 @@ def test_arguments_are_checked_when_a_model_is_loaded(tmp_path, make_model):
         PPOSelfBC.load(tmp_path / "model.zip", critic_learning_rate=-1.0)
     with pytest.raises(ValueError, match=r"ratio_per.*'token'"):
         PPOSelfBC.load(tmp_path / "model.zip", ratio_per="token")
+    with pytest.raises(TypeError, match=r"policy_kwargs must be a dictionary.*'vision'"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs="vision")
+    assert PPOSelfBC.load(tmp_path / "model.zip", replay_buffer_kwargs=None).replay_buffer.episodes_per_task == 100
 
 
 def test_another_rollout_buffer_is_refused():
