@@ -1,10 +1,9 @@
 """From the buffers, which are NumPy arrays, to the device that learns."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch as th
-
-# What the policy reads on the CPU, where it would have to wait for a GPU to give it back
-HOST_KEYS = ("instruction",)
 
 
 def to_device(array: np.ndarray, device: th.device | str) -> th.Tensor:
@@ -19,10 +18,13 @@ def to_device(array: np.ndarray, device: th.device | str) -> th.Tensor:
     return tensor.to(device)
 
 
-def observations_to_device(arrays: dict[str, np.ndarray], device: th.device | str) -> dict[str, th.Tensor]:
+def observations_to_device(
+    arrays: dict[str, np.ndarray], device: th.device | str, host_keys: Collection[str] = ()
+) -> dict[str, th.Tensor]:
     """
     :param arrays: A dictionary observation, arrays of the caller's own
     :param device: Where the tensors shall be
-    :return: The tensors; those of :data:`HOST_KEYS` stay on the CPU
+    :param host_keys: Those that stay on the CPU
+    :return: The tensors
     """
-    return {key: to_device(array, "cpu" if key in HOST_KEYS else device) for key, array in arrays.items()}
+    return {key: to_device(array, "cpu" if key in host_keys else device) for key, array in arrays.items()}

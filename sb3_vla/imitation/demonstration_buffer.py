@@ -1,7 +1,7 @@
 """The buffer of good episodes that behaviour cloning imitates."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch as th
@@ -111,7 +111,11 @@ class DemonstrationBuffer:
         return sum(self.add(demonstration) for demonstration in demonstrations)
 
     def sample(
-        self, batch_size: int, env: VecNormalize | None = None, cache: FeatureCache | None = None
+        self,
+        batch_size: int,
+        env: VecNormalize | None = None,
+        cache: FeatureCache | None = None,
+        host_keys: Collection[str] = (),
     ) -> DemonstrationSamples:
         """
         Draw pairs, uniformly over the tasks and then over the pairs of a task.
@@ -120,6 +124,7 @@ class DemonstrationBuffer:
         :param env: Normalises the observations, which the buffer holds as they were
         :param cache: What a policy's frozen parts make of an observation comes in place of what they read (without ``env``
             only)
+        :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
         :return: The batch, on the buffer's device
         :raises ValueError: If the buffer is empty
         """
@@ -131,7 +136,7 @@ class DemonstrationBuffer:
             index = self._index[tasks[task]]
             episode, step = index[self.rng.integers(len(index))]
             pairs.append((self.episodes[tasks[task]][episode], step))
-        return self._held.batch(pairs, self.device, env, cache)
+        return self._held.batch(pairs, self.device, env, cache, host_keys)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """

@@ -1,6 +1,6 @@
 """Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,12 +114,14 @@ class DemonstrationSet:
         device: th.device | str,
         normalizer: VecNormalize | None = None,
         cache: FeatureCache | None = None,
+        host_keys: Collection[str] = (),
     ) -> DemonstrationSamples:
         """
         :param pairs: Which pairs
         :param device: Where the batch goes
         :param normalizer: Normalises the observations, which the set holds as they were
         :param cache: What a policy's frozen parts made of the episodes comes in place of what they read
+        :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
         :return: The batch
         """
         keys = list(self._observation_spaces())
@@ -130,10 +132,10 @@ class DemonstrationSet:
             encoded = cache.at(pairs)
             keys = cache.stored_keys(keys)
         return DemonstrationSamples(
-            observations=self._observations(pairs, keys, device, normalizer),
+            observations=self._observations(pairs, keys, device, normalizer, host_keys),
             # float32 as in SB3's buffers: log-probabilities of MultiBinary actions need it
             actions=to_device(np.stack(chunks).astype(np.float32, copy=False), device),
-            chunk_lengths=to_device(np.array(lengths), device),
+            chunk_lengths=to_device(np.array(lengths, dtype=np.int64), device),
             encoded=encoded,
         )
 
@@ -144,7 +146,12 @@ class DemonstrationSet:
         return demonstration.chunk(number, shape[0])
 
     def _observations(
-        self, pairs: Sequence[Pair], keys: Sequence[str], device: th.device | str, normalizer: VecNormalize | None
+        self,
+        pairs: Sequence[Pair],
+        keys: Sequence[str],
+        device: th.device | str,
+        normalizer: VecNormalize | None,
+        host_keys: Collection[str],
     ) -> PyTorchObs:
         stacked = {key: np.stack([demo.observations[key][step] for demo, step in pairs]) for key in keys}
         if not isinstance(self.observation_space, spaces.Dict):
@@ -152,7 +159,7 @@ class DemonstrationSet:
             return to_device(array if normalizer is None else normalizer.normalize_obs(array), device)  # type: ignore[arg-type]
         if normalizer is not None:
             stacked = normalize_observations(normalizer, stacked)
-        return observations_to_device(stacked, device)
+        return observations_to_device(stacked, device, host_keys)
 
     def _observation_spaces(self) -> dict[str, spaces.Space]:
         if isinstance(self.observation_space, spaces.Dict):

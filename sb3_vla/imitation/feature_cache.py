@@ -1,5 +1,6 @@
 """What a policy's frozen parts make of demonstrations, computed once an episode."""
 
+import itertools
 import weakref
 from collections.abc import Sequence
 
@@ -20,20 +21,25 @@ _MAX_ENCODED = 64
 class FeatureCache:
     """
     Remembers for each episode what the frozen parts of a policy made of its observations, as long as both the episode and the
-    parts stay.
+    parts stay, and as long as there is room: where there is none, they look at each observation when it is drawn.
 
     :param adapter: Of the policy
     :param device: Where the policy is
+    :param max_bytes: How much it may hold, on that device. 1,000 episodes of 10 chunks, seen by one camera, are 46 MB of the
+        tiny model's image tokens (9 of 128 numbers), and 1.5 GB of SmolVLM-256M's (64 of 576)
     """
 
-    def __init__(self, adapter: PolicyAdapter, device: th.device | str) -> None:
+    def __init__(self, adapter: PolicyAdapter, device: th.device | str, max_bytes: int = 2 * 1024**3) -> None:
         self.adapter = adapter
         self.device = device
+        self.max_bytes = max_bytes
         #: Whether any part is frozen
         self.is_useful = adapter.stored_space != adapter.read_space
         self._version = adapter.encoding_version()
         # By its id, as an episode can't be hashed; the reference forgets what was made of an episode that is gone
         self._known: dict[int, tuple[weakref.ref[Demonstration], EncodedObservations]] = {}
+        #: How much it holds
+        self.n_bytes = 0
 
     def __len__(self) -> int:
         """Episodes that it knows."""
@@ -42,10 +48,13 @@ class FeatureCache:
     def put(self, episode: Demonstration, encoded: EncodedObservations) -> None:
         """
         :param episode: An episode
-        :param encoded: What the frozen parts made of its observations, ``(T, ...)``
+        :param encoded: What the frozen parts made of its observations, ``(T, ...)``, forgotten if there is no room for it
         """
         key = id(episode)
-        self._known[key] = weakref.ref(episode, lambda _: self._known.pop(key, None)), encoded
+        self._forget(key)
+        if self.n_bytes + _n_bytes(encoded) <= self.max_bytes:
+            self._known[key] = weakref.ref(episode, lambda _: self._forget(key)), encoded
+            self.n_bytes += _n_bytes(encoded)
 
     def at(self, pairs: Sequence[tuple[Demonstration, int]]) -> EncodedObservations:
         """
@@ -53,7 +62,15 @@ class FeatureCache:
         :return: What the frozen parts make of the observations, ``(len(pairs), ...)``
         """
         self.forget_outdated()
-        return EncodedObservations.join((_select(self._of(demo), step) for demo, step in pairs), th.stack)
+        known = [self._of(episode) for episode, _ in pairs]
+        unknown = [pair for pair, encoded in zip(pairs, known, strict=True) if encoded is None]
+        computed = self._encode(unknown) if unknown else None
+        numbers = itertools.count()
+        rows = [
+            _select(computed, next(numbers)) if encoded is None else _select(encoded, step)
+            for encoded, (_, step) in zip(known, pairs, strict=True)
+        ]
+        return EncodedObservations.join(rows, th.stack)
 
     def stored_keys(self, keys: Sequence[str]) -> list[str]:
         """
@@ -67,20 +84,50 @@ class FeatureCache:
         """Forget what was computed before the weights of frozen parts were replaced."""
         if (version := self.adapter.encoding_version()) != self._version:
             self._known.clear()
+            self.n_bytes = 0
             self._version = version
 
-    def _of(self, episode: Demonstration) -> EncodedObservations:
-        reference, encoded = self._known.get(id(episode), (None, EncodedObservations()))
+    def _of(self, episode: Demonstration) -> EncodedObservations | None:
+        """
+        :param episode: An episode
+        :return: What the frozen parts make of all of it, ``None`` where there is no room to remember that
+        """
+        reference, encoded = self._known.get(id(episode), (None, None))
         # Of a deep copy of this cache no reference says when an episode is gone
-        if reference is None or reference() is not episode:
-            pieces = []
-            for start in range(0, len(episode), _MAX_ENCODED):
-                part = {key: np.asarray(value[start : start + _MAX_ENCODED]) for key, value in episode.observations.items()}
-                pieces.append(self.adapter.encode(observations_to_device(part, self.device)))
-            encoded = EncodedObservations.join(pieces)
-            self.put(episode, encoded)
+        if reference is not None and reference() is episode:
+            return encoded
+        if self.n_bytes + len(episode) * self._bytes_per_observation() > self.max_bytes:
+            return None
+        encoded = self._encode([(episode, step) for step in range(len(episode))])
+        self.put(episode, encoded)
         return encoded
 
+    def _forget(self, key: int) -> None:
+        if key in self._known:
+            self.n_bytes -= _n_bytes(self._known.pop(key)[1])
 
-def _select(encoded: EncodedObservations, step: int) -> EncodedObservations:
-    return encoded.map(lambda tensor: tensor[step])
+    def _bytes_per_observation(self) -> float:
+        for _, encoded in self._known.values():
+            return _n_bytes(encoded) / len(next(iter(encoded.tensors.values())))
+        return 0.0
+
+    def _encode(self, pairs: Sequence[tuple[Demonstration, int]]) -> EncodedObservations:
+        """
+        :param pairs: See :meth:`at`
+        :return: What the frozen parts make of the observations, computed
+        """
+        pieces = []
+        for start in range(0, len(pairs), _MAX_ENCODED):
+            part = pairs[start : start + _MAX_ENCODED]
+            arrays = {key: np.stack([demo.observations[key][step] for demo, step in part]) for key in part[0][0].observations}
+            pieces.append(self.adapter.precompute(observations_to_device(arrays, self.device, self.adapter.host_keys)))
+        return EncodedObservations.join(pieces)
+
+
+def _n_bytes(encoded: EncodedObservations) -> int:
+    return sum(tensor.nbytes for tensor in encoded.tensors.values())
+
+
+def _select(encoded: EncodedObservations | None, number: int) -> EncodedObservations:
+    assert encoded is not None
+    return encoded.map(lambda tensor: tensor[number])

@@ -141,13 +141,15 @@ class _Samples:
 def _features(model: BaseAlgorithm, episodes: Sequence[Demonstration]) -> np.ndarray:
     policy = model.policy
     assert isinstance(policy, VLAPolicy)
-    matched = DemonstrationSet(adapt(policy).read_space, policy.action_space)
+    adapter, normalizer = adapt(policy), observation_normalizer(model)
+    matched = DemonstrationSet(adapter.read_space, policy.action_space)
     pairs = [(demo, step) for demo in map(matched.match, episodes) for step in range(len(demo))]
     policy.set_training_mode(False)
     parts = []
     with th.no_grad():
         for start in range(0, len(pairs), _BATCH_SIZE):
-            batch = matched.batch(pairs[start : start + _BATCH_SIZE], policy.device, observation_normalizer(model))
+            chosen = pairs[start : start + _BATCH_SIZE]
+            batch = matched.batch(chosen, policy.device, normalizer, host_keys=adapter.host_keys)
             parts.append(policy.encode(*batch.policy_input).action.cpu().numpy())
     return np.concatenate(parts).astype(np.float64)
 

@@ -53,14 +53,14 @@ class _Pairs:
 
     :param demonstrations: The set that makes batches of them
     :param episodes: The episodes
-    :param device: Where batches go
+    :param adapter: Of the policy that learns them
     :param normalizer: What normalises their observations
     :param targets: What is to be predicted beside the action, if anything
     """
 
     demonstrations: DemonstrationSet
     episodes: list[Demonstration]
-    device: th.device
+    adapter: PolicyAdapter
     normalizer: VecNormalize | None
     targets: Targets | None = None
 
@@ -75,8 +75,9 @@ class _Pairs:
         """
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
-            batch = self.demonstrations.batch([self.pairs[i] for i in index], self.device, self.normalizer)
-            yield batch, None if self.targets is None else self.targets.at(index, self.device)
+            chosen, device = [self.pairs[i] for i in index], self.adapter.policy.device
+            batch = self.demonstrations.batch(chosen, device, self.normalizer, host_keys=self.adapter.host_keys)
+            yield batch, None if self.targets is None else self.targets.at(index, device)
 
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
@@ -361,5 +362,4 @@ def _split_episodes(
         n_held_out = min(max(1, round(held_out_fraction * len(episodes))), len(episodes) - 1)
         held_out += [episodes[i] for i in order[:n_held_out]]
         train += [episodes[i] for i in order[n_held_out:]]
-    device = adapter.policy.device
-    return _Pairs(matched, train, device, normalizer), _Pairs(matched, held_out, device, normalizer)
+    return _Pairs(matched, train, adapter, normalizer), _Pairs(matched, held_out, adapter, normalizer)

@@ -12,7 +12,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from ..common.chunk_mask import executed_mask, masked_mse
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
-_NOTHING: Mapping[str, th.Tensor] = MappingProxyType({})
+#: Where the likelihood of actions needs nothing beside them
+NO_EXTRAS: Mapping[str, th.Tensor] = MappingProxyType({})
 
 
 class RolloutStep(NamedTuple):
@@ -30,7 +31,7 @@ class RolloutStep(NamedTuple):
     values: th.Tensor
     log_prob: th.Tensor
     encoded: EncodedObservations = NOT_ENCODED
-    extras: Mapping[str, th.Tensor] = _NOTHING
+    extras: Mapping[str, th.Tensor] = NO_EXTRAS
 
 
 class ActionEvaluation(NamedTuple):
@@ -67,6 +68,8 @@ class PolicyAdapter:
     steps_are_independent: bool = True
     #: Observations that the value function reads, ``None`` for all
     critic_keys: tuple[str, ...] | None = None
+    #: Observations that the policy reads on the CPU, where it would have to wait for a GPU to give them back
+    host_keys: tuple[str, ...] = ()
 
     def __init__(self, policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = False) -> None:
         self.policy = policy
@@ -95,7 +98,7 @@ class PolicyAdapter:
 
     @property
     def stored_space(self) -> spaces.Space:
-        """Those of them that a buffer has to keep beside what :meth:`encode` returns."""
+        """Those of them that a buffer has to keep beside what :meth:`precompute` returns."""
         return self.read_space
 
     @property
@@ -122,7 +125,9 @@ class PolicyAdapter:
         actions, values, log_prob = self.policy(obs)
         return RolloutStep(actions, values, log_prob)
 
-    def evaluate(self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = _NOTHING) -> ActionEvaluation:
+    def evaluate(
+        self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = NO_EXTRAS
+    ) -> ActionEvaluation:
         """
         :param batch: Observations
         :param actions: As the rollout buffer keeps them
@@ -156,7 +161,7 @@ class PolicyAdapter:
         """
         return self.policy.predict_values(batch.observations)
 
-    def encode(self, obs: PyTorchObs) -> EncodedObservations:
+    def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         """
         :param obs: Observations
         :return: What frozen parts make of them
@@ -165,7 +170,7 @@ class PolicyAdapter:
 
     def encoding_version(self) -> tuple[int, ...]:
         """
-        :return: Something that differs once :meth:`encode` would return something else
+        :return: Something that differs once :meth:`precompute` would return something else
         """
         return ()
 

@@ -7,7 +7,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from .adapter import _NOTHING, ActionEvaluation, PolicyAdapter, RolloutStep
+from .adapter import NO_EXTRAS, ActionEvaluation, PolicyAdapter, RolloutStep
 from .encoded import EncodedObservations, PolicyInput
 from .heads import ChunkSample
 from .observation_checks import holds_bytes
@@ -29,6 +29,7 @@ class VLAPolicyAdapter(PolicyAdapter):
     policy: "VLAPolicy"  # type: ignore[assignment]
     needs_chunks = True
     parts = ("backbone", "head", "critic")
+    host_keys = ("instruction",)
 
     def _check_bc_loss(self) -> None:
         losses = self.policy.head.imitation_losses
@@ -77,14 +78,16 @@ class VLAPolicyAdapter(PolicyAdapter):
         self.policy.normalized_keys = keys
 
     def act(self, obs: PyTorchObs) -> RolloutStep:
-        encoded = self.encode(obs)
+        encoded = self.precompute(obs)
         features = self.policy.encode(obs, encoded)
         distribution = self.policy.head(features)
         sample = distribution.draw()
         values = self.policy.values(obs, features)
         return RolloutStep(sample.actions, values, distribution.step_log_prob(sample), encoded, sample.extras)
 
-    def evaluate(self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = _NOTHING) -> ActionEvaluation:
+    def evaluate(
+        self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = NO_EXTRAS
+    ) -> ActionEvaluation:
         features = self.policy.encode(*batch)
         distribution = self.policy.head(features)
         values = self.policy.values(batch.observations, features)
@@ -100,7 +103,7 @@ class VLAPolicyAdapter(PolicyAdapter):
             features = self.policy.encode(*batch)
         return self.policy.critic(features.value)
 
-    def encode(self, obs: PyTorchObs) -> EncodedObservations:
+    def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         return self.policy.precompute(obs)
 
     def encoding_version(self) -> tuple[int, ...]:

@@ -15,10 +15,12 @@ from torch import nn
 
 from sb3_vla_envs import decode_instruction
 
+from ..common.argument_checks import check_keywords, check_known, check_names, check_widths
 from ..common.chunk_mask import executed_mask
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
+from .finite import check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
@@ -57,10 +59,13 @@ class VLAPolicy(ActorCriticPolicy):
     :param autocast: Precision of the backbone's matrix products: ``None`` (float32), ``"bfloat16"``, or ``"auto"``: bfloat16
         where the processor computes in it. Both heads stay in float32
     :param compile: Whether to compile the backbone's parts with ``torch.compile``, slow at first; meant for GPUs
+    :param normalized_keys: What ``VecNormalize`` standardises before the policy sees it, noted by whoever trains the policy
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
-    :raises ValueError: If a space is not of the contract, or ``chunk_size`` is not the action space's
+    :raises ValueError: If a space is not of the contract, ``chunk_size`` is not the action space's, or an argument is out of
+        range
+    :raises TypeError: If an argument is of a wrong type, or unknown to backbone, head or optimizer
     """
 
     adapter_class: ClassVar[type[PolicyAdapter]] = VLAPolicyAdapter
@@ -72,13 +77,14 @@ class VLAPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         backbone: str | type[VLABackbone] = "tiny",
         backbone_kwargs: dict[str, Any] | None = None,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | None = (),
         head: str | type[ActionHead] = "gaussian",
         head_kwargs: dict[str, Any] | None = None,
         chunk_size: int | None = None,
         critic_net_arch: Sequence[int] = (256, 256),
         autocast: str | None = None,
         compile: bool = False,
+        normalized_keys: Sequence[str] = (),
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -88,12 +94,12 @@ class VLAPolicy(ActorCriticPolicy):
             raise ValueError("VLAPolicy has no state-dependent exploration: pass use_sde=False")
         if autocast not in AUTOCASTS:
             raise ValueError(f"autocast must be one of {AUTOCASTS}, got {autocast!r}")
-        if isinstance(frozen, str):
-            raise TypeError(f"frozen must be a sequence of names, got the string {frozen!r}: give ({frozen!r},)")
-        self.backbone_spec = (backbone, backbone_kwargs or {})
-        self.head_spec = (head, head_kwargs or {})
-        self.frozen = tuple(frozen)
-        self.critic_net_arch = list(critic_net_arch)
+        self.backbone_spec = (backbone, check_keywords("backbone_kwargs", backbone_kwargs))
+        self.head_spec = (head, check_keywords("head_kwargs", head_kwargs))
+        self.frozen = check_names("frozen", frozen)
+        self.critic_net_arch = check_widths("critic_net_arch", critic_net_arch)
+        optimizer_kwargs = check_keywords("optimizer_kwargs", optimizer_kwargs)
+        check_known("optimizer_kwargs", optimizer_kwargs, optimizer_class, ("params", "lr"))
         self.autocast = autocast
         self.compile_parts = compile
         self.image_keys = [key for key in observation_space if is_image_key(key)]
@@ -104,8 +110,8 @@ class VLAPolicy(ActorCriticPolicy):
         self.actor_keys = [key for key in observation_space if key in REQUIRED_KEYS or key in self.image_keys]
         #: What actor and critic read
         self.read_keys = [key for key in observation_space if key in (*self.actor_keys, "privileged")]
-        #: What ``VecNormalize`` standardises before the policy sees it; whoever trains the policy keeps it up to date
-        self.normalized_keys: tuple[str, ...] = ()
+        #: What ``VecNormalize`` standardises before the policy sees it
+        self.normalized_keys: tuple[str, ...] = tuple(normalized_keys)
         if unread := [key for key in observation_space if key not in self.read_keys]:
             warnings.warn(
                 f"VLAPolicy does not read the observations {unread}: call pictures 'image_<camera>', and put what the robot "
@@ -194,6 +200,7 @@ class VLAPolicy(ActorCriticPolicy):
             critic_net_arch=self.critic_net_arch,
             autocast=self.autocast,
             compile=self.compile_parts,
+            normalized_keys=self.normalized_keys,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             **self.portable_kwargs(),
@@ -388,8 +395,28 @@ class VLAPolicy(ActorCriticPolicy):
         :param deterministic: Whether to take the mode instead of a sample
         :return: Chunk, or a batch of them, clipped to the bounds, and ``state``
         :raises ValueError: If an observation is missing, or a picture or a prompt is not made of bytes
+        :raises FloatingPointError: If the observation, or the action because of the weights, is not finite
         """
-        return super().predict(checked_observation(observation, self.actor_keys), state, episode_start, deterministic)
+        seen = checked_observation(observation, self.actor_keys)
+        check_seen(seen)
+        return super().predict(seen, state, episode_start, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions = super()._predict(observation, deterministic)
+        if not th.isfinite(actions).all():  # before clipping hides it
+            check_weights(self, "it can't act")
+            raise FloatingPointError(
+                "the policy's action has NaN or infinity, though its weights and the observation have not"
+            )
+        return actions
+
+    def save(self, path: str) -> None:
+        """
+        :param path: Where to write the policy, for :meth:`load`
+        :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
+        """
+        check_weights(self, "it is not saved")
+        super().save(path)
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):

@@ -18,14 +18,14 @@ class TrainingStatistics:
     """
     What a rule may look at, once an update.
 
-    :param num_timesteps: Chunks in the whole life of the model, whatever ``learn(reset_num_timesteps=...)`` says
+    :param lifetime_timesteps: Chunks in the whole life of the model; SB3's ``num_timesteps`` begins anew with each ``learn()``
     :param success_rate: Success rate of the last episodes, in [0, 1]; ``None`` before the first episode ended
     :param ppo_grad_norm: Norm of the gradient of the PPO loss with respect to what behaviour cloning trains too; ``None``
         unless the rule ``needs_gradient_norms``
     :param bc_grad_norm: Norm of the gradient of the unweighted BC loss
     """
 
-    num_timesteps: int
+    lifetime_timesteps: int
     success_rate: float | None = None
     ppo_grad_norm: float | None = None
     bc_grad_norm: float | None = None
@@ -96,7 +96,7 @@ class TanhWarmup(BCWeight):
             raise ValueError(f"warmup_timesteps must be positive, got {self.warmup_timesteps}")
 
     def __call__(self, stats: TrainingStatistics) -> LossWeights:
-        return LossWeights(ppo=math.tanh(stats.num_timesteps / self.warmup_timesteps), bc=self.weight)
+        return LossWeights(ppo=math.tanh(stats.lifetime_timesteps / self.warmup_timesteps), bc=self.weight)
 
 
 @dataclass(frozen=True)

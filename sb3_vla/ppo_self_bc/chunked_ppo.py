@@ -3,7 +3,7 @@
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,20 +12,30 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
+from ..common.argument_checks import check_keywords
+from ..common.device_transfer import observations_to_device
+from ..common.observation_normalization import check_frame_stack
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
-from .environment_checks import check_chunks, check_frame_stack, check_no_text, check_normalization
+from ..policies.finite import check_weights
+from .environment_checks import (
+    check_chunks,
+    check_no_text,
+    check_normalization,
+    check_normalized_alike,
+)
 from .episode_recorder import EpisodeRecorder
-from .finite import check_observations, check_rewards, check_weights
-from .parameters import fit_optimizer_state, merge_policy_kwargs
+from .finite import check_last_observation, check_observations, check_rewards
+from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
 SelfChunkedPPO = TypeVar("SelfChunkedPPO", bound="ChunkedPPO")
@@ -64,15 +74,18 @@ class ChunkedPPO(PPO):
                 f"rollout_buffer_class must be a subclass of ChunkRolloutBuffer or ChunkDictRolloutBuffer, which know how "
                 f"long each chunk ran, got {self.rollout_buffer_class.__name__}"
             )
-        if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps those that it was made with
+        if self.env is not None:  # which else shows only in what the policy does not understand
+            self._env_normalized_keys = self._normalized_in(self.env)
+        if not hasattr(self, "_given_policy_kwargs"):  # a model that is loaded keeps what it was made with
             self._given_policy_kwargs = {**self.policy_kwargs}
-        self._check_normalization()  # which else shows only in what the policy does not understand
+            self.normalized_keys = self._env_normalized_keys
         super()._setup_model()
         self._adapt()
         # What is saved must rebuild with no network and no checkpoint at hand
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}
         if self.adapter.stored_space != self.observation_space:
             self.rollout_buffer = self._make_rollout_buffer(self.adapter.stored_space)
+        self.rollout_buffer.host_keys = self.adapter.host_keys
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -85,10 +98,9 @@ class ChunkedPPO(PPO):
 
         :raises ValueError: If they don't
         """
-        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss)
-        if self.env is not None:
-            if check_chunks(self.env, self.gamma, self.adapter.needs_chunks):
-                self.adapter = adapt(self.policy, self.bc_loss, chunked=True)
+        needs_chunks = adapter_class_of(type(self.policy)).needs_chunks
+        chunked = self.env is not None and check_chunks(self.env, self.gamma, needs_chunks)
+        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss, chunked)
         self.adapter.note_normalized(self.normalized_keys)
         self._cache = FeatureCache(self.adapter, self.device)
         self._recorder = None
@@ -114,15 +126,19 @@ class ChunkedPPO(PPO):
         return buffer
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        env = self._wrap_env(env, self.verbose)
+        keys = self._normalized_in(env)
+        if self._has_learned:
+            check_normalized_alike(self.normalized_keys, keys)
         super().set_env(env, force_reset)
-        self._check_normalization()
+        self._env_normalized_keys = keys
         self._adapt()
+        self._hold_against_training()
         self._check_frame_stack()
 
     @property
     def _has_learned(self) -> bool:
-        policy = getattr(self, "policy", None)  # not there yet while a model is loaded
-        return self.lifetime_timesteps > 0 or bool(self.normalized_keys) or getattr(policy, "is_fine_tuned", False)
+        return self.lifetime_timesteps > 0 or getattr(self.policy, "is_fine_tuned", False)
 
     @property
     def observation_normalizer(self) -> VecNormalize | None:
@@ -130,19 +146,31 @@ class ChunkedPPO(PPO):
         normalize = self._vec_normalize_env
         return normalize if normalize is not None and normalize.norm_obs else None
 
-    def _check_normalization(self) -> None:
-        """:raises ValueError: If ``VecNormalize`` normalises pictures or prompts; see :func:`check_normalization`"""
-        if self.env is not None:
-            byte_keys = adapter_class_of(self.policy_class).byte_keys(self.env.observation_space)
-            keys = check_normalization(self.env, byte_keys)
-            if not self._has_learned:
-                self.normalized_keys = keys
-            self._env_normalized_keys = keys
+    def _normalized_in(self, env: VecEnv) -> tuple[str, ...]:
+        """
+        :param env: An environment
+        :return: The observations that its ``VecNormalize`` normalises
+        :raises ValueError: If pictures or prompts are among them; see :func:`check_normalization`
+        """
+        return check_normalization(env, adapter_class_of(self.policy_class).byte_keys(env.observation_space))
+
+    def _hold_against_training(self) -> None:
+        """
+        See that the environment normalises what the model has learned with; one that has not learned takes what it gets.
+
+        :raises ValueError: If it does not
+        """
+        if self.env is None:
+            return
+        if self._has_learned:
+            check_normalized_alike(self.normalized_keys, self._env_normalized_keys)
+        self.normalized_keys = self._env_normalized_keys
+        self.adapter.note_normalized(self.normalized_keys)
 
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
         if self.env is not None and self.replay_buffer is not None and self.observation_normalizer is not None:
-            check_frame_stack(self.env)
+            check_frame_stack(self.env, "behaviour cloning", "; or pass bc_weight=0")
 
     def _setup_learn(
         self,
@@ -154,12 +182,6 @@ class ChunkedPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
-        if set(self._env_normalized_keys) != set(self.normalized_keys):
-            raise ValueError(
-                f"the model has learned with the observations {list(self.normalized_keys)} normalised by VecNormalize, but of "
-                f"this environment {list(self._env_normalized_keys)} are: train it in one like that of its training, where "
-                "there was a VecNormalize with VecNormalize.load('vecnormalize.pkl', venv)"
-            )
         before = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
@@ -192,15 +214,16 @@ class ChunkedPPO(PPO):
         self._start_recorder(env.num_envs)
         callback.on_rollout_start()
 
-        read_keys = getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
+        read_keys = self._read_keys
+        # Of a reset no step has told; wrappers have empty infos of their own
+        check_observations(self._last_obs, getattr(env.unwrapped, "reset_infos", None) or [{}] * env.num_envs, read_keys)
         n_steps = 0
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 # Sample a new noise matrix
                 self.policy.reset_noise(env.num_envs)
             with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                sampled, values, log_probs, encoded, extras = self.adapter.act(obs_tensor)
+                sampled, values, log_probs, encoded, extras = self.adapter.act(self._to_tensors(self._last_obs, read_keys))
             actions = sampled.cpu().numpy()
             clipped_actions = self._to_env_actions(actions)
 
@@ -220,7 +243,9 @@ class ChunkedPPO(PPO):
             if not callback.on_step():
                 return False
             for i, episode in ended.items():
-                if episode.success is not None:  # at any of its steps
+                if episode is None:  # seen from its middle on
+                    infos[i] = {name: value for name, value in infos[i].items() if name != "is_success"}
+                elif episode.success is not None:  # at any of its steps
                     infos[i] = {**infos[i], "is_success": episode.success}
             self._update_info_buffer(infos, dones)
             n_steps += 1
@@ -244,7 +269,7 @@ class ChunkedPPO(PPO):
             self._last_episode_starts = dones
 
         with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+            values = self.policy.predict_values(self._to_tensors(new_obs, self._value_keys))
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         self._rollout_complete = True
         self.logger.record("time/primitive_steps", self.num_primitive_steps)
@@ -288,6 +313,26 @@ class ChunkedPPO(PPO):
             obs = normalizer.get_original_obs()
         return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
 
+    @property
+    def _read_keys(self) -> Collection[str]:
+        """Observations that the policy reads."""
+        return getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
+
+    @property
+    def _value_keys(self) -> Collection[str]:
+        """Those of them that its value function reads."""
+        return self.adapter.critic_keys or self._read_keys
+
+    def _to_tensors(self, obs: Any, keys: Collection[str]) -> PyTorchObs:
+        """
+        :param obs: Observations of all environments
+        :param keys: Of a dictionary of them what is read
+        :return: The same where the policy reads it
+        """
+        if not isinstance(obs, dict):
+            return obs_as_tensor(obs, self.device)
+        return observations_to_device({key: obs[key] for key in keys}, self.device, self.adapter.host_keys)
+
     def _to_env_actions(self, actions: np.ndarray) -> np.ndarray:
         """
         :param actions: As the policy draws them
@@ -314,7 +359,11 @@ class ChunkedPPO(PPO):
         """
         for idx in np.flatnonzero(dones):
             if infos[idx].get("terminal_observation") is not None and infos[idx].get("TimeLimit.truncated", False):
-                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                seen = infos[idx]["terminal_observation"]
+                check_last_observation(seen, int(idx), infos[idx], self._value_keys)
+                if isinstance(seen, dict):
+                    seen = {key: seen[key] for key in self._value_keys}
+                terminal_obs = self.policy.obs_to_tensor(seen)[0]
                 with th.no_grad():
                     terminal_value = self.policy.predict_values(terminal_obs)[0]  # type: ignore[arg-type]
                 rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * terminal_value
@@ -336,7 +385,7 @@ class ChunkedPPO(PPO):
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
-        check_weights(self.policy)
+        check_weights(self.policy, "it is not saved")
         super().save(path, exclude, include)
 
     @classmethod
@@ -363,21 +412,27 @@ class ChunkedPPO(PPO):
             change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
             ``policy_kwargs=dict(frozen=("vision",))``
         :return: The model
-        :raises ValueError: If ``policy_kwargs`` would make another network
+        :raises ValueError: If ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that the
+            model has learned with, or has one that it has not
         """
         if "policy_kwargs" in kwargs:
-            merged = merge_policy_kwargs(path, kwargs.pop("policy_kwargs") or {}, custom_objects)
+            given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
+            merged = merge_policy_kwargs(path, given, custom_objects)
             custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._hold_against_training()  # only now its weights say whether it was fine-tuned
+        return model
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        if isinstance(load_path_or_dict, dict) and "policy.optimizer" in load_path_or_dict:
-            state: Any = load_path_or_dict["policy.optimizer"]
-            fitting: Any = fit_optimizer_state(self.policy.optimizer, state)
-            load_path_or_dict = {**load_path_or_dict, "policy.optimizer": fitting}
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        check_shapes(self.policy, params.get("policy", {}))
+        if "policy.optimizer" in params:
+            params = {**params, "policy.optimizer": fit_optimizer_state(self.policy.optimizer, params["policy.optimizer"])}
+        super().set_parameters(params, exact_match, device)
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
         """

@@ -1,9 +1,9 @@
 """What PPOSelfBC expects of an environment, beside what SB3 does."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.observation_checks import normalize_call
@@ -34,20 +34,6 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
     return True
 
 
-def check_frame_stack(env: VecEnv) -> None:
-    """
-    :param env: An environment whose observations are normalised
-    :raises ValueError: If demonstrations, kept as they were before normalisation, would not be stacked
-    """
-    stack = unwrap_vec_wrapper(env, VecFrameStack)
-    if stack is not None and unwrap_vec_normalize(stack) is not None:
-        raise ValueError(
-            "VecFrameStack stands around VecNormalize, but behaviour cloning imitates stacked observations from before "
-            "normalisation: stack first, VecNormalize(VecFrameStack(env, n_stack)), in rl-baselines3-zoo by "
-            "vec_env_wrapper in place of frame_stack; or pass bc_weight=0"
-        )
-
-
 def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...]:
     """
     :param env: The environment
@@ -67,6 +53,20 @@ def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...
             f"{normalize_call(env.observation_space)}, for the evaluation environment too"
         )
     return keys
+
+
+def check_normalized_alike(learned: Collection[str], found: Collection[str]) -> None:
+    """
+    :param learned: Observations that ``VecNormalize`` normalised while a model learned
+    :param found: Those that it normalises in another environment
+    :raises ValueError: If they are not the same
+    """
+    if set(learned) != set(found):
+        raise ValueError(
+            f"the model has learned with the observations {list(learned)} normalised by VecNormalize, but of this environment "
+            f"{list(found)} are: give it one like that of its training, where there was a VecNormalize by "
+            "VecNormalize.load('vecnormalize.pkl', venv)"
+        )
 
 
 def check_no_text(observation_space: spaces.Space) -> None:

@@ -58,7 +58,8 @@ class EpisodeRecorder:
 
     def begin_episodes(self) -> None:
         """All environments were reset."""
-        self._progress = [EpisodeProgress() for _ in range(self.n_envs)]
+        # None of an episode whose beginning it has not seen
+        self._progress: list[EpisodeProgress | None] = [EpisodeProgress() for _ in range(self.n_envs)]
         # Of the episode under way in each environment; None if it can't be admitted
         self._chunks: list[list[_Chunk] | None] = [[] for _ in range(self.n_envs)]
 
@@ -70,9 +71,9 @@ class EpisodeRecorder:
     def abandon_episodes(self) -> None:
         """
         A rollout was cut short, so that nobody knows what the environments have done since: the rest of an episode would pass
-        for a short one.
+        for a short one, and neither is kept nor counts.
         """
-        self.begin_episodes()
+        self._progress = [None] * self.n_envs
         self._chunks = [None] * self.n_envs
 
     def record(
@@ -82,24 +83,26 @@ class EpisodeRecorder:
         infos: Sequence[Mapping[str, Any]],
         dones: np.ndarray,
         encoded: EncodedObservations,
-    ) -> dict[int, EpisodeProgress]:
+    ) -> dict[int, EpisodeProgress | None]:
         """
         :param observations: What the environments showed before the step, ``(n_envs, ...)`` by key, before ``VecNormalize``
         :param actions: What was sampled, before clipping: the mean of clipped samples would shrink
         :param infos: What they reported after it
         :param dones: Which episodes ended with it
         :param encoded: What frozen parts made of the observations
-        :return: By the environment's number, the episodes that ended
+        :return: By the environment's number, the episodes that ended, ``None`` for one that was abandoned
         """
         ended = {}
         for i, (info, done) in enumerate(zip(infos, dones, strict=True)):
             progress = self._progress[i]
-            before, had_succeeded = progress.steps, bool(progress.success)
-            progress.add(info)
-            if self.replay_buffer is not None and not had_succeeded:
-                self._record_chunk(i, task_name(info), observations, actions, progress.steps - before, encoded)
+            if progress is not None:
+                before, had_succeeded = progress.steps, bool(progress.success)
+                progress.add(info)
+                if self.replay_buffer is not None and not had_succeeded:
+                    self._record_chunk(i, progress, task_name(info), observations, actions, progress.steps - before, encoded)
             if done:
-                self._count(task_name(info), progress)
+                if progress is not None:
+                    self._count(task_name(info), progress)
                 self._progress[i], self._chunks[i] = EpisodeProgress(), []
                 ended[i] = progress
         return ended
@@ -107,6 +110,7 @@ class EpisodeRecorder:
     def _record_chunk(
         self,
         i: int,
+        progress: EpisodeProgress,
         task: str,
         observations: Mapping[str, np.ndarray],
         actions: np.ndarray,
@@ -115,13 +119,14 @@ class EpisodeRecorder:
     ) -> None:
         """
         :param i: Environment
+        :param progress: Of its episode, this chunk included
         :param task: Its task
         :param observations: Of all environments
         :param actions: Of all environments
         :param length: Primitive steps of its chunk
         :param encoded: Of all environments
         """
-        chunks, progress = self._chunks[i], self._progress[i]
+        chunks = self._chunks[i]
         assert self.replay_buffer is not None
         if chunks is None:
             return

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from torch import nn
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
 from ..imitation.demonstration_set import ARRAY_KEY
+from ..policies.finite import is_finite
 
 
 def check_rewards(rewards: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> None:
@@ -30,13 +30,34 @@ def check_observations(observations: Any, infos: Sequence[Mapping[str, Any]], ke
     :param keys: What a policy reads of them
     :raises FloatingPointError: If a number is not finite
     """
+    for key, array in _read(observations, keys):
+        if not is_finite(array):
+            i = next(i for i, row in enumerate(array) if not np.isfinite(row).all())
+            raise _unusable(f"the observation {key!r}", i, infos[i])
+
+
+def check_last_observation(observation: Any, environment: int, info: Mapping[str, Any], keys: Collection[str]) -> None:
+    """
+    :param observation: What was seen last in an episode that ran out of time, an array or arrays by key
+    :param environment: Number of the environment
+    :param info: Names its task
+    :param keys: What a value function reads of it
+    :raises FloatingPointError: If a number is not finite
+    """
+    for key, array in _read(observation, keys):
+        if not is_finite(array):
+            raise _unusable(f"the last observation of an episode, info['terminal_observation'], {key!r}", environment, info)
+
+
+def _read(observations: Any, keys: Collection[str]) -> list[tuple[str, Any]]:
     arrays = observations if isinstance(observations, Mapping) else {ARRAY_KEY: observations}
-    for key, array in arrays.items():
-        if key in keys and isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
-            i = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
-            raise FloatingPointError(
-                f"the observation {key!r} of environment {i}{_task(infos[i])} has NaN or infinity: training stopped before it"
-            )
+    return [(key, array) for key, array in arrays.items() if key in keys]
+
+
+def _unusable(what: str, environment: int, info: Mapping[str, Any]) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} of environment {environment}{_task(info)} has NaN or infinity: training stopped before it"
+    )
 
 
 def check_gradients(norms: Mapping[str, th.Tensor]) -> None:
@@ -52,18 +73,6 @@ def check_gradients(norms: Mapping[str, th.Tensor]) -> None:
         f"the gradient {named}: the weights are still those of before this step; lower the learning rate or max_grad_norm, or "
         "look for extreme observations, rewards and demonstrations"
     )
-
-
-def check_weights(policy: nn.Module) -> None:
-    """
-    :param policy: A policy
-    :raises FloatingPointError: If a weight is not finite
-    """
-    for name, tensor in policy.state_dict().items():
-        if tensor.is_floating_point() and not th.isfinite(tensor).all():
-            raise FloatingPointError(
-                f"the policy's {name} holds NaN or infinity: it is not saved, load the last good checkpoint"
-            )
 
 
 def _task(info: Mapping[str, Any]) -> str:

@@ -4,14 +4,20 @@ import copy
 import inspect
 import io
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import json_to_data, open_path
+from torch import nn
 
-# What makes the networks whose weights are in the file
-_NETWORKS = ("backbone", "backbone_kwargs", "head", "critic_net_arch", "net_arch", "activation_fn", "features_extractor_class")
+# What makes the networks whose weights are in the file, or only those weights' first values
+_NETWORKS = (
+    *("backbone", "backbone_kwargs", "head", "critic_net_arch", "net_arch", "activation_fn", "log_std_init", "ortho_init"),
+    *("features_extractor_class", "features_extractor_kwargs", "share_features_extractor", "full_std"),
+)
 
 
 def merge_policy_kwargs(
@@ -19,35 +25,102 @@ def merge_policy_kwargs(
 ) -> dict[str, Any]:
     """
     :param path: A model's zip file
-    :param given: ``policy_kwargs`` to change; those that the model was made with change nothing
+    :param given: ``policy_kwargs`` to change; those that the model was made with change nothing. Of the arguments of a class,
+        such as ``head_kwargs``, those can be changed that it names as :attr:`~sb3_vla.ActionHead.adjustable`
     :param custom_objects: See SB3's ``load``
     :return: All ``policy_kwargs``
-    :raises ValueError: If they would make another network than the saved one
+    :raises ValueError: If they would make another network than the saved one, or are what its weights began with
     """
-    data, _, _ = load_from_zip_file(path, custom_objects=custom_objects, load_data=True)
-    if isinstance(path, io.IOBase):
-        path.seek(0)
-    assert data is not None
+    data = _read_data(path, custom_objects)
     saved = data["policy_kwargs"]
-    parameters = inspect.signature(data["policy_class"]).parameters
-    at_first = {name: parameter.default for name, parameter in parameters.items()} | data.get("_given_policy_kwargs", {})
+    at_first = _defaults(data["policy_class"]) | data.get("_given_policy_kwargs", {})
     merged = copy.copy(saved)
     for name, value in given.items():
         if name in _NETWORKS:
-            if any(name in known and _same(value, known[name]) for known in (at_first, saved)):
-                continue
-            raise ValueError(
-                f"policy_kwargs: {name!r} can't be changed when a model is loaded, as its weights belong to the one it was "
-                f"made with ({at_first.get(name)!r:.100}): leave it out, or make a new model"
-            )
+            if not any(name in known and _same(value, known[name]) for known in (at_first, saved)):
+                raise _refusal(repr(name), at_first.get(name))
+            continue
         is_both = isinstance(value, Mapping) and isinstance(saved.get(name), Mapping)
+        owner = saved.get(name.removesuffix("_kwargs")) if is_both else None
+        if hasattr(owner, "adjustable"):
+            _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
         merged[name] = {**saved[name], **value} if is_both else value
     return merged
 
 
+def _read_data(path: str | pathlib.Path | io.BufferedIOBase, custom_objects: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    :param path: A model's zip file
+    :param custom_objects: See SB3's ``load``
+    :return: What it holds beside the weights, which need not be read twice
+    :raises ValueError: If it is no zip file of a model
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json_to_data(archive.read("data").decode(), custom_objects=custom_objects)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path!s:.200} is no model's zip file: {error}") from error
+    finally:
+        if isinstance(path, str | pathlib.Path):
+            file.close()
+        else:
+            file.seek(0)
+
+
+def _defaults(maker: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(maker).parameters.items()}
+
+
+def _check_adjustable(
+    name: str, owner: Any, given: Mapping[str, Any], saved: Mapping[str, Any], at_first: Mapping[str, Any]
+) -> None:
+    """
+    :param name: Which of the ``policy_kwargs``
+    :param owner: The class whose arguments they are, which names those that can be changed
+    :param given: Arguments to change
+    :param saved: What a saved model rebuilds it from
+    :param at_first: What the model was made with
+    :raises ValueError: If one can't be changed
+    """
+    first = _defaults(owner) | dict(at_first)
+    for key, value in given.items():
+        known = [values[key] for values in (first, saved) if key in values]
+        if known and key not in owner.adjustable and not any(_same(value, old) for old in known):
+            raise _refusal(f"{name}={{{key!r}: ...}}", known[-1])
+
+
+def _refusal(what: str, old: Any) -> ValueError:
+    return ValueError(
+        f"policy_kwargs: {what} can't be changed when a model is loaded, as the weights in the file belong to the one it was "
+        f"made with ({old!r:.100}): leave it out, or make a new model. A weight itself can be changed after loading, e.g. "
+        "model.policy.log_std.data.fill_(-1.0)"
+    )
+
+
 def _same(first: Any, second: Any) -> bool:
-    sequences = isinstance(first, list | tuple) and isinstance(second, list | tuple)
-    return list(first) == list(second) if sequences else bool(first == second)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(value, second[key]) for key, value in first.items())
+    several = list | tuple | np.ndarray | th.Tensor
+    if isinstance(first, several) and isinstance(second, several):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(first == second)
+
+
+def check_shapes(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """
+    :param module: A policy
+    :param weights: ``state_dict()`` of one
+    :raises ValueError: If it is of another network
+    """
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    wrong = [name for name, tensor in weights.items() if name in own and own[name] != getattr(tensor, "shape", own[name])]
+    if wrong:
+        raise ValueError(
+            f"these are the weights of another network: {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}, and "
+            f"{tuple(own[wrong[0]])} in this policy ({len(wrong)} differ): make it with the policy_kwargs and the spaces of "
+            "the model that the weights are from"
+        )
 
 
 def fit_optimizer_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 
+from ..common.argument_checks import check_keywords, check_known, check_number
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.vla_policy import VLAPolicy
@@ -128,14 +129,7 @@ class PPOSelfBC(ChunkedPPO):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        _check_choice("ratio_per", ratio_per, ("step", "chunk"))
-        _check_choice("bc_loss", bc_loss, ("auto", "mse", "nll"))
-        _check_choice("normalize_advantage", normalize_advantage, (True, False, "task"))
-        if critic_epochs is not None and critic_epochs < n_epochs:
-            raise ValueError(f"critic_epochs={critic_epochs} is less than n_epochs={n_epochs}, in which the critic learns too")
-        for name, size in (("micro_batch_size", micro_batch_size), ("bc_batch_size", bc_batch_size)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_keywords("policy_kwargs", policy_kwargs)
         super().__init__(
             policy,
             env,
@@ -178,7 +172,33 @@ class PPOSelfBC(ChunkedPPO):
         if _init_setup_model:
             self._setup_model()
 
+    def _check_arguments(self) -> None:
+        """
+        Here and not in the constructor, so that what is changed when a model is loaded is checked, too.
+
+        :raises ValueError: If an argument is out of range; of schedules nothing is known before they are called
+        :raises TypeError: If ``DemonstrationBuffer`` has no such argument
+        """
+        _check_choice("ratio_per", self.ratio_per, ("step", "chunk"))
+        _check_choice("bc_loss", self.bc_loss, ("auto", "mse", "nll"))
+        _check_choice("normalize_advantage", self.normalize_advantage, (True, False, "task"))
+        for name in ("learning_rate", "backbone_learning_rate", "critic_learning_rate", "critic_warmup_steps"):
+            check_number(name, getattr(self, name))
+        for name in ("gamma", "gae_lambda"):
+            check_number(name, getattr(self, name), maximum=1.0)
+        check_number("clip_range", self.clip_range, above=True)
+        for name in ("micro_batch_size", "bc_batch_size"):
+            check_number(name, getattr(self, name), minimum=1)
+        if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
+            raise ValueError(
+                f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
+            )
+        self.replay_buffer_kwargs = check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs)
+        own = ("observation_space", "action_space", "device", "seed")
+        check_known("replay_buffer_kwargs", self.replay_buffer_kwargs, DemonstrationBuffer, own)
+
     def _setup_model(self) -> None:
+        self._check_arguments()
         self._bc_rule = make_bc_weight(self.bc_weight, self.bc_weight_kwargs)
         super()._setup_model()
         if not self._bc_rule.is_off:
@@ -367,7 +387,7 @@ class PPOSelfBC(ChunkedPPO):
 
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache)
+        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache, self.adapter.host_keys)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
         """

@@ -1,6 +1,6 @@
 """Rollout buffers for chunks: one chunk is one timestep, discounting is per primitive step."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,12 +75,12 @@ class TensorStore:
         """Turn ``(n_steps, n_envs, ...)`` into ``(n_envs * n_steps, ...)``, as SB3's buffers do."""
         self.tensors = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in self.tensors.items()}
 
-    def at(self, indices: np.ndarray) -> dict[str, th.Tensor]:
+    def at(self, indices: th.Tensor) -> dict[str, th.Tensor]:
         """
-        :param indices: Samples
+        :param indices: Samples, on the device of the tensors
         :return: Their tensors
         """
-        return {name: tensor[th.as_tensor(indices, device=tensor.device)] for name, tensor in self.tensors.items()}
+        return {name: tensor[indices] for name, tensor in self.tensors.items()}
 
 
 class ChunkRolloutBuffer(RolloutBuffer):
@@ -94,10 +94,13 @@ class ChunkRolloutBuffer(RolloutBuffer):
 
     chunk_lengths: np.ndarray
     tasks: np.ndarray
+    #: Dictionary observations that stay on the CPU in samples, as :attr:`PolicyAdapter.host_keys` has it
+    host_keys: Collection[str] = ()
 
     def reset(self) -> None:
         super().reset()
         self.steps_apart = False
+        self._normalized_per_task = False
         self._keys: Sequence[str] | None = None
         self._encoded = TensorStore(self.buffer_size)
         self._extras = TensorStore(self.buffer_size)
@@ -162,12 +165,16 @@ class ChunkRolloutBuffer(RolloutBuffer):
             next_values = self.values[step]
             next_non_terminal = 1.0 - self.episode_starts[step]
         self.returns = self.advantages + self.values
+        self._normalized_per_task = False
 
     def normalize_advantages_per_task(self) -> None:
         """
         Standardise the advantages over the rollout within each task, so that a task whose returns vary little weighs as
-        much as one whose returns vary a lot.
+        much as one whose returns vary a lot. Once is enough: again it does nothing, until there are new ones.
         """
+        if self._normalized_per_task:
+            return
+        self._normalized_per_task = True
         for task in set(self.tasks.ravel()):
             of_task = self.tasks == task
             advantages = self.advantages[of_task]
@@ -184,7 +191,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
         """
         self._keys = keys
         if not self.generator_ready:
-            self.chunk_lengths = self.swap_and_flatten(self.chunk_lengths)
+            self.chunk_lengths, self.tasks = map(self.swap_and_flatten, (self.chunk_lengths, self.tasks))
             self._encoded.flatten()
             self._extras.flatten()
         yield from super().get(batch_size)  # type: ignore[misc]
@@ -202,12 +209,15 @@ class ChunkRolloutBuffer(RolloutBuffer):
             "returns": self.returns[batch_inds].flatten(),
             "chunk_lengths": self.chunk_lengths[batch_inds].flatten(),
         }
-        whole = self._keys is None
+        encoded, extras = NOT_ENCODED, {}
+        if self._keys is None and (self._encoded.tensors or self._extras.tensors):
+            indices = to_device(batch_inds, self.device)  # once for all of them
+            encoded, extras = EncodedObservations(**self._encoded.at(indices)), self._extras.at(indices)
         return ChunkRolloutBufferSamples(
             observations=self._get_observations(batch_inds),
             **{name: to_device(array, self.device) for name, array in arrays.items()},
-            encoded=EncodedObservations(**self._encoded.at(batch_inds)) if whole else NOT_ENCODED,
-            extras=self._extras.at(batch_inds) if whole else {},
+            encoded=encoded,
+            extras=extras,
         )
 
     def _get_observations(self, batch_inds: np.ndarray) -> th.Tensor | TensorDict:
@@ -222,4 +232,5 @@ class ChunkDictRolloutBuffer(ChunkRolloutBuffer, DictRolloutBuffer):  # type: ig
 
     def _get_observations(self, batch_inds: np.ndarray) -> TensorDict:
         keys = list(self.observations) if self._keys is None else self._keys
-        return observations_to_device({key: self.observations[key][batch_inds] for key in keys}, self.device)
+        arrays = {key: self.observations[key][batch_inds] for key in keys}
+        return observations_to_device(arrays, self.device, self.host_keys)

@@ -232,17 +232,20 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :param progress: Whether to show a progress bar
     :return: The model, trained to the end and saved
     """
-    model.set_logger(_make_logger(folder, model.num_timesteps))
+    logger = _make_logger(folder, model.num_timesteps)
+    model.set_logger(logger)
     callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoint, config.train.checkpoint_every)]
     if config.train.validate_every is not None:
         callbacks.append(_validation(config, folder, config.train.validate_every))
-    model.learn(
-        config.train.total_timesteps - model.num_timesteps,
-        callback=callbacks,
-        reset_num_timesteps=model.num_timesteps == 0,
-        progress_bar=progress,
-    )
-    model.logger.close()
+    try:
+        model.learn(
+            config.train.total_timesteps - model.num_timesteps,
+            callback=callbacks,
+            reset_num_timesteps=model.num_timesteps == 0,
+            progress_bar=progress,
+        )
+    finally:
+        logger.close()
     model.save(folder.model)
     plot_learning_curves(folder.progress, folder.curves)
     return model
@@ -420,12 +423,10 @@ def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
     :return: Logger to ``progress.csv``, ``log.txt`` and TensorBoard
     """
     folder.tensorboard.mkdir(exist_ok=True)
+    # Opened here, as SB3 would empty what a resumed run has; SB3 closes only what it takes for its own
+    text = HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8"))
+    text.own_file = True
     return Logger(
         str(folder.path),
-        [
-            ResumableCSV(str(folder.progress), last_timestep),
-            # Opened here, as SB3 would empty what a resumed run has
-            HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8")),
-            TensorBoardOutputFormat(str(folder.tensorboard)),
-        ],
+        [ResumableCSV(str(folder.progress), last_timestep), text, TensorBoardOutputFormat(str(folder.tensorboard))],
     )

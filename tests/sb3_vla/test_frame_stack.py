@@ -5,7 +5,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
 
-from sb3_vla import BackboneFeatures, PPOSelfBC, VLABackbone
+from sb3_vla import BackboneFeatures, PPOSelfBC, VLABackbone, fine_tune
 
 
 class Witness(VLABackbone):
@@ -103,7 +103,9 @@ def test_demonstrations_are_stacked_as_the_wrapper_does(stack, make_model, make_
     assert np.array_equal(model.replay_buffer.episodes["push"][1].observations["image"], stacked.observations["image"])
 
 
-def test_stacking_before_normalising_works_and_after_it_is_refused_with_bc(make_model, make_vec_env):
+def test_stacking_before_normalising_works_and_after_it_is_refused_for_imitation(
+    make_model, make_vec_env, make_demonstrations
+):
     def stacked_last(**kwargs):
         return VecFrameStack(VecNormalize(make_vec_env(), gamma=0.9, norm_obs_keys=["state"], **kwargs), 2)
 
@@ -115,7 +117,12 @@ def test_stacking_before_normalising_works_and_after_it_is_refused_with_bc(make_
         make_model(stacked_last())
     with pytest.raises(ValueError, match=message):
         model.set_env(stacked_last())
-    make_model(stacked_last(), bc_weight=0).learn(16)
+    without_bc = make_model(stacked_last(), bc_weight=0).learn(16)
+    before = without_bc.get_vec_normalize_env().obs_rms["state"].mean.copy()
+    with pytest.raises(ValueError, match=r"VecFrameStack stands around VecNormalize.*VecNormalize\(VecFrameStack") as refused:
+        fine_tune(without_bc, make_demonstrations(2), n_epochs=1, progress=False)
+    assert "bc_weight" not in str(refused.value)
+    assert np.array_equal(without_bc.get_vec_normalize_env().obs_rms["state"].mean, before)
     # Only rewards are normalised: demonstrations are as they were
     model = make_model(stacked_last(norm_obs=False), bc_weight=1.0).learn(48)
     assert len(model.replay_buffer) > 0

@@ -86,9 +86,9 @@ def test_what_was_made_of_an_episode_goes_with_it(make_model, make_demonstration
     cache = FeatureCache(model.adapter, "cpu")
     model.replay_buffer.extend(make_demonstrations(2, goal=4))
     model.replay_buffer.sample(64, cache=cache)
-    assert len(cache) == 2
+    assert len(cache) == 2 and cache.n_bytes == 2 * 2 * 16 * 4, "two chunks each, of one token of 16 float32 numbers"
     model.replay_buffer.extend(make_demonstrations(1, goal=2))
-    assert len(cache) == 1, "a shorter episode has taken the place of one of them"
+    assert len(cache) == 1 and cache.n_bytes == 2 * 16 * 4, "a shorter episode has taken the place of one of them"
 
 
 def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):
@@ -98,3 +98,14 @@ def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonst
     model.learn(48)
     batch = model.replay_buffer.sample(4, env, FeatureCache(model.adapter, "cpu"))
     assert batch.encoded == NOT_ENCODED and "image" in batch.observations, "the statistics of state go on changing"
+
+
+def test_a_full_cache_gives_the_same_features_and_grows_no_further(make_model, make_demonstrations):
+    model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
+    model.replay_buffer.extend(make_demonstrations(4))
+    # A chunk is one image token of 16 float32 numbers, an episode two chunks
+    unlimited, full = FeatureCache(model.adapter, "cpu"), FeatureCache(model.adapter, "cpu", max_bytes=3 * 2 * 16 * 4)
+    pairs = [(demo, step) for demo in model.replay_buffer.episodes["push"] for step in (1, 0, 1)]
+    assert th.allclose(unlimited.at(pairs).image_tokens, full.at(pairs).image_tokens, atol=1e-6)
+    assert (len(unlimited), len(full)) == (4, 3) and full.n_bytes == full.max_bytes
+    assert len(FeatureCache(model.adapter, "cpu", max_bytes=0).at(pairs).image_tokens) == len(pairs)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...common.argument_checks import check_known
 from .base import BackboneFeatures, VLABackbone
 from .smolvlm import SmolVLMBackbone
 
@@ -18,12 +19,15 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     :param kwargs: Passed on to the backbone
     :return: The backbone
     :raises ValueError: If there is no such checkpoint
-    :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`
+    :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`, or it has no such
+        argument
     """
     if isinstance(backbone, type) and issubclass(backbone, VLABackbone):
+        check_known("backbone_kwargs", kwargs, backbone, ("state_dim",))
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's
     if not isinstance(backbone, str | Path):
         raise TypeError(f"backbone must be a name, a path or a subclass of VLABackbone, got {backbone!r}")
+    check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
     if backbone == "tiny":
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
     return SmolVLMBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

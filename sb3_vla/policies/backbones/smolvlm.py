@@ -70,6 +70,9 @@ class SmolVLMBackbone(VLABackbone):
         into whole patches (in :meth:`forward`)
     """
 
+    pixel_mean: th.Tensor
+    pixel_std: th.Tensor
+
     def __init__(
         self,
         state_dim: int,
@@ -98,6 +101,9 @@ class SmolVLMBackbone(VLABackbone):
                 vision.num_channels, vision.hidden_size, vision.patch_size
             )
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        # Not part of the weights, as constructor_kwargs has them
+        self.register_buffer("pixel_mean", 255 * th.tensor(self.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * th.tensor(self.image_std).view(3, 1, 1), persistent=False)
         scale = text_config.initializer_range
         self.state_token = nn.Linear(state_dim, self.features_dim)
         self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
@@ -208,9 +214,7 @@ class SmolVLMBackbone(VLABackbone):
                 f"observation {name!r} has {height} x {width} pixels; SmolVLM needs square images whose size is a multiple "
                 f"of {self.patch_size}: change the camera's size, or pass backbone_kwargs=dict(image_size=...) to resize"
             )
-        mean = th.tensor(self.image_mean, device=image.device).view(3, 1, 1)
-        std = th.tensor(self.image_std, device=image.device).view(3, 1, 1)
-        pixels = pixels.sub_(255 * mean).div_(255 * std)
+        pixels = pixels.sub_(self.pixel_mean).div_(self.pixel_std)
         _use_fast_attention(self.model.vision_model, (height // self.model.config.vision_config.patch_size) ** 2)
         return self.model.connector(self.model.vision_model(pixels).last_hidden_state)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from ...common.argument_checks import check_known
 from .base import ActionHead, ChunkDistribution, ChunkSample
 from .gaussian import GaussianChunkDistribution, GaussianHead
 
@@ -12,7 +13,7 @@ __all__ = ["ActionHead", "ChunkDistribution", "ChunkSample", "GaussianChunkDistr
 HEADS: dict[str, type[ActionHead]] = {"gaussian": GaussianHead}
 
 
-def make_head(head: str | type[ActionHead], features_dim: int, action_space: spaces.Box, **kwargs: Any) -> ActionHead:
+def make_head(head: str | type[ActionHead], features_dim: int, action_space: spaces.Box, /, **kwargs: Any) -> ActionHead:
     """
     Build a head from what a user may write in ``policy_kwargs``.
 
@@ -22,7 +23,7 @@ def make_head(head: str | type[ActionHead], features_dim: int, action_space: spa
     :param kwargs: Passed on to the head
     :return: The head
     :raises ValueError: If there is no head of that name
-    :raises TypeError: If ``head`` is neither a name nor a subclass of :class:`ActionHead`
+    :raises TypeError: If ``head`` is neither a name nor a subclass of :class:`ActionHead`, or has no such argument
     """
     if isinstance(head, str):
         if head not in HEADS:
@@ -30,4 +31,5 @@ def make_head(head: str | type[ActionHead], features_dim: int, action_space: spa
         head = HEADS[head]
     elif not (isinstance(head, type) and issubclass(head, ActionHead)):
         raise TypeError(f"head must be a name out of {sorted(HEADS)} or a subclass of sb3_vla.ActionHead, got {head!r}")
+    check_known("head_kwargs", kwargs, head, ("features_dim", "action_space"))
     return head(features_dim, action_space, **kwargs)

@@ -110,6 +110,8 @@ class ActionHead(nn.Module, ABC):
     steps_are_independent: bool = True
     #: Whether likelihoods need the extras that a chunk was drawn with, which SB3's own algorithms don't keep
     needs_extras: bool = False
+    #: Arguments that can be changed when a saved model is loaded, as they make neither its networks nor its weights
+    adjustable: ClassVar[tuple[str, ...]] = ()
 
     center: th.Tensor
     half_range: th.Tensor

@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from ...common.argument_checks import check_widths
 from ...common.chunk_mask import masked_mse
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
@@ -78,10 +79,11 @@ class GaussianHead(ActionHead):
     :param noise_probability: Part of the chunks that explore, in (0, 1]. Noise in every chunk can keep a precise task from
         ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
         to stands out more clearly. PPO learns from the noisy ones; the critic and self behaviour cloning from all
-    :raises ValueError: If ``noise_correlation`` or ``noise_probability`` is out of range
+    :raises ValueError: If an argument is out of range
     """
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
+    adjustable: ClassVar[tuple[str, ...]] = ("noise_correlation", "noise_probability")
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class GaussianHead(ActionHead):
             raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
         if not math.isfinite(log_std_init):
             raise ValueError(f"log_std_init must be finite, got {log_std_init}")
+        check_widths("hidden_dim", [hidden_dim])
         self.hidden_dim = hidden_dim
         self.log_std_init = log_std_init
         self.noise_correlation = noise_correlation

@@ -15,7 +15,8 @@ def test_elsewhere_it_is_there():
     assert to_device(np.zeros(3, np.float32), "meta").device.type == "meta"
 
 
-def test_the_instruction_stays_where_it_is_decoded():
+def test_what_is_read_on_the_cpu_stays_there():
     observations = {"image": np.zeros((2, 3), np.uint8), "instruction": np.zeros((2, 4), np.uint8)}
-    tensors = observations_to_device(observations, "meta")
+    tensors = observations_to_device(observations, "meta", ("instruction",))
     assert {key: tensor.device.type for key, tensor in tensors.items()} == {"image": "meta", "instruction": "cpu"}
+    assert observations_to_device(observations, "meta")["instruction"].device.type == "meta"

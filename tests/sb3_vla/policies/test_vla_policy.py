@@ -6,8 +6,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import BackboneFeatures, PPOSelfBC, VLABackbone, VLAPolicy
+from sb3_vla.evaluation.normalize_like import normalize_like
 from sb3_vla.policies.encoded import NOT_ENCODED, PolicyInput
 from sb3_vla_envs import encode_instruction
 
@@ -195,6 +197,39 @@ def test_policy_alone_saves_and_loads(tmp_path, make_model):
     assert loaded.head.noise_correlation == model.policy.head.noise_correlation == 0.3
     obs = tensors(model.policy)
     assert th.equal(loaded.predict_values(obs), model.policy.predict_values(obs))
+
+
+def test_a_policy_alone_remembers_that_its_observations_are_normalised(tmp_path, make_model, make_vec_env):
+    env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
+    make_model(env).learn(16).policy.save(tmp_path / "policy.pt")
+    loaded = VLAPolicy.load(tmp_path / "policy.pt")
+    assert loaded.normalized_keys == ("state",)
+    with pytest.raises(ValueError, match="without the statistics"):
+        normalize_like(loaded, make_vec_env())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_observation_that_is_not_finite_is_refused_by_name(value, model):
+    observation = random_observation(model.observation_space, 2)
+    observation["privileged"][:] = np.nan  # which is not read
+    model.policy.predict(observation)
+    observation["state"][1, 0] = value
+    for predict in (model.predict, model.policy.predict):
+        with pytest.raises(FloatingPointError, match="observation 'state' has NaN or infinity"):
+            predict(observation)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_neither_act_nor_are_saved(value, model, tmp_path):
+    model.policy.save(tmp_path / "policy.pt")
+    good = (tmp_path / "policy.pt").read_bytes()
+    with th.no_grad():
+        model.policy.head.mean_net[-1].bias[0] = value
+    with pytest.raises(FloatingPointError, match=r"head\.mean_net\.2\.bias holds NaN or infinity: it can't act"):
+        model.predict(random_observation(model.observation_space, 2), deterministic=True)
+    with pytest.raises(FloatingPointError, match=r"head\.mean_net\.2\.bias holds NaN or infinity: it is not saved"):
+        model.policy.save(tmp_path / "policy.pt")
+    assert (tmp_path / "policy.pt").read_bytes() == good
 
 
 def test_frozen_parts_stay_frozen_when_loaded(tmp_path, make_model):
@@ -432,3 +467,42 @@ def test_chunk_size_that_fits_is_accepted(policy_kwargs):
 def test_backbone_of_another_kind_is_refused(policy_kwargs):
     with pytest.raises(TypeError, match="a path or a subclass of VLABackbone, got 3"):
         VLAPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, backbone=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"head_kwargs": [("hidden_dim", 8)]}, TypeError, r"head_kwargs must be a dictionary.*\[\('hidden_dim', 8\)\].*dict"),
+        ({"backbone_kwargs": "tiny"}, TypeError, "backbone_kwargs must be a dictionary.*'tiny'"),
+        ({"optimizer_kwargs": 1e-3}, TypeError, "optimizer_kwargs must be a dictionary.*0.001"),
+        ({"head_kwargs": {"width": 8}}, TypeError, r"head_kwargs: GaussianHead has no argument \['width'\].*hidden_dim"),
+        ({"head_kwargs": {"features_dim": 8}}, TypeError, r"GaussianHead has no argument \['features_dim'\]"),
+        ({"head_kwargs": {"hidden_dim": 0}}, ValueError, r"hidden_dim must hold positive.*0"),
+        (
+            {"backbone_kwargs": {"size": 8}},
+            TypeError,
+            r"backbone_kwargs: SmolVLMBackbone has no argument \['size'\].*image_size",
+        ),
+        ({"optimizer_kwargs": {"lr": 1.0}}, TypeError, r"optimizer_kwargs: Adam has no argument \['lr'\].*weight_decay"),
+        ({"critic_net_arch": 256}, TypeError, "critic_net_arch must be a sequence of whole numbers.*256"),
+        ({"critic_net_arch": "256"}, TypeError, "critic_net_arch must be a sequence of whole numbers.*'256'"),
+        ({"critic_net_arch": None}, TypeError, "critic_net_arch must be a sequence of whole numbers.*None"),
+        ({"critic_net_arch": [64.0]}, TypeError, r"critic_net_arch must be a sequence of whole numbers.*64.0"),
+        ({"critic_net_arch": [64, 0]}, ValueError, r"critic_net_arch must hold positive.*\[64, 0\]"),
+        ({"frozen": 3}, TypeError, "frozen must be a sequence of names, got 3"),
+        ({"frozen": "vision"}, TypeError, "frozen must be a sequence of names.*'vision',"),
+    ],
+)
+def test_odd_arguments_are_refused_by_name(arguments, error, message, make_model):
+    with pytest.raises(error, match=message):
+        make_model(policy_kwargs=arguments)
+
+
+def test_nothing_stands_for_the_default(make_model):
+    model = make_model(policy_kwargs={"frozen": None, "head_kwargs": None, "optimizer_kwargs": None, "critic_net_arch": ()})
+    assert model.policy.frozen == () and model.policy.head.hidden_dim == 256
+
+
+def test_state_dependent_exploration_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"no state-dependent exploration.*use_sde=False"):
+        make_model(use_sde=True)

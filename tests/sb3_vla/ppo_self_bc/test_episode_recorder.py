@@ -136,6 +136,24 @@ def test_an_episode_that_was_under_way_when_training_stopped_is_not_a_short_one(
     assert recorded and all(demo.n_steps >= 6 for demo in recorded)
 
 
+def test_such_an_episode_does_not_count_as_a_fast_success(long_model, record_logs):
+    """It takes 6 steps to succeed; of an episode that goes on after an interruption fewer would be seen."""
+    with th.no_grad():  # always forward
+        long_model.policy.head.log_std.fill_(-5.0)
+        long_model.policy.head.mean_net[-1].weight.zero_()
+        long_model.policy.head.mean_net[-1].bias.fill_(0.9)
+    logs = record_logs(long_model)
+    long_model.env.envs[0].unwrapped.goal = 10**6  # fails after 30 steps, ten chunks
+    learn_on(long_model, 4, callback=StopAfter(1, interrupt=False))
+    assert not logs
+    learn_on(long_model, 1)
+    # The rest of the second one's first episode has ended in success, and nothing is known of its beginning
+    assert "rollout/success_rate" not in logs[0] and "rollout/steps_to_success" not in logs[0]
+    learn_on(long_model, 8)
+    assert logs[-1]["rollout/success_rate"] == 1.0 and logs[-1]["rollout/steps_to_success"] == 6
+    assert logs[-1]["rollout/success_rate/pull"] == 1.0 and "rollout/success_rate/push" not in logs[-1]
+
+
 def test_setting_an_environment_begins_new_episodes(long_model, make_vec_env):
     learn_on(long_model, 1)
     long_model.set_env(make_vec_env(2, goal=6, horizon=30))

@@ -38,6 +38,65 @@ def test_training_stops_with_the_name_of_what_is_not_finite(what, value, make_en
     model.save(tmp_path / "good.zip")
 
 
+class BrokenSometimes(gym.Wrapper):
+    """Not finite is what it shows first, or what it shows last before the time limit."""
+
+    def __init__(self, env: gym.Env, when: str, key: str) -> None:
+        super().__init__(env)
+        self.when, self.key = when, key
+
+    def broken(self, obs):
+        return {**obs, self.key: np.full_like(obs[self.key], np.nan)}
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return (self.broken(obs) if self.when == "first" else obs), {**info, "task": "pull"}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return (self.broken(obs) if truncated and self.when == "last" else obs), reward, terminated, truncated, info
+
+
+def test_what_is_shown_first_is_checked(make_env, make_model):
+    env = DummyVecEnv([make_env, lambda: BrokenSometimes(make_env(task="pull"), "first", "state")])
+    model = make_model(env)
+    for reset in (True, False):
+        with pytest.raises(FloatingPointError, match=r"observation 'state' of environment 1 \(task 'pull'\) has NaN"):
+            model.learn(16, reset_num_timesteps=reset)
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_what_is_shown_last_is_checked_where_its_value_counts(privileged, make_env, make_model):
+    def env(key: str) -> DummyVecEnv:
+        tasks = {"push": lambda env: env, "pull": lambda env: BrokenSometimes(env, "last", key)}
+        return DummyVecEnv(
+            [
+                lambda task=task, wrap=wrap: wrap(make_env(task=task, goal=99, privileged=privileged))
+                for task, wrap in tasks.items()
+            ]
+        )
+
+    read = "privileged" if privileged else "state"
+    with pytest.raises(
+        FloatingPointError, match=rf"info\['terminal_observation'\], '{read}' of environment 1 \(task 'pull'\) has NaN"
+    ):
+        make_model(env(read)).learn(16)
+    if privileged:
+        make_model(env("state")).learn(16)
+
+
+def test_arrays_that_are_shown_last_are_checked_too():
+    class Pendulum(gym.Wrapper):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            return obs * (np.nan if truncated else 1), reward, terminated, truncated, info
+
+    env = Pendulum(gym.make("Pendulum-v1", max_episode_steps=5))
+    model = PPOSelfBC("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
+    with pytest.raises(FloatingPointError, match=r"info\['terminal_observation'\], 'observation' of environment 0 has NaN"):
+        model.learn(16)
+
+
 @pytest.mark.parametrize("part", ["head", "critic", "backbone"])
 def test_a_gradient_that_is_not_finite_is_not_applied(part, make_model):
     model = make_model(bc_weight=0)

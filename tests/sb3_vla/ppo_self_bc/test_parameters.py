@@ -90,6 +90,60 @@ def test_another_network_is_refused_in_a_line(change, saved):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize(("name", "value", "old"), [("hidden_dim", 32, 16), ("log_std_init", 0.0, -1.5)])
+def test_what_makes_the_heads_weights_is_refused_by_name(name, value, old, saved):
+    _, path = saved
+    message = rf"head_kwargs={{'{name}'.*can't be changed.*made with \({old}\).*leave it out.*after loading.*log_std"
+    with pytest.raises(ValueError, match=message):
+        PPOSelfBC.load(path, policy_kwargs={"head_kwargs": {name: value}})
+    loaded = PPOSelfBC.load(path, policy_kwargs={"head_kwargs": {name: old}})
+    loaded.policy.log_std.data.fill_(-1.0)
+    assert loaded.policy.head.metrics()["std"] == pytest.approx(np.exp(-1))
+
+
+def test_first_weights_of_sb3s_policies_are_refused_too(tmp_path):
+    PPOSelfBC("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"'log_std_init' can't be changed.*made with \(0.0\)"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"log_std_init": -1.0})
+
+
+@pytest.mark.parametrize("how", [tuple, list, np.array])
+def test_arguments_may_be_arrays(how, make_model, policy_kwargs, tmp_path):
+    backbone_kwargs = {**policy_kwargs["backbone_kwargs"], "image_mean": how([0.5, 0.4, 0.3])}
+    make_model(policy_kwargs={"backbone_kwargs": backbone_kwargs}).save(tmp_path / "model.zip")
+    PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"backbone_kwargs": {**backbone_kwargs}})
+    backbone_kwargs["image_mean"] = np.array([0.5, 0.4, 0.2])
+    with pytest.raises(ValueError, match="'backbone_kwargs' can't be changed"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"backbone_kwargs": backbone_kwargs})
+
+
+def test_parameters_of_a_file_fit_a_model_with_other_frozen_parts(saved, make_model):
+    model, path = saved
+    frozen = make_model(policy_kwargs={"frozen": ("vision", "connector")})
+    frozen.set_parameters(str(path))
+    assert all(th.equal(value, frozen.policy.state_dict()[name]) for name, value in model.policy.state_dict().items())
+    assert all(p in frozen.policy.optimizer.state for p in frozen.policy.head.parameters())
+    frozen.learn(16)
+    model.set_parameters(frozen.get_parameters())
+    model.learn(16)
+
+
+def test_weights_of_another_network_are_refused_by_name(saved, make_model):
+    model, path = saved
+    other = make_model(policy_kwargs={"head_kwargs": {"hidden_dim": 8}})
+    for weights in (str(path), model.get_parameters()):
+        with pytest.raises(
+            ValueError, match=r"another network: head\.mean_net\.0\.weight has the shape \(16, 16\), and \(8, 16\)"
+        ):
+            other.set_parameters(weights)
+
+
+def test_no_model_is_refused(tmp_path):
+    (tmp_path / "model.zip").write_text("not a zip file")
+    with pytest.raises(ValueError, match="is no model's zip file"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"frozen": ()})
+
+
 def test_warm_up_of_the_critic_happens_once_in_a_models_life(make_model, make_vec_env, tmp_path):
     """Loops of short calls, each of which counts timesteps from zero, train the policy, too."""
     model = make_model(critic_warmup_steps=32)
@@ -106,16 +160,47 @@ def test_warm_up_of_the_critic_happens_once_in_a_models_life(make_model, make_ve
     assert not th.equal(loaded.policy.head.log_std, before)
 
 
-def test_training_goes_on_with_observations_normalised_as_before(make_model, make_vec_env, tmp_path):
-    model = make_model(VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)).learn(16)
-    model.save(tmp_path / "model.zip")
-    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+def normalized(venv):
+    return VecNormalize(venv, norm_obs_keys=["state"], gamma=0.9)
+
+
+def test_an_environment_must_normalise_what_the_model_learned_with(make_model, make_vec_env, tmp_path):
+    """
+    Refused where it is handed over, be it for training or, as SB3's users do, only for evaluation (``load(path, env=venv)``,
+    then ``evaluate_policy(model, model.get_env())``): without its VecNormalize the model would act on what it never saw.
+    """
+    make_model(normalized(make_vec_env())).learn(16).save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=r"\['state'\] normalised by VecNormalize, but of this environment \[\] are"):
-        loaded.learn(16)
+        PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=normalized(make_vec_env()))
+    before = loaded.get_env()
+    with pytest.raises(ValueError, match=r"\['state'\] normalised by VecNormalize, but of this environment \[\] are"):
+        loaded.set_env(make_vec_env())
+    assert loaded.get_env() is before
+    loaded.learn(16)
     plain = make_model().learn(16)
-    plain.set_env(VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9))
     with pytest.raises(ValueError, match=r"observations \[\] normalised by VecNormalize, but of this environment \['state'\]"):
-        plain.learn(16)
+        plain.set_env(normalized(make_vec_env()))
+    plain.learn(16)
+    PPOSelfBC.load(tmp_path / "model.zip").set_env(normalized(make_vec_env(2)))
+
+
+def test_a_model_that_was_only_fine_tuned_has_learned_too(make_model, make_vec_env, make_demonstrations, tmp_path):
+    model = make_model()
+    fine_tune(model, make_demonstrations(2), n_epochs=1, progress=False)
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"observations \[\] normalised by VecNormalize, but of this environment \['state'\]"):
+        PPOSelfBC.load(tmp_path / "model.zip", env=normalized(make_vec_env()))
+    PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env()).learn(16)
+
+
+def test_a_model_that_has_not_learned_takes_any_environment(make_model, make_vec_env, tmp_path):
+    make_model().save(tmp_path / "model.zip")
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=normalized(make_vec_env())).learn(16)
+    assert loaded.normalized_keys == loaded.policy.normalized_keys == ("state",)
+    fresh = make_model(normalized(make_vec_env()))
+    fresh.set_env(make_vec_env())
+    assert fresh.learn(16).policy.normalized_keys == ()
 
 
 def test_rollouts_can_be_collected_without_learn(make_model):

@@ -466,11 +466,22 @@ def test_frozen_parts_do_not_change(frozen, make_model, make_demonstrations):
 def test_advantages_are_normalised_per_task(make_model, make_vec_env):
     model = make_model(normalize_advantage="task", n_epochs=1)
     model.learn(16)
-    tasks = model.rollout_buffer.tasks.swapaxes(0, 1).reshape(-1)
-    advantages = model.rollout_buffer.advantages.flatten()
+    tasks, advantages = model.rollout_buffer.tasks.flatten(), model.rollout_buffer.advantages.flatten()
+    assert tasks.tolist() == ["push"] * 8 + ["pull"] * 8, "one environment after the other, as SB3 flattens"
     for task in ("push", "pull"):
         assert advantages[tasks == task].mean() == pytest.approx(0, abs=1e-5)
         assert advantages[tasks == task].std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False, "task"])
+def test_a_rollout_can_be_trained_on_twice(normalize_advantage, make_model):
+    model = make_model(normalize_advantage=normalize_advantage).learn(16)
+    before = model.rollout_buffer.advantages.copy()
+    model.train()
+    assert np.array_equal(model.rollout_buffer.advantages, before)
+    collect(model)
+    model.train()
+    assert not np.array_equal(model.rollout_buffer.advantages, before)
 
 
 # --- Behaviour cloning ------------------------------------------------------------------------------------------------
@@ -719,18 +730,21 @@ def test_checkpoints_hold_the_demonstrations_even_before_the_first_success(tmp_p
     assert len(loaded.replay_buffer) == 0
 
 
-def test_everything_needed_to_continue_is_loaded(tmp_path, make_model, make_vec_env):
-    model = make_model(bc_weight="tanh", bc_weight_kwargs={"warmup_timesteps": 7}, critic_learning_rate=1e-2)
+def test_everything_needed_to_continue_is_loaded(tmp_path, make_model, make_vec_env, make_demonstrations, record_logs):
+    model = make_model(bc_weight="tanh", bc_weight_kwargs={"warmup_timesteps": 70}, critic_learning_rate=1e-2)
     model.learn(16)
     steps = model.num_primitive_steps
     model.save(tmp_path / "model.zip")
     loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
     assert loaded.num_timesteps == 16 and loaded.num_primitive_steps == steps > 16
-    assert loaded._bc_rule == model._bc_rule and loaded._n_updates == model._n_updates
     states = [m.policy.optimizer.state_dict()["state"] for m in (model, loaded)]
     assert all(th.equal(states[0][key]["exp_avg"], states[1][key]["exp_avg"]) for key in states[0])
     before = snapshot(loaded)
+    loaded.replay_buffer.extend(make_demonstrations())
+    logs = record_logs(loaded)
     loaded.learn(16, reset_num_timesteps=False)
+    # The rule of the BC weight goes on from where it was, and so does the count of updates
+    assert logs[-1]["train/ppo_weight"] == pytest.approx(np.tanh(32 / 70)) and logs[-1]["train/n_updates"] == 2
     assert loaded.num_timesteps == 32 and loaded.num_primitive_steps > steps
     assert changed(loaded, before) == {"backbone", "head", "critic"}
 
@@ -862,6 +876,23 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
         ({"bc_weight": "tanh", "bc_weight_kwargs": {"T": 5}}, TypeError, r"'tanh'.*\['T'\].*warmup_timesteps"),
         ({"bc_weight": -1.0}, ValueError, "negative.*-1.0"),
         ({"replay_buffer_kwargs": {"episodes_per_task": 0}}, ValueError, "episodes_per_task.*at least 1.*0"),
+        ({"replay_buffer_kwargs": {"size": 3}}, TypeError, r"replay_buffer_kwargs.*\['size'\].*episodes_per_task"),
+        ({"replay_buffer_kwargs": [3]}, TypeError, r"replay_buffer_kwargs must be a dictionary.*\[3\]"),
+        ({"policy_kwargs": "tanh"}, TypeError, "policy_kwargs must be a dictionary.*'tanh'"),
+        ({"learning_rate": -1e-3}, ValueError, "^learning_rate must be finite and at least 0, got -0.001"),
+        ({"learning_rate": np.nan}, ValueError, "^learning_rate must be finite and at least 0, got nan"),
+        ({"backbone_learning_rate": np.inf}, ValueError, "^backbone_learning_rate must be finite and at least 0, got inf"),
+        (
+            {"critic_learning_rate": np.float32(-1)},
+            ValueError,
+            "^critic_learning_rate must be finite and at least 0, got -1.0",
+        ),
+        ({"critic_warmup_steps": -1}, ValueError, "^critic_warmup_steps must be finite and at least 0, got -1"),
+        ({"gamma": 1.01}, ValueError, r"^gamma must be in \[0, 1\], got 1.01"),
+        ({"gae_lambda": -0.1}, ValueError, r"^gae_lambda must be in \[0, 1\], got -0.1"),
+        ({"gae_lambda": np.nan}, ValueError, r"^gae_lambda must be in \[0, 1\], got nan"),
+        ({"clip_range": 0.0}, ValueError, "^clip_range must be finite and greater than 0, got 0.0"),
+        ({"clip_range": -0.2}, ValueError, "^clip_range must be finite and greater than 0, got -0.2"),
         ({"critic_learning_rate": 1e-3}, ValueError, "critic_learning_rate.*VLAPolicy.*ActorCriticPolicy.*learning_rate"),
         ({"backbone_learning_rate": 1e-3}, ValueError, "backbone_learning_rate.*VLAPolicy.*learning_rate"),
     ],
@@ -869,6 +900,29 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
 def test_bad_arguments_are_refused_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         PPOSelfBC("MlpPolicy", drift(), n_steps=8, batch_size=8, device="cpu", **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learning_rate": 0, "gamma": 1, "gae_lambda": 0},
+        {"learning_rate": lambda progress: 1e-3 * progress, "clip_range": lambda progress: 0.2},
+        {"learning_rate": np.float64(1e-3), "clip_range": np.float64(0.1), "gamma": np.float32(0.9), "bc_weight": 0},
+    ],
+)
+def test_what_sb3_takes_is_taken(arguments):
+    PPOSelfBC("MlpPolicy", drift(), n_steps=8, batch_size=8, n_epochs=1, device="cpu", **arguments).learn(8)
+
+
+def test_arguments_are_checked_when_a_model_is_loaded(tmp_path, make_model):
+    make_model().save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="critic_learning_rate must be finite"):
+        PPOSelfBC.load(tmp_path / "model.zip", critic_learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"ratio_per.*'token'"):
+        PPOSelfBC.load(tmp_path / "model.zip", ratio_per="token")
+    with pytest.raises(TypeError, match=r"policy_kwargs must be a dictionary.*'vision'"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs="vision")
+    assert PPOSelfBC.load(tmp_path / "model.zip", replay_buffer_kwargs=None).replay_buffer.episodes_per_task == 100
 
 
 def test_another_rollout_buffer_is_refused():

@@ -1,4 +1,5 @@
 import csv
+import gc
 import json
 import random
 import shutil
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,11 @@ def config_file(tmp_path, tiny_config):
 
 
 def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys):
-    assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run")]) == 0
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run")]) == 0
+        gc.collect()
+    assert not [warning for warning in warned if "log.txt" in str(warning.message)], "every file is closed"
     run = RunFolder.open(tmp_path / "run")
     assert [demo.task for demo in load_demonstrations(run.demos)] == [task for task in TASKS for _ in range(2)]
     assert PPOSelfBC.load(run.sft_model).num_timesteps == 0

@@ -1,0 +1,37 @@
+"""NaN and infinity in what a policy sees and in its weights."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import nn
+
+
+def is_finite(array: object) -> bool:
+    """
+    :param array: An observation
+    :return: Whether it holds neither NaN nor infinity
+    """
+    return not (isinstance(array, np.ndarray) and array.dtype.kind == "f") or bool(np.isfinite(array).all())
+
+
+def check_seen(observation: Mapping[str, np.ndarray]) -> None:
+    """
+    :param observation: What a policy is to act on, by key
+    :raises FloatingPointError: If a number is not finite
+    """
+    for key, array in observation.items():
+        if not is_finite(np.asarray(array)):
+            raise FloatingPointError(f"the observation {key!r} has NaN or infinity: no action follows from it")
+
+
+def check_weights(policy: nn.Module, consequence: str) -> None:
+    """
+    :param policy: A policy
+    :param consequence: What is not done with it, for the message
+    :raises FloatingPointError: If a weight is not finite
+    """
+    for name, tensor in policy.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise FloatingPointError(
+                f"the policy's {name} holds NaN or infinity: {consequence}, load the last good checkpoint"
+            )

@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from sb3_vla.common.argument_checks import check_keywords, check_known, check_names, check_number, check_widths
+
+
+def test_what_is_good_comes_back_in_one_form():
+    assert check_keywords("options", None) == {} and check_keywords("options", {"a": 1}) == {"a": 1}
+    assert check_widths("widths", (np.int64(3), 4)) == [3, 4] and check_widths("widths", []) == []
+    assert check_names("names", None) == () and check_names("names", ["a"]) == ("a",)
+
+
+def test_a_maker_that_takes_anything_knows_every_argument():
+    check_known("options", {"whatever": 1}, lambda **kwargs: None)
+    with pytest.raises(TypeError, match=r"options: .* has no argument \['b', 'first'\]; it takes \['a'\]"):
+        check_known("options", {"a": 1, "b": 2, "first": 3}, lambda first, a=0: None, ("first",))
+
+
+@pytest.mark.parametrize("value", [0, 0.5, np.float32(1), None, "a schedule", lambda progress: -1])
+def test_numbers_in_range_and_what_is_no_number_pass(value):
+    check_number("rate", value, maximum=1.0)
+
+
+@pytest.mark.parametrize(("value", "above"), [(-1, False), (np.nan, False), (np.inf, False), (0, True)])
+def test_numbers_out_of_range_are_refused(value, above):
+    with pytest.raises(ValueError, match=f"rate must be finite and .* 0, got {value}"):
+        check_number("rate", value, above=above)
