@@ -63,17 +63,18 @@ class Validation(BaseCallback):
         assert isinstance(self.model, PPOSelfBC)
         result = evaluate_on_tasks(self.model, progress=False, **self.arguments)
         self.last = self.num_timesteps
+        episode_steps = mean_episode_steps(result)
         row = {
             "timesteps": self.num_timesteps,
             "primitive_steps": self.model.num_primitive_steps,
             "seconds": round(time.monotonic() - self.start + float(self.rows[-1]["seconds"] if self.rows else 0)),
-            "episode_steps": round(mean_episode_steps(result), 3),
+            "episode_steps": round(episode_steps, 3),
             "success": round(result.overall.success, 4),
             "steps_to_success": result.overall.steps_to_success,
             **{f"success/{task}": summary.success for task, summary in result.tasks.items()},
             **{f"steps_to_success/{task}": summary.steps_to_success for task, summary in result.tasks.items()},
         }
-        if all(row["episode_steps"] < float(before["episode_steps"]) for before in self.rows):
+        if all(episode_steps < float(before["episode_steps"]) for before in self.rows):
             self.model.save(self.best_model)
         self.rows.append({name: "" if value is None else str(value) for name, value in row.items()})
         with self.csv_file.open("w", encoding="utf-8", newline="") as file:
