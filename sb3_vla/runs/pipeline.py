@@ -26,6 +26,7 @@ from ..evaluation.result import EvaluationResult, results_table
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.probe import ProbeResult, probe
 from ..imitation.sft import fine_tune
+from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
 from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint
@@ -288,6 +289,8 @@ def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_
     model = PPOSelfBC("VLAPolicy", venv, **{**common, **arguments, "policy_kwargs": policy_kwargs})
     if initial_model is not None:
         model.policy.load_state_dict(initial.policy.state_dict())
+        assert isinstance(model.policy, VLAPolicy)
+        model.policy.head.restart((arguments["policy_kwargs"] or {}).get("head_kwargs") or {})
     return model
 
 

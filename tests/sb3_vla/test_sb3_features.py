@@ -195,6 +195,19 @@ def test_tensorboard_and_csv(make_model, make_env, tmp_path):
     assert [float(row["train/n_updates"]) for row in rows if row["train/n_updates"]] == [1]
 
 
+def leveldb_content(log: bytes) -> bytes:
+    """What is in a log of LevelDB's format, W&B's: blocks cut records in pieces, each with a header of seven bytes."""
+    content, position = b"", 7  # after the file's own header
+    while position + 7 <= len(log):
+        if (rest := -position % 32768) and rest < 7:  # too little is left of the block for a header
+            position += rest
+            continue
+        length = int.from_bytes(log[position + 4 : position + 6], "little")
+        content += log[position + 7 : position + 7 + length]
+        position += 7 + length
+    return content
+
+
 def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "exit", sys.exit)  # wandb hooks into it
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -211,7 +224,7 @@ def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
     finally:
         run.finish()
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = log.read_bytes()
+    content = leveldb_content(log.read_bytes())
     for name in (b"train/bc_weight", b"gradients/"):
         assert name in content, name
     assert PPOSelfBC.load(tmp_path / "models/model.zip").num_timesteps == 32

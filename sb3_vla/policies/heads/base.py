@@ -1,7 +1,7 @@
 """The contract between :class:`~sb3_vla.policies.vla_policy.VLAPolicy` and what turns features into chunks of actions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -153,6 +153,14 @@ class ActionHead(nn.Module, ABC):
                 f"{type(self).__name__} has no imitation loss {kind!r}: give 'auto' or one of {self.imitation_losses}"
             )
         return -masked_mean(self(features).step_log_prob(ChunkSample(actions)), mask)
+
+    def restart(self, changed: Collection[str]) -> None:
+        """
+        A new training begins from weights that were loaded, with other arguments than those that made them: let arguments that
+        say what a weight is at the beginning count.
+
+        :param changed: Names of the constructor arguments that were given for the new training
+        """
 
     def metrics(self) -> dict[str, float]:
         """

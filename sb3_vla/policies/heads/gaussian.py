@@ -1,6 +1,7 @@
 """The Gaussian head: a distribution over chunks of primitive actions."""
 
 import math
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch as th
@@ -123,6 +124,11 @@ class GaussianHead(ActionHead):
         if kind not in ("auto", "mse"):
             return super().imitation_loss(features, actions, mask, kind)
         return masked_mse(self._unit_mean(features), self.to_unit(actions), mask)
+
+    def restart(self, changed: Collection[str]) -> None:
+        if "log_std_init" in changed:
+            with th.no_grad():
+                self.log_std.fill_(self.log_std_init)
 
     def metrics(self) -> dict[str, float]:
         return {"std": self.log_std.detach().exp().mean().item()}
