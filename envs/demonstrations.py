@@ -102,7 +102,7 @@ class Demonstration:
             chunk = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(
                 f"{name!r} of a demonstration of task {self.task!r} must be finite, but chunk {chunk} holds NaN or infinity: "
-                "leave this episode out"
+                "leave this episode out, or this observation if nothing reads it"
             )
 
     def _check_chunk_lengths(self) -> None:

@@ -1,0 +1,95 @@
+"""
+MetaWorld MT10 from pixels and language: SFT on few demonstrations, then post-training, for several seeds. Every stage is a
+command of ``sb3-vla`` and is left out where its result is there; a training that was stopped goes on. ``make mt10``, or
+
+    python benchmarks/mt10/study.py --demos 100 --seeds 0 1 2
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RUNS, RESULTS = ROOT / "runs" / "mt10", ROOT / "results" / "mt10"
+CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
+# What of a run is kept beside its evaluations
+KEPT = ("config.yaml", "versions.json", "progress.csv", "validation.csv", "curves.png")
+
+
+def main() -> None:
+    """Run what is missing of the study, then write ``results/mt10/summary.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demos", type=int, nargs="+", default=[100, 10], metavar="N", help="demonstrations a task")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    arguments = parser.parse_args()
+    for n_demos in arguments.demos:
+        for seed in arguments.seeds:
+            Run(n_demos, seed).complete()
+    subprocess.run([sys.executable, HERE / "summary.py"], check=True)
+
+
+class Run:
+    """
+    One seed.
+
+    :param n_demos: Demonstrations of each task
+    :param seed: Of everything random: demonstrations, SFT and post-training
+    """
+
+    def __init__(self, n_demos: int, seed: int) -> None:
+        self.run = RUNS / f"demos_{n_demos}" / f"seed{seed}"
+        self.results = RESULTS / f"demos_{n_demos}" / f"seed{seed}"
+        self.config = HERE / f"demos_{n_demos}.yml"
+        self.seed = seed
+        self.demos = self.run / "demos.npz"
+        self.sft_model = self.run / "sft" / "sft_model.zip"
+        self.model = self.run / "post_trained" / "best_model.zip"
+
+    def complete(self) -> None:
+        """Do what is missing, in order."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.results.mkdir(parents=True, exist_ok=True)
+        if not self.sft_model.exists():
+            if not self.demos.exists():
+                self.call("demos", "--out", self.demos)
+            shutil.rmtree(self.sft_model.parent, ignore_errors=True)  # it does not take long enough to be resumed
+            self.call("sft", "--demos", self.demos, "--out", self.sft_model.parent)
+        shutil.copy(self.sft_model.with_suffix(".json"), self.results / "sft_losses.json")
+        self.evaluate(self.sft_model, "sft.json")
+        if not (self.results / "probe.json").exists():
+            self.call("probe", self.sft_model, "--out", self.results / "probe.json")
+        post_trained = self.model.parent
+        if not (post_trained / "model.zip").exists():  # which is written last
+            if (post_trained / "checkpoint").exists():
+                command = [*CLI, "train", "--resume", post_trained]
+                subprocess.run(command, check=True, cwd=ROOT)
+            else:
+                shutil.rmtree(post_trained, ignore_errors=True)
+                self.call("train", "--init", self.sft_model, "--demos", self.demos, "--out", post_trained)
+        self.evaluate(self.model, "post_trained.json")
+        for name in KEPT:
+            shutil.copy(post_trained / name, self.results)
+
+    def evaluate(self, model: Path, name: str) -> None:
+        """
+        :param model: A model
+        :param name: Of the result file
+        """
+        if not (self.results / name).exists():
+            self.call("eval", model, "--out", self.results / name)
+
+    def call(self, command: str, *arguments: str | Path) -> None:
+        """
+        :param command: Of ``sb3-vla``
+        :param arguments: Its own, beside configuration and seed
+        """
+        line = [command, *map(str, arguments), "--config", str(self.config), "--seed", str(self.seed)]
+        print("sb3-vla", *line, flush=True)
+        subprocess.run([*CLI, *line], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    main()
