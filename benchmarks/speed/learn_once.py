@@ -7,10 +7,12 @@ import statistics
 import time
 from pathlib import Path
 
+import sb3_vla  # isort: skip  # before torch, as the command line does, so that it says how torch's threads wait
+
+import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
-import sb3_vla
 from sb3_vla import PPOSelfBC, VLAPolicy, fine_tune, make_vla_vec_env
 from sb3_vla_envs import collect_demonstrations
 
@@ -48,6 +50,8 @@ def main() -> None:
         config["policy"] |= config["policy"].pop("head_kwargs")
     for name in ("total_timesteps", "checkpoint_every"):
         del settings[name]
+    # What "auto" comes to on this machine, which all versions know by its name
+    config["policy"]["autocast"] = "bfloat16" if th.cpu._is_avx512_bf16_supported() else None
     n_envs, policy_kwargs = settings.pop("n_envs"), {**config["policy"], **settings.pop("policy_kwargs")}
     n_chunks = n_envs * settings["n_steps"]
     settings |= {"critic_warmup_steps": N_WARMUP * n_chunks, "gamma": wrapping["gamma"], "seed": 0}

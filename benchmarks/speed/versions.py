@@ -15,6 +15,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 # The last commit before the work on speed
 BEFORE = "b168878"
+# The last commit before the packages were rearranged
+FLAT = "7dfdf8a"
 
 
 class Version:

@@ -10,4 +10,4 @@ to wake. The library reads the variables once, when torch is imported; a user's 
 import os
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "2000"
+    os.environ["GOMP_SPINCOUNT"] = "4000"
