@@ -68,7 +68,8 @@ class Run:
                 subprocess.run(command, check=True, cwd=ROOT)
             else:
                 shutil.rmtree(post_trained, ignore_errors=True)
-                self.call("train", "--init", self.sft_model, "--demos", self.demos, "--out", post_trained)
+                # Without the demonstrations: from here on it learns from its own episodes alone
+                self.call("train", "--init", self.sft_model, "--out", post_trained)
         self.evaluate(self.model, "post_trained.json")
         for name in KEPT:
             shutil.copy(post_trained / name, self.results)

@@ -93,7 +93,10 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
         "began.yaml",
         "versions.json",
         "sft_model.zip",
+        "sft_model.json",
     }
+    losses = json.loads((made / "sft/sft_model.json").read_text())
+    assert len(losses["train_losses"]) == len(losses["held_out_losses"]) == 2 and losses["best_epoch"] in (0, 1)
 
 
 def test_train_writes_models_checkpoint_and_the_command(made):
@@ -180,6 +183,21 @@ def test_evaluation_prints_its_table_and_is_deterministic(made, tmp_path, capsys
     assert "success (95 % CI)" in out and all(task in out for task in TASKS)
     again, first = (EvaluationResult.load(path) for path in (tmp_path / "again.json", made / "results/model.json"))
     assert again.episodes == first.episodes
+
+
+def test_probe_says_of_each_task_what_the_features_know(made, tmp_path, capsys):
+    file = tmp_path / "made/probe.json"
+    assert main(["probe", str(made / "run/model.zip"), "--episodes", "5", "--out", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert all(task in out for task in TASKS) and "object" in out and "goal" in out
+    content = json.loads(file.read_text())
+    assert list(content["explained"]) == TASKS and content["settings"]["n_episodes"] == 5
+    for row in content["explained"].values():
+        assert all(share is None or share["features"] <= 1 for share in row.values())
+
+
+def test_probe_needs_episodes_to_fit_and_to_test(made, fail):
+    assert "--episodes must be at least 5, got 4" in fail("probe", str(made / "run/model.zip"), "--episodes", "4")
 
 
 def test_resuming_a_complete_run_changes_nothing(made, capsys):
@@ -269,12 +287,13 @@ def commands(made, tmp_path):
         "sft": ["sft", "--demos", demos, "--out", out],
         "train": ["train", "--init", sft_model, "--demos", demos, "--out", out],
         "eval": ["eval", sft_model, "--out", out],
+        "probe": ["probe", sft_model, "--out", out],
         "record": ["record", sft_model, "--out", out],
         "quickstart": ["quickstart", "--out", out],
     }
 
 
-ALL = ["demos", "sft", "train", "eval", "record", "quickstart"]
+ALL = ["demos", "sft", "train", "eval", "probe", "record", "quickstart"]
 TRAINING = ["sft", "train", "quickstart"]
 
 
