@@ -2,7 +2,9 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,25 +70,45 @@ def check_names(name: str, names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_number(name: str, value: Any, minimum: float = 0.0, maximum: float = math.inf, *, above: bool = False) -> None:
+@dataclass(frozen=True)
+class Limits:
     """
-    :param name: Of an argument
-    :param value: Its value; what is no number, such as a schedule, is not looked at
-    :param minimum: The least that is allowed
-    :param maximum: The most that is allowed, ``inf`` for any finite number
-    :param above: Whether it must be greater than ``minimum``
-    :raises ValueError: If a number is out of range, or not finite
+    What an argument or setting may be; ``None`` is no limit.
+
+    :param at_least: Least number allowed
+    :param at_most: Greatest number allowed
+    :param above: A number that it must be greater than
+    :param below: A number that it must be less than
+    :param choices: All that is allowed
     """
-    if not isinstance(value, Real):
-        return
-    number = float(value)
-    if math.isfinite(number) and minimum <= number <= maximum and not (above and number == minimum):
-        return
-    if math.isfinite(maximum):
-        allowed = f"in [{minimum:g}, {maximum:g}]"
-    else:
-        allowed = f"finite and {'greater than' if above else 'at least'} {minimum:g}"
-    raise ValueError(f"{name} must be {allowed}, got {value}")
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[Any] | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        :param name: Of the argument, or the full name of a setting
+        :param value: Its value; limits of numbers concern numbers alone, as it may be something else, such as a schedule
+        :raises ValueError: If it is not one of those allowed, or a number that is not finite
+        """
+        if self.choices is not None and value not in self.choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        rules = (
+            ("at least", self.at_least, operator.ge),
+            ("at most", self.at_most, operator.le),
+            ("above", self.above, operator.gt),
+            ("below", self.below, operator.lt),
+        )
+        for words, limit, is_within in rules:
+            if limit is not None and not is_within(value, limit):
+                raise ValueError(f"{name} must be {words} {limit}, got {value}")
 
 
 def _is_whole(value: Any) -> bool:

@@ -54,13 +54,19 @@ class DemonstrationSet:
     :param observation_space: Observations that the model reads
     :param action_space: Action space of the model
     :param demonstrations: Episodes to begin with
+    :param extra_keys: Observations to keep as they are beside those that the model reads; batches don't have them
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, demonstrations: Iterable[Demonstration] = ()
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        demonstrations: Iterable[Demonstration] = (),
+        extra_keys: Collection[str] = (),
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
+        self.extra_keys = extra_keys
         self.episodes: dict[str, list[Demonstration]] = {}
         for demonstration in demonstrations:
             self.add(demonstration)
@@ -87,7 +93,7 @@ class DemonstrationSet:
         """
         wanted = self._observation_spaces()
         task = demonstration.task
-        missing = set(wanted) - set(demonstration.observations)
+        missing = {*wanted, *self.extra_keys} - demonstration.observations.keys()
         if missing:
             raise ValueError(
                 f"a demonstration of task {task!r} lacks the observations {sorted(missing)} (it has "
@@ -99,10 +105,17 @@ class DemonstrationSet:
                 f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
                 f"{self.action_space.shape}: collect demonstrations with the same chunk_size, or of every step"
             )
-        observations = {key: _match_space(key, demonstration.observations[key], space) for key, space in wanted.items()}
+        seen = demonstration.observations
+        matched = {key: _match_space(key, seen[key], space) for key, space in wanted.items()}
+        stacked = [key for key, values in matched.items() if values[0].size > seen[key][0].size]
+        if stacked and actions.shape[1:] != self.action_space.shape:
+            raise ValueError(
+                f"the model sees several frames of {stacked}, a chunk apart, but a demonstration of task {task!r} is of "
+                "single steps: collect it without every_step, with the model's chunk_size"
+            )
         return Demonstration(
             task=task,
-            observations=observations,
+            observations={key: seen[key] for key in self.extra_keys} | matched,
             actions=actions,
             chunk_lengths=demonstration.chunk_lengths,
             success=demonstration.success,

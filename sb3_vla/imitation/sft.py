@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
@@ -14,11 +13,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
 
+from ..common.argument_checks import Limits
 from ..common.observation_normalization import normalize_observations, observation_normalizer
 from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
+
+#: What arguments of :func:`fine_tune` may be
+SFT_LIMITS = {
+    **dict.fromkeys(("n_epochs", "batch_size", "patience"), Limits(at_least=1)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_shift", "auxiliary_weight"), Limits(at_least=0)),
+    "held_out_fraction": Limits(above=0, below=1),
+}
 
 
 @dataclass
@@ -132,19 +139,9 @@ def fine_tune(
     :raises TypeError: If there is no VLAPolicy
     :raises FloatingPointError: If a gradient is not finite; the weights are those of before
     """
-    for name, number, least in (
-        ("n_epochs", n_epochs, 1),
-        ("batch_size", batch_size, 1),
-        ("learning_rate", learning_rate, 0),
-        ("weight_decay", weight_decay, 0),
-        ("max_shift", max_shift, 0),
-        ("auxiliary_weight", auxiliary_weight, 0),
-        ("patience", 1 if patience is None else patience, 1),
-    ):
-        if not number >= least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
-    if not 0 < held_out_fraction < 1:
-        raise ValueError(f"held_out_fraction must be between 0 and 1, got {held_out_fraction}")
+    arguments = locals()
+    for name, limits in SFT_LIMITS.items():
+        limits.check(name, arguments[name])
     policy, normalizer = _policy_and_normalizer(model)
     adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
@@ -345,11 +342,7 @@ def _split_episodes(
     :return: Training and held-out pairs
     :raises ValueError: If a task has fewer than two successful episodes
     """
-    read_space = adapter.read_space
-    assert isinstance(read_space, spaces.Dict)
-    known = demonstrations[0].observations if demonstrations else {}
-    to_predict = {key: spaces.Box(-np.inf, np.inf, known[key].shape[1:]) for key in targets if key in known}
-    matched = DemonstrationSet(spaces.Dict({**to_predict, **read_space.spaces}), adapter.policy.action_space, demonstrations)
+    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, demonstrations, extra_keys=targets)
     if not matched.episodes:
         raise ValueError("there are no demonstrations: collect some with sb3_vla_envs.collect_demonstrations")
     train, held_out = [], []

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 
-from ..common.argument_checks import check_keywords, check_known, check_number
+from ..common.argument_checks import Limits, check_keywords, check_known
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.vla_policy import VLAPolicy
@@ -88,6 +88,18 @@ class PPOSelfBC(ChunkedPPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
+
+    #: What its arguments may be, beside what SB3 itself checks
+    argument_limits: ClassVar[dict[str, Limits]] = {
+        **dict.fromkeys(("learning_rate", "backbone_learning_rate", "critic_learning_rate"), Limits(at_least=0)),
+        **dict.fromkeys(("gamma", "gae_lambda"), Limits(at_least=0, at_most=1)),
+        **dict.fromkeys(("micro_batch_size", "bc_batch_size"), Limits(at_least=1)),
+        "clip_range": Limits(above=0),
+        "critic_warmup_steps": Limits(at_least=0),
+        "normalize_advantage": Limits(choices=(True, False, "task")),
+        "ratio_per": Limits(choices=("step", "chunk")),
+        "bc_loss": Limits(choices=("auto", "mse", "nll")),
+    }
 
     def __init__(
         self,
@@ -179,16 +191,8 @@ class PPOSelfBC(ChunkedPPO):
         :raises ValueError: If an argument is out of range; of schedules nothing is known before they are called
         :raises TypeError: If ``DemonstrationBuffer`` has no such argument
         """
-        _check_choice("ratio_per", self.ratio_per, ("step", "chunk"))
-        _check_choice("bc_loss", self.bc_loss, ("auto", "mse", "nll"))
-        _check_choice("normalize_advantage", self.normalize_advantage, (True, False, "task"))
-        for name in ("learning_rate", "backbone_learning_rate", "critic_learning_rate", "critic_warmup_steps"):
-            check_number(name, getattr(self, name))
-        for name in ("gamma", "gae_lambda"):
-            check_number(name, getattr(self, name), maximum=1.0)
-        check_number("clip_range", self.clip_range, above=True)
-        for name in ("micro_batch_size", "bc_batch_size"):
-            check_number(name, getattr(self, name), minimum=1)
+        for name, limits in self.argument_limits.items():
+            limits.check(name, getattr(self, name))
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
@@ -459,8 +463,3 @@ class PPOSelfBC(ChunkedPPO):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from .between_updates import BetweenUpdates
 
 
 def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> None:
@@ -83,7 +83,7 @@ def checkpoint_timesteps(folder: str | os.PathLike[str]) -> int:
     return int(data["num_timesteps"])
 
 
-class RunCheckpoint(BaseCallback):
+class RunCheckpoint(BetweenUpdates):
     """
     Saves a checkpoint between two updates, after at least so many timesteps.
 
@@ -92,30 +92,13 @@ class RunCheckpoint(BaseCallback):
     """
 
     def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
-        super().__init__()
+        super().__init__(every)
         self.folder = Path(folder)
-        self.every = every
 
-    def _on_training_start(self) -> None:
-        self.last_saved = self.num_timesteps
-
-    def _on_rollout_start(self) -> None:
-        # The one moment at which the last rollout has been learned from and the next one has not begun
-        if self.num_timesteps - self.last_saved >= self.every:
-            self._save()
-
-    def _on_training_end(self) -> None:
-        # So that resuming a run that is complete changes nothing
-        if self.num_timesteps > self.last_saved:
-            self._save()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _save(self) -> None:
+    def act(self) -> None:
+        """Save it."""
         assert isinstance(self.model, PPOSelfBC)
         save_checkpoint(self.model, self.folder)
-        self.last_saved = self.num_timesteps
 
 
 class ResumableCSV(CSVOutputFormat):

@@ -17,33 +17,19 @@ from sb3_vla_envs.suite import find_suite, get_suite
 from sb3_vla_envs.task_env import SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
+from ..common.argument_checks import Limits
 from ..evaluation.evaluate import evaluate_on_tasks
-from ..imitation.sft import fine_tune
+from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.heads import HEADS
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .settings import (
-    Limits,
-    arguments_of,
-    check_section,
-    check_unchanged,
-    check_value,
-    deep_update,
-    make_section,
-    plain,
-    setting,
-)
+from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
 
-PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde"))
-SFTSettings: Any = arguments_of(
-    fine_tune,
-    without=_SAID_ONCE,
-    at_least={"n_epochs": 1, "batch_size": 1, "learning_rate": 0, "weight_decay": 0, "patience": 1, "max_shift": 0},
-    limits={"max_grad_norm": Limits(above=0), "held_out_fraction": Limits(above=0, below=1)},
-)
+PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde", "normalized_keys"))
+SFTSettings: Any = arguments_of(fine_tune, without=_SAID_ONCE, limits={**SFT_LIMITS, "max_grad_norm": Limits(above=0)})
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
 EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
@@ -51,18 +37,21 @@ EvalSettings: Any = arguments_of(
     at_least={"n_goals": 1, "n_envs": 1},
     limits={"split": Limits(choices=SPLITS)},
 )
-_LEARNING_RATES = ("learning_rate", "backbone_learning_rate", "critic_learning_rate")
 _PPOArguments: Any = arguments_of(
     PPOSelfBC,
     without=(*_SAID_ONCE, "tensorboard_log"),
     at_least={
-        **{"n_steps": 1, "batch_size": 2, "n_epochs": 1, "critic_epochs": 1, "critic_warmup_steps": 0},
-        **{"micro_batch_size": 1, "bc_batch_size": 1, "bc_weight": 0, "vf_coef": 0, "stats_window_size": 1},
-        **dict.fromkeys(_LEARNING_RATES, 0),
+        "n_steps": 1,
+        "batch_size": 2,
+        "n_epochs": 1,
+        "critic_epochs": 1,
+        "bc_weight": 0,
+        "vf_coef": 0,
+        "stats_window_size": 1,
     },
     limits={
-        "gae_lambda": Limits(at_least=0, at_most=1),
-        **dict.fromkeys(("clip_range", "clip_range_vf", "max_grad_norm", "target_kl"), Limits(above=0)),
+        **PPOSelfBC.argument_limits,
+        **dict.fromkeys(("clip_range_vf", "max_grad_norm", "target_kl"), Limits(above=0)),
     },
 )
 

@@ -332,20 +332,27 @@ def probe_model(config: Config, model: PPOSelfBC, n_episodes: int) -> ProbeResul
     :param n_episodes: Episodes of each task, as many with goals of training as with those of the evaluation's split
     :return: The result
     """
-    settings = {**config.env_settings(), "privileged": True}
-    found = {}
-    for split in ("train", config.eval.split):
-        found[split] = collect_demonstrations(
-            config.tasks,
-            suite=config.suite,
-            **{**vars(config.demos), "n_per_task": n_episodes, "every_step": False},
-            # Not the very episodes that SFT may have learned by heart
-            seed=config.seed + 1_000_000,
-            **{**settings, "goal_split": split},
+    settings = {
+        **config.env_settings(),
+        **vars(config.demos),
+        "privileged": True,
+        "n_per_task": n_episodes,
+        "every_step": False,
+    }
+    fitted_on, tested_on = (
+        # Seeds of its own: not the very episodes that SFT may have learned by heart
+        collect_demonstrations(
+            config.tasks, suite=config.suite, seed=config.seed + 1_000_000 + i, **{**settings, "goal_split": split}
         )
-    what_counts = {"suite": config.suite, "seed": config.seed, "n_episodes": n_episodes, **vars(config.demos)}
+        for i, split in enumerate(("train", config.eval.split))
+    )
+    what_counts = {
+        **{"suite": config.suite, "seed": config.seed, "split": config.eval.split, "n_episodes": n_episodes},
+        **{name: getattr(config.demos, name) for name in ("action_noise", "noise_correlation")},
+        **config.acting_settings(),
+    }
     parts = get_suite(config.suite).privileged_parts
-    return probe(model, found["train"], found[config.eval.split], parts, settings=what_counts)
+    return probe(model, fitted_on, tested_on, parts, settings=what_counts)
 
 
 def record_model(config: Config, model: PPOSelfBC, folder: str | Path, prefix: str, goal: int = 0) -> list[Path]:

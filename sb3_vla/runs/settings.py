@@ -3,55 +3,17 @@
 import copy
 import inspect
 import math
-import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..common.argument_checks import Limits
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
 
 Section = TypeVar("Section")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """
-    What a setting of the right type may be; ``None`` is no limit.
-
-    :param at_least: Least number allowed
-    :param at_most: Greatest number allowed
-    :param above: A number that it must be greater than
-    :param below: A number that it must be less than
-    :param choices: All that is allowed
-    """
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: Sequence[Any] | None = None
-
-    def check(self, name: str, value: Any) -> None:
-        """
-        :param name: Full name of a setting
-        :param value: Its value; limits of numbers concern numbers alone, as a setting may be something else, too
-        :raises ValueError: If it is not one of those allowed
-        """
-        if self.choices is not None and value not in self.choices:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return
-        rules = (
-            ("at least", self.at_least, operator.ge),
-            ("at most", self.at_most, operator.le),
-            ("above", self.above, operator.gt),
-            ("below", self.below, operator.lt),
-        )
-        for words, limit, is_within in rules:
-            if limit is not None and not is_within(value, limit):
-                raise ValueError(f"{name} must be {words} {limit}, got {value!r}")
 
 
 def setting(

@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
-
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from .between_updates import BetweenUpdates
 
 
 def mean_episode_steps(result: EvaluationResult) -> float:
@@ -23,51 +22,40 @@ def mean_episode_steps(result: EvaluationResult) -> float:
     return fmean(fmean(episode.n_steps for episode in result.episodes if episode.task == task) for task in result.tasks)
 
 
-class Validation(BaseCallback):
+class Validation(BetweenUpdates):
     """
     Evaluates the model between two updates, and keeps the best one so far: the one whose episodes are shortest, a failure
     counting as the whole horizon.
 
-    :param csv_file: Gets a row an evaluation; one that is there goes on
+    :param csv_file: Gets a row an evaluation, after those that are there: a run that was killed and goes on from an earlier
+        checkpoint has some timesteps twice
     :param best_model: Where the best model so far is saved
-    :param every: Timesteps between two evaluations; the last one is at the end of the training
+    :param every: Timesteps between two evaluations
     :param arguments: Of :func:`~sb3_vla.evaluate_on_tasks`: tasks, goals and settings
     """
 
     def __init__(self, csv_file: Path, best_model: Path, every: int, arguments: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(every)
         self.csv_file = csv_file
         self.best_model = best_model
-        self.every = every
         self.arguments = arguments
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
         lines = self.csv_file.read_text(encoding="utf-8").splitlines() if self.csv_file.exists() else []
-        # After a checkpoint that is resumed, what came later counts no more
-        self.rows = [row for row in csv.DictReader(lines) if int(row["timesteps"]) <= self.num_timesteps]
-        self.last = int(self.rows[-1]["timesteps"]) if self.rows else 0
+        self.rows = list(csv.DictReader(lines))
+        self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        self.last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
 
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps - self.last >= self.every:
-            self._validate()
-
-    def _on_training_end(self) -> None:
-        if self.num_timesteps > self.last:
-            self._validate()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _validate(self) -> None:
+    def act(self) -> None:
+        """Evaluate it."""
         assert isinstance(self.model, PPOSelfBC)
         result = evaluate_on_tasks(self.model, progress=False, **self.arguments)
-        self.last = self.num_timesteps
         episode_steps = mean_episode_steps(result)
         row = {
             "timesteps": self.num_timesteps,
             "primitive_steps": self.model.num_primitive_steps,
-            "seconds": round(time.monotonic() - self.start + float(self.rows[-1]["seconds"] if self.rows else 0)),
+            "seconds": round(self.seconds_before + time.monotonic() - self.start),
             "episode_steps": round(episode_steps, 3),
             "success": round(result.overall.success, 4),
             "steps_to_success": result.overall.steps_to_success,

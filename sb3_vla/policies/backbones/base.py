@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
+from ...common.argument_checks import check_names
+
 
 class BackboneFeatures(NamedTuple):
     """
@@ -81,9 +83,7 @@ class VLABackbone(nn.Module, ABC):
         :raises TypeError: If it is a single string
         :raises ValueError: If there is no part of that name
         """
-        if isinstance(parts, str):
-            raise TypeError(f"frozen must be a sequence of names, got the string {parts!r}: give ({parts!r},)")
-        for name in parts:
+        for name in check_names("frozen", parts):
             if name not in self.parts:
                 raise ValueError(f"{type(self).__name__} has no part {name!r} to freeze; its parts are {sorted(self.parts)}")
             self.parts[name].requires_grad_(False)

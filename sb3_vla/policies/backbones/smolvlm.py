@@ -119,8 +119,13 @@ class SmolVLMBackbone(VLABackbone):
         :param state_dim: Length of the state vector
         :param kwargs: Replace what the checkpoint says, e.g. ``image_size``
         :return: The backbone with the checkpoint's weights, in float32
-        :raises ValueError: If there is no such checkpoint, or if it is not a SmolVLM
+        :raises ValueError: If there is no such checkpoint, if it is not a SmolVLM, or if it is to have a convolutional stem
         """
+        if kwargs.get("conv_stem"):
+            raise ValueError(
+                f"conv_stem=True takes the place of the patch embedding, which checkpoint {name_or_path!r} has learned: leave "
+                "it out, or train a new backbone ('tiny')"
+            )
         config = _load_pretrained(AutoConfig, name_or_path)
         if config.model_type != "smolvlm":
             raise ValueError(

@@ -79,7 +79,8 @@ class GaussianHead(ActionHead):
         :class:`GaussianChunkDistribution`
     :param noise_probability: Part of the chunks that explore, in (0, 1]. Noise in every chunk can keep a precise task from
         ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
-        to stands out more clearly. PPO learns from the noisy ones; the critic and self behaviour cloning from all
+        to stands out more clearly. PPO learns from the noisy ones, and its KL divergence and clip fraction count the others
+        as zero; the critic and self behaviour cloning learn from all
     :raises ValueError: If an argument is out of range
     """
 

@@ -79,3 +79,19 @@ def test_chunks_of_another_size_are_refused(make_model, make_demonstrations):
         ValueError, match=r"actions of shape \(2, 2\), the model \(3, 2\): .*same chunk_size, or of every step"
     ):
         make_model().replay_buffer.add(make_demonstrations(1, chunk_size=2)[0])
+
+
+def test_frames_of_single_steps_are_not_stacked_as_if_they_were_a_chunk_apart(make_model, make_vec_env, make_demonstrations):
+    model = make_model(VecFrameStack(make_vec_env(1), 2))
+    with pytest.raises(ValueError, match=r"several frames of .*'image'.* a chunk apart.*collect it without every_step"):
+        model.replay_buffer.add(make_demonstrations(1, chunk_size=1)[0])
+
+
+def test_extra_observations_are_kept_and_not_put_into_batches(make_model, make_demonstrations):
+    model = make_model()
+    (demonstration,) = make_demonstrations(1)
+    demonstration.observations["depth"] = np.arange(len(demonstration), dtype=np.float32)[:, None]
+    held = DemonstrationSet(model.observation_space, model.action_space, [demonstration], extra_keys=["depth"])
+    (matched,) = held.episodes["push"]
+    np.testing.assert_array_equal(matched.observations["depth"], demonstration.observations["depth"])
+    assert "depth" not in held.batch([(matched, 0)], "cpu").observations

@@ -240,3 +240,18 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_of_before(policy, make
         fine_tune(policy, make_demonstrations(2), n_epochs=2, progress=False)
     assert all(th.equal(value, policy.state_dict()[name]) for name, value in before.items())
     assert not policy.training
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", -1e-3, "learning_rate must be at least 0, got -0.001"),
+        ("auxiliary_weight", float("nan"), "auxiliary_weight must be finite, got nan"),
+        ("held_out_fraction", 1.0, "held_out_fraction must be below 1, got 1.0"),
+        ("patience", 0, "patience must be at least 1, got 0"),
+        ("max_shift", -1, "max_shift must be at least 0, got -1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(policy, make_demonstrations, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        fine_tune(policy, make_demonstrations(2), **{name: value})

@@ -866,8 +866,8 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"ratio_per": "token"}, ValueError, r"ratio_per.*'step', 'chunk'.*'token'"),
-        ({"bc_loss": "l1"}, ValueError, r"bc_loss.*'mse', 'nll'.*'l1'"),
+        ({"ratio_per": "token"}, ValueError, r"ratio_per.*'step' or 'chunk'.*'token'"),
+        ({"bc_loss": "l1"}, ValueError, r"bc_loss.*'mse' or 'nll'.*'l1'"),
         ({"normalize_advantage": "env"}, ValueError, r"normalize_advantage.*'task'.*'env'"),
         ({"micro_batch_size": 0}, ValueError, "micro_batch_size.*at least 1.*0"),
         ({"critic_epochs": 3, "n_epochs": 4}, ValueError, "critic_epochs=3 is less than n_epochs=4"),
@@ -879,20 +879,20 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
         ({"replay_buffer_kwargs": {"size": 3}}, TypeError, r"replay_buffer_kwargs.*\['size'\].*episodes_per_task"),
         ({"replay_buffer_kwargs": [3]}, TypeError, r"replay_buffer_kwargs must be a dictionary.*\[3\]"),
         ({"policy_kwargs": "tanh"}, TypeError, "policy_kwargs must be a dictionary.*'tanh'"),
-        ({"learning_rate": -1e-3}, ValueError, "^learning_rate must be finite and at least 0, got -0.001"),
-        ({"learning_rate": np.nan}, ValueError, "^learning_rate must be finite and at least 0, got nan"),
-        ({"backbone_learning_rate": np.inf}, ValueError, "^backbone_learning_rate must be finite and at least 0, got inf"),
+        ({"learning_rate": -1e-3}, ValueError, "^learning_rate must be at least 0, got -0.001"),
+        ({"learning_rate": np.nan}, ValueError, "^learning_rate must be finite, got nan"),
+        ({"backbone_learning_rate": np.inf}, ValueError, "^backbone_learning_rate must be finite, got inf"),
         (
             {"critic_learning_rate": np.float32(-1)},
             ValueError,
-            "^critic_learning_rate must be finite and at least 0, got -1.0",
+            "^critic_learning_rate must be at least 0, got -1.0",
         ),
-        ({"critic_warmup_steps": -1}, ValueError, "^critic_warmup_steps must be finite and at least 0, got -1"),
-        ({"gamma": 1.01}, ValueError, r"^gamma must be in \[0, 1\], got 1.01"),
-        ({"gae_lambda": -0.1}, ValueError, r"^gae_lambda must be in \[0, 1\], got -0.1"),
-        ({"gae_lambda": np.nan}, ValueError, r"^gae_lambda must be in \[0, 1\], got nan"),
-        ({"clip_range": 0.0}, ValueError, "^clip_range must be finite and greater than 0, got 0.0"),
-        ({"clip_range": -0.2}, ValueError, "^clip_range must be finite and greater than 0, got -0.2"),
+        ({"critic_warmup_steps": -1}, ValueError, "^critic_warmup_steps must be at least 0, got -1"),
+        ({"gamma": 1.01}, ValueError, "^gamma must be at most 1, got 1.01"),
+        ({"gae_lambda": -0.1}, ValueError, "^gae_lambda must be at least 0, got -0.1"),
+        ({"gae_lambda": np.nan}, ValueError, "^gae_lambda must be finite, got nan"),
+        ({"clip_range": 0.0}, ValueError, "^clip_range must be above 0, got 0.0"),
+        ({"clip_range": -0.2}, ValueError, "^clip_range must be above 0, got -0.2"),
         ({"critic_learning_rate": 1e-3}, ValueError, "critic_learning_rate.*VLAPolicy.*ActorCriticPolicy.*learning_rate"),
         ({"backbone_learning_rate": 1e-3}, ValueError, "backbone_learning_rate.*VLAPolicy.*learning_rate"),
     ],
@@ -916,7 +916,7 @@ def test_what_sb3_takes_is_taken(arguments):
 
 def test_arguments_are_checked_when_a_model_is_loaded(tmp_path, make_model):
     make_model().save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match="critic_learning_rate must be finite"):
+    with pytest.raises(ValueError, match="critic_learning_rate must be at least 0"):
         PPOSelfBC.load(tmp_path / "model.zip", critic_learning_rate=-1.0)
     with pytest.raises(ValueError, match=r"ratio_per.*'token'"):
         PPOSelfBC.load(tmp_path / "model.zip", ratio_per="token")

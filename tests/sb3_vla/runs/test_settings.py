@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
+from sb3_vla.common.argument_checks import Limits
 from sb3_vla.runs.settings import (
-    Limits,
     arguments_of,
     check_section,
     check_unchanged,

@@ -10,6 +10,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from sb3_vla import PPOSelfBC, SmolVLMBackbone, VLAPolicy
 from sb3_vla.policies.backbones import make_backbone
+from sb3_vla.policies.backbones.smolvlm import ConvStem
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +270,20 @@ def test_checkpoint_without_a_tokenizer_is_refused(checkpoint):
         path.unlink()
     with pytest.raises(ValueError, match=f"'{checkpoint}'"):
         make_backbone(str(checkpoint), state_dim=3)
+
+
+def test_a_convolutional_stem_has_a_vector_a_patch_and_is_rebuilt(tiny_config):
+    backbone = SmolVLMBackbone(3, tiny_config, conv_stem=True).eval()
+    images = {"image": th.randint(0, 255, (2, 3, 8, 8), dtype=th.uint8)}
+    plain = SmolVLMBackbone(3, tiny_config)
+    assert backbone.encode_images(images).shape == plain.encode_images(images).shape
+    rebuilt = SmolVLMBackbone(3, **backbone.constructor_kwargs()).eval()
+    rebuilt.load_state_dict(backbone.state_dict())
+    assert th.equal(rebuilt.encode_images(images), backbone.encode_images(images))
+    with pytest.raises(ValueError, match="conv_stem needs a patch_size that is a power of two, got 3"):
+        ConvStem(3, 8, 3)
+
+
+def test_a_checkpoint_keeps_its_patch_embedding(checkpoint):
+    with pytest.raises(ValueError, match=r"conv_stem=True takes the place of the patch embedding.*leave it out"):
+        make_backbone(str(checkpoint), state_dim=3, conv_stem=True)
