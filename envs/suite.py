@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .argument_checks import check_choice
 from .mujoco.camera_observation import CameraObservation
-from .task_env import SimulationSettings
+from .task_env import SPLITS, GoalSplit, SimulationSettings
 from .wrappers.chunked_action import ChunkedActionWrapper
 from .wrappers.instruction_observation import InstructionObservation
 from .wrapping import WrappingSettings
@@ -44,6 +44,10 @@ class Suite(ABC):
     groups: Mapping[str, tuple[str, ...]] = {}  # never changed
     #: Names for what a policy must find in the pictures, as indices into ``privileged``; see ``sb3-vla probe``
     privileged_parts: Mapping[str, tuple[int, ...]] = {}  # never changed
+    #: Which goals there are
+    goal_splits: tuple[GoalSplit, ...] = SPLITS
+    #: How others evaluate on it, by name: arguments of ``sb3_vla.evaluate_on_tasks``; see ``sb3-vla eval --protocol``
+    protocols: Mapping[str, Mapping[str, Any]] = {}  # never changed
     #: Distributions that its simulations come from, whose versions a result depends on
     distributions: tuple[str, ...] = ()
     #: The module that registers the suite, where it had to be named to find it

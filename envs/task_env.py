@@ -18,8 +18,10 @@ from .argument_checks import check_choice, check_count, check_flag
 if TYPE_CHECKING:
     from .suite import Suite
 
-GoalSplit = Literal["train", "test"]
+GoalSplit = Literal["train", "test", "benchmark"]
+# Every suite has these two; "benchmark" only one whose benchmark has goals of its own
 SPLITS: tuple[GoalSplit, ...] = ("train", "test")
+ALL_SPLITS: tuple[GoalSplit, ...] = (*SPLITS, "benchmark")
 # Marks settings that do not matter to a model in use
 TRAINING_ONLY = {"training_only": True}
 
@@ -32,13 +34,16 @@ class SimulationSettings:
     How tasks are played, the same in every suite. A suite may have a subclass, with other defaults or more settings.
 
     :param task_order: ``"uniform"``: each reset draws a task; ``"round_robin"``: one after the other
-    :param goal_split: ``"train"`` or ``"test"``: two sets of goals with nothing in common
+    :param goal_split: ``"train"`` or ``"test"``: two sets of goals with nothing in common; in some suites also
+        ``"benchmark"``: the goals of the suite's own benchmark, which know nothing of the other two
     :param n_goals: Length of the list of goals of each task
     :param goal_seed: Which list of goals
     :param goal_order: ``"uniform"``: each reset draws a goal; ``"sequential"``: 0, 1, 2, ... for each task, as in evaluation
     :param reward: ``"sparse"``: 1 at the first success of an episode, else 0; ``"dense"``: the simulator's own
     :param terminate_on_success: Whether the first success ends the episode
     :param horizon: Number of steps after which an episode is truncated
+    :param settle_steps: Steps with a zero action at the beginning of an episode, which the policy does not see and nothing
+        counts
     :param paraphrases: Whether each reset draws one of the task's wordings, or always takes the first
     :param privileged: Whether to observe ``privileged``, for a critic
     :param task_ids: The tasks among which ``privileged`` tells which one it is, by default those of the environment; give the
@@ -55,19 +60,21 @@ class SimulationSettings:
     reward: Literal["sparse", "dense"] = "sparse"
     terminate_on_success: bool = True
     horizon: int = 500
+    settle_steps: int = 0
     paraphrases: bool = False
     privileged: bool = field(default=True, metadata=TRAINING_ONLY)
     task_ids: Sequence[str] | None = field(default=None, metadata=TRAINING_ONLY)
 
     def __post_init__(self) -> None:
         check_choice("task_order", self.task_order, ("uniform", "round_robin"))
-        check_choice("goal_split", self.goal_split, SPLITS)
+        check_choice("goal_split", self.goal_split, ALL_SPLITS)
         check_count("n_goals", self.n_goals)
         check_count("goal_seed", self.goal_seed, least=0)
         check_choice("goal_order", self.goal_order, ("uniform", "sequential"))
         check_choice("reward", self.reward, ("sparse", "dense"))
         check_flag("terminate_on_success", self.terminate_on_success)
         check_count("horizon", self.horizon)
+        check_count("settle_steps", self.settle_steps, least=0)
         check_flag("paraphrases", self.paraphrases)
         check_flag("privileged", self.privileged)
 
@@ -123,6 +130,7 @@ class MultiTaskEnv(gym.Env):
     reward: str
     terminate_on_success: bool
     horizon: int
+    settle_steps: int
     paraphrases: bool
     privileged: bool
 
@@ -141,6 +149,9 @@ class MultiTaskEnv(gym.Env):
         self.render_mode = render_mode
         self.settings = suite.simulation(**settings)
         vars(self).update(vars(self.settings))
+        check_choice(f"goal_split of the suite {suite.name!r}", self.goal_split, suite.goal_splits)
+        if self.settle_steps and not isinstance(action_space, spaces.Box):
+            raise ValueError(f"settle_steps={self.settle_steps} needs actions with a zero, but they are {action_space}")
         self.tasks = suite.resolve_tasks(tasks)
         self.task_ids = self.tasks if self.settings.task_ids is None else suite.resolve_tasks(self.settings.task_ids)
         if not set(self.tasks) <= set(self.task_ids):
@@ -232,6 +243,8 @@ class MultiTaskEnv(gym.Env):
         self._steps = 0
         self._steps_to_success: int | None = None
         self._begin()
+        for _ in range(self.settle_steps):
+            self._advance(np.zeros(self.action_space.shape, self.action_space.dtype))
         self._is_running = True
         return self._observation(), self._info()
 

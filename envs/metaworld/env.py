@@ -84,5 +84,5 @@ class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
 
     def _build_simulator(self) -> SawyerXYZEnv:
         simulator = build_simulator(self.task)
-        simulator.max_path_length = self.horizon  # it refuses to step past its own limit of 500
+        simulator.max_path_length = self.horizon + self.settle_steps  # it refuses to step past its own limit of 500
         return simulator

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..argument_checks import check_count
 from ..goal_list import GoalList
 from ..goal_split import round_goal, split_of
 from ..task_env import GoalSplit
@@ -21,18 +23,41 @@ def sample_goals(task: str, split: GoalSplit, n_goals: int = 50, seed: int = 0) 
 
     Every possible goal belongs to one split for good, by a hash of its position, so that the training goals of any seed
     and any ``n_goals`` are never test goals. A shorter list is a prefix of a longer one. MetaWorld's own rules for
-    rejecting goals (too near the object) hold.
+    rejecting goals (too near the object) hold. The split ``"benchmark"`` is another thing: the 50 goals of
+    ``metaworld.MT1(task, seed)``, of which some may be training goals.
 
     :param task: Name of a MetaWorld v3 task
-    :param split: ``"train"`` or ``"test"``
-    :param n_goals: How many goals, at most 10,000
+    :param split: ``"train"``, ``"test"`` or ``"benchmark"``
+    :param n_goals: How many goals, at most 10,000; of the benchmark 50
     :param seed: Which list
     :return: The goals, shape ``(n_goals, rand_vec_dim)``, all different, read-only
     :raises TypeError: If ``n_goals`` or ``seed`` is no integer
     :raises ValueError: If the task or the split is unknown, or ``n_goals`` or ``seed`` out of range
     """
     (task,) = METAWORLD.resolve_tasks(task)
+    if split == "benchmark":
+        check_count("seed", seed, least=0)
+        goals = _benchmark_goals(task, seed)
+        check_count("n_goals", n_goals)
+        if n_goals > len(goals):
+            raise ValueError(f"MetaWorld's own benchmark has {len(goals)} goals of each task: n_goals={n_goals} is too many")
+        return goals[:n_goals]
     return _sample(GoalList(task, split, n_goals, seed))
+
+
+@cache
+def _benchmark_goals(task: str, seed: int) -> NDArray[np.float64]:
+    """
+    :param task: Name of a task
+    :param seed: Of the benchmark
+    :return: Its goals, shape ``(50, rand_vec_dim)``, read-only
+    """
+    import metaworld
+
+    tasks = metaworld.MT1(task, seed=seed).train_tasks
+    goals = np.stack([pickle.loads(task.data)["rand_vec"] for task in tasks])  # its own pickles, made a moment ago
+    goals.setflags(write=False)
+    return goals
 
 
 @cache

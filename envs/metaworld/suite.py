@@ -9,6 +9,7 @@ import gymnasium as gym
 
 from ..mujoco.camera import Camera
 from ..suite import Suite
+from ..task_env import ALL_SPLITS
 from ..wrapping import WrappingSettings
 from .instructions import INSTRUCTIONS
 from .tasks import BENCHMARKS, MT50
@@ -16,6 +17,17 @@ from .tasks import BENCHMARKS, MT50
 # The scene camera is narrowed from 60 to 42 degrees: still the whole workspace, but small pucks and goal markers cover
 # twice as many pixels. The wrist camera sees what the hand hides.
 DEFAULT_CAMERAS: tuple[Camera, ...] = (Camera("corner4", 96, 96, fovy=42.0), Camera("gripperPOV", 64, 64))
+
+# What each of them says of horizon and number of episodes; success at any step ends an episode in all
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    # The 50 goals of metaworld.MT1(task, seed=42), and MetaWorld's own horizon
+    "metaworld": {"split": "benchmark", "goal_seed": 42, "n_goals": 50, "horizon": 500},
+    # lerobot-eval --env.type=metaworld --eval.n_episodes=10: src/lerobot/envs/configs.py, docs/source/metaworld.mdx
+    "lerobot": {"split": "test", "n_goals": 10, "horizon": 400},
+    # rlinf/envs/metaworld/metaworld_env.py, whose reset takes 15 zero actions and one more for the first picture;
+    # examples/embodiment/config/env/metaworld_50.yaml
+    "rlinf": {"split": "benchmark", "goal_seed": 42, "n_goals": 10, "horizon": 100, "settle_steps": 16},
+}
 
 
 class MetaWorldSuite(Suite):
@@ -26,6 +38,8 @@ class MetaWorldSuite(Suite):
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS)
     groups = BENCHMARKS
     privileged_parts = {"object": (4, 5, 6), "goal": (36, 37, 38)}  # noqa: RUF012  # never changed
+    goal_splits = ALL_SPLITS
+    protocols = PROTOCOLS
     distributions = ("metaworld",)
 
     @property

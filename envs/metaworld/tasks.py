@@ -70,4 +70,28 @@ MT50: tuple[str, ...] = (
     "window-close-v3",
 )
 
-BENCHMARKS: dict[str, tuple[str, ...]] = {"MT10": MT10, "MT50": MT50}
+# How hard they are, as results on MT50 are reported (LeRobot's metaworld_config.json); the others are easy
+_MEDIUM = (
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "coffee-pull-v3",
+    "coffee-push-v3",
+    "hammer-v3",
+    "peg-insert-side-v3",
+    "push-wall-v3",
+    "soccer-v3",
+    "sweep-v3",
+    "sweep-into-v3",
+)
+_HARD = ("assembly-v3", "hand-insert-v3", "pick-out-of-hole-v3", "pick-place-v3", "push-v3", "push-back-v3")
+_VERY_HARD = ("shelf-place-v3", "disassemble-v3", "stick-pull-v3", "stick-push-v3", "pick-place-wall-v3")
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "MT10": MT10,
+    "MT50": MT50,
+    "MT50-easy": tuple(task for task in MT50 if task not in (*_MEDIUM, *_HARD, *_VERY_HARD)),
+    "MT50-medium": _MEDIUM,
+    "MT50-hard": _HARD,
+    "MT50-very-hard": _VERY_HARD,
+}

@@ -106,7 +106,7 @@ def evaluate_on_tasks(
         ``VecNormalize`` are used
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them
     :param n_goals: Goals per task
-    :param split: Which goals: ``"test"``, which training never saw, or ``"train"``
+    :param split: Which goals: ``"test"``, which training never saw, ``"train"``, or ``"benchmark"`` where the suite has such
     :param n_envs: Environments that run at the same time
     :param vec_env_cls: ``SharedMemoryVecEnv`` (the default for more than one environment) or ``DummyVecEnv``, which starts
         at once and so is quicker for a few episodes

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from sb3_vla_envs.suite import get_suite
+
 from ..common.run_folder import RunFolder
 from .config import Config, load_config
 
@@ -78,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
+    evaluate.add_argument("--protocol", metavar="NAME", help="evaluate as others do, e.g. lerobot: goals, horizon and so on")
 
     look = _add_command(commands, "probe", _probe, "say what a model's features know of object and goal", of_model)
     look.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
@@ -255,11 +258,14 @@ def _eval(arguments: argparse.Namespace) -> Work:
 
     _refuse_existing(arguments.out)
     config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
+    protocol = _protocol(config, arguments.protocol)
+    if arguments.n_goals is not None:
+        protocol["n_goals"] = arguments.n_goals
 
     def work() -> None:
         if arguments.out:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        result = evaluate_model(config, model)
+        result = evaluate_model(config, model, **protocol)
         if arguments.out:
             result.save(arguments.out)
         print(result.table())
@@ -267,9 +273,20 @@ def _eval(arguments: argparse.Namespace) -> Work:
     return work
 
 
-def _probe(arguments: argparse.Namespace) -> Work:
-    from sb3_vla_envs.suite import get_suite
+def _protocol(config: Config, name: str | None) -> dict[str, Any]:
+    """
+    :param config: Configuration
+    :param name: Of one of its suite's protocols, or ``None``
+    :return: What it changes of an evaluation
+    :raises ValueError: If the suite has no such protocol
+    """
+    protocols = get_suite(config.suite).protocols
+    if name is not None and name not in protocols:
+        raise ValueError(f"the suite {config.suite!r} has no protocol {name!r}, only {sorted(protocols)}")
+    return {} if name is None else {**protocols[name]}
 
+
+def _probe(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_experts, probe_model
 
     _refuse_existing(arguments.out)

@@ -14,7 +14,7 @@ import yaml
 
 from sb3_vla_envs import collect_demonstrations
 from sb3_vla_envs.suite import find_suite, get_suite
-from sb3_vla_envs.task_env import SPLITS, SimulationSettings
+from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
 from ..common.argument_checks import Limits
@@ -35,7 +35,7 @@ EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
     without=_SAID_ONCE,
     at_least={"n_goals": 1, "n_envs": 1},
-    limits={"split": Limits(choices=SPLITS)},
+    limits={"split": Limits(choices=ALL_SPLITS)},
 )
 _PPOArguments: Any = arguments_of(
     PPOSelfBC,

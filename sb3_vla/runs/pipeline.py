@@ -310,17 +310,18 @@ def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
         raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
 
 
-def evaluate_model(config: Config, model: PPOSelfBC) -> EvaluationResult:
+def evaluate_model(config: Config, model: PPOSelfBC, **protocol: Any) -> EvaluationResult:
     """
     Evaluate on goals that training never saw.
 
     :param config: Configuration
     :param model: The model
+    :param protocol: Arguments of :func:`~sb3_vla.evaluate_on_tasks` that go over the configuration, such as one of
+        ``Suite.protocols``
     :return: The result
     """
-    return evaluate_on_tasks(
-        model, config.tasks, seed=config.seed, suite=config.suite, **vars(config.eval), **config.acting_settings()
-    )
+    arguments = {**vars(config.eval), **config.acting_settings(), **protocol}
+    return evaluate_on_tasks(model, config.tasks, seed=config.seed, suite=config.suite, **arguments)
 
 
 def probe_model(config: Config, model: PPOSelfBC, n_episodes: int) -> ProbeResult:

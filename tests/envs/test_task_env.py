@@ -119,3 +119,21 @@ def test_without_an_expert():
 def test_unknown_setting():
     with pytest.raises(TypeError, match="n_goal"):
         Counter(n_goal=3)
+
+
+def test_settling_is_no_part_of_the_episode():
+    env = Counter(settle_steps=5, horizon=3)
+    env.reset()
+    assert env.n == 5
+    assert [env.step(np.zeros(2))[3] for _ in range(3)] == [False, False, True]
+
+
+def test_settled_metaworld_has_its_whole_horizon():
+    env = get_suite("metaworld").make_simulation("push-v3", settle_steps=16, horizon=495, n_goals=1)
+    env.reset()
+    assert [env.step(np.zeros(4, np.float32))[3] for _ in range(495)] == [False] * 494 + [True]
+
+
+def test_goals_that_a_suite_does_not_have():
+    with pytest.raises(ValueError, match=r"Unknown goal_split of the suite 'fetch' 'benchmark', allowed are 'train', 'test'"):
+        get_suite("fetch").make_simulation("FetchReach-v4", goal_split="benchmark")

@@ -1,11 +1,13 @@
 import subprocess
 import sys
 
+import metaworld
 import numpy as np
 import pytest
 
 from sb3_vla_envs import sample_goals
 from sb3_vla_envs.goal_split import split_of
+from sb3_vla_envs.metaworld.suite import METAWORLD
 
 
 def rows(goals):
@@ -47,6 +49,18 @@ def test_lists_are_the_same_in_every_process():
     assert sample_goals("door-open-v3", "test", 5, seed=7).tobytes().hex() == other
 
 
+def test_goals_of_the_benchmark_are_those_that_metaworld_would_set():
+    tasks = metaworld.MT1("push-v3", seed=42).train_tasks
+    goals = sample_goals("push-v3", "benchmark", 50, seed=42)
+    env = METAWORLD.make_simulation("push-v3", goal_split="benchmark", goal_seed=42)
+    env.reset(options={"goal_index": 7})
+    simulator = metaworld.MT1("push-v3", seed=42).train_classes["push-v3"]()
+    simulator.set_task(tasks[7])
+    theirs, _ = simulator.reset()
+    np.testing.assert_allclose(env.unwrapped._privileged_state()[36:39], theirs[36:])
+    np.testing.assert_array_equal(goals[7], simulator._last_rand_vec)
+
+
 def test_shared_list_cannot_be_written_to():
     with pytest.raises(ValueError, match="read-only"):
         sample_goals("reach-v3", "train", 20)[0, 0] = 1.0
@@ -58,6 +72,7 @@ def test_shared_list_cannot_be_written_to():
         (("reach-v3", "validation"), "Unknown goal split 'validation', allowed are 'train', 'test'"),
         (("reach-v3", "train", 0), "n_goals must be at least 1, got 0"),
         (("reach-v3", "train", 5, -1), "seed must be at least 0, got -1"),
+        (("reach-v3", "benchmark", 51), "MetaWorld's own benchmark has 50 goals of each task: n_goals=51 is too many"),
         (("reach-v2", "train"), "Unknown task 'reach-v2'"),
     ],
 )

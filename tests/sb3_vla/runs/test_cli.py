@@ -185,6 +185,15 @@ def test_evaluation_prints_its_table_and_is_deterministic(made, tmp_path, capsys
     assert again.episodes == first.episodes
 
 
+def test_evaluation_by_anothers_protocol_says_in_its_file_what_that_is(made, tmp_path):
+    file = tmp_path / "rlinf.json"
+    command = ["eval", str(made / "run/model.zip"), "--protocol", "rlinf", "--n-goals", "1", "--out", str(file)]
+    assert main([*command, "--tasks", TASKS[0]]) == 0
+    settings = json.loads(file.read_text())["settings"]
+    told = {"horizon": 100, "settle_steps": 16, "goal_split": "benchmark", "goal_seed": 42, "n_goals": 1}
+    assert told.items() <= settings.items()
+
+
 def test_probe_says_of_each_task_what_the_features_know(made, tmp_path, capsys):
     file = tmp_path / "made/probe.json"
     assert main(["probe", str(made / "run/model.zip"), "--episodes", "5", "--out", str(file)]) == 0
@@ -459,6 +468,7 @@ def test_goal_that_is_not_there(commands, config, fail, tmp_path):
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--n-goals", "0"], "eval.n_goals must be at least 1, got 0"),
         (["--suite", "mars"], "no suite 'mars'"),
+        (["--protocol", "mars"], "has no protocol 'mars', only ['lerobot', 'metaworld', 'rlinf']"),
         (["--suite", "nowhere:mars"], "no module 'nowhere'"),
     ],
 )
