@@ -5,6 +5,7 @@ from .common import openmp  # noqa: F401  # before anything imports torch
 # isort: split
 from .callbacks.sft_callback import SFTCallback
 from .callbacks.success_eval_callback import SuccessEvalCallback
+from .evaluation.collect import collect_episodes
 from .evaluation.episode_schedule import EpisodeSchedule, episode_jobs
 from .evaluation.evaluate import evaluate, evaluate_on_tasks
 from .evaluation.result import EvaluationResult
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingStatistics",
     "VLABackbone",
     "VLAPolicy",
+    "collect_episodes",
     "episode_jobs",
     "evaluate",
     "evaluate_on_metaworld",

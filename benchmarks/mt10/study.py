@@ -17,6 +17,9 @@ RUNS, RESULTS = ROOT / "runs" / "mt10", ROOT / "results" / "mt10"
 CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
 # What of a run is kept beside its evaluations
 KEPT = ("config.yaml", "versions.json", "progress.csv", "validation.csv", "curves.png")
+# By demonstrations a task: epochs of a first SFT, and episodes a task that its policy then plays, from which the second one
+# learns how goals look that no demonstration shows
+FIRST_ROUND = {10: (10, 200)}
 
 
 def main() -> None:
@@ -44,6 +47,7 @@ class Run:
         self.results = RESULTS / f"demos_{n_demos}" / f"seed{seed}"
         self.config = HERE / f"demos_{n_demos}.yml"
         self.seed = seed
+        self.first_round = FIRST_ROUND.get(n_demos)
         self.demos = self.run / "demos.npz"
         self.sft_model = self.run / "sft" / "sft_model.zip"
         self.model = self.run / "post_trained" / "best_model.zip"
@@ -55,8 +59,7 @@ class Run:
         if not self.sft_model.exists():
             if not self.demos.exists():
                 self.call("demos", "--out", self.demos)
-            shutil.rmtree(self.sft_model.parent, ignore_errors=True)  # it does not take long enough to be resumed
-            self.call("sft", "--demos", self.demos, "--out", self.sft_model.parent)
+            self.fine_tune()
         shutil.copy(self.sft_model.with_suffix(".json"), self.results / "sft_losses.json")
         self.evaluate(self.sft_model, "sft.json")
         if not (self.results / "probe.json").exists():
@@ -73,6 +76,20 @@ class Run:
         self.evaluate(self.model, "post_trained.json")
         for name in KEPT:
             shutil.copy(post_trained / name, self.results)
+
+    def fine_tune(self) -> None:
+        """SFT, in one round or two. It does not take long enough to be resumed."""
+        auxiliary: tuple[str | Path, ...] = ()
+        if self.first_round is not None:
+            n_epochs, n_episodes = self.first_round
+            first, own = self.run / "first_sft", self.run / "own.npz"
+            if not own.exists():
+                shutil.rmtree(first, ignore_errors=True)
+                self.call("sft", "--demos", self.demos, "--epochs", str(n_epochs), "--out", first)
+                self.call("play", first / "sft_model.zip", "--n-per-task", str(n_episodes), "--out", own)
+            auxiliary = ("--auxiliary", own)
+        shutil.rmtree(self.sft_model.parent, ignore_errors=True)
+        self.call("sft", "--demos", self.demos, *auxiliary, "--out", self.sft_model.parent)
 
     def evaluate(self, model: Path, name: str) -> None:
         """

@@ -3,24 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from sb3_vla_envs import Suite, find_suite, make_vla_env
+from sb3_vla_envs import Suite, find_suite
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
-from ..vec_env.make import make_vec_env_from_fns
-from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
-from .episode_schedule import EpisodeJob, EpisodeSchedule, episode_jobs
-from .model_fit import check_model_fits, model_settings
-from .normalize_like import normalize_like
+from .episode_schedule import EpisodeJob, episode_jobs
+from .model_fit import model_settings
+from .play import VecEnvClass, play, scheduled_envs
 from .result import EpisodeRecord, EvaluationResult
 
 
@@ -51,39 +47,16 @@ def evaluate(
     """
     if not jobs:
         raise ValueError("There are no episodes to run: give at least one job, for example episode_jobs([''], n_goals=10).")
-    if not all(venv.env_is_wrapped(EpisodeSchedule)):
-        raise ValueError(
-            "Each environment must be wrapped in an EpisodeSchedule, which tells it what to play next. Build them like "
-            "this: DummyVecEnv([lambda: EpisodeSchedule(make_env()) for _ in range(8)])."
-        )
     # Through JSON now: settings that can't be saved should fail before the work, and look the same when loaded again.
     settings_to_keep: dict[str, Any] = json.loads(
         json.dumps({"deterministic": deterministic, **(settings or {})}, default=_as_plain)
     )
-    venv = normalize_like(model, venv)
-    n_envs = venv.num_envs
-    logs = [_EpisodeLog(jobs[index::n_envs]) for index in range(n_envs)]
-    for index in range(n_envs):
-        venv.env_method("set_jobs", jobs[index::n_envs], indices=index)
-
-    observations = venv.reset()
-    states = None
-    episode_starts = np.ones(n_envs, dtype=bool)
+    episodes = [_Episode(job) for job in jobs]
     with tqdm(total=len(jobs), desc="evaluate", unit="episode", disable=not progress) as bar:
-        while not all(log.complete for log in logs):
-            actions, states = model.predict(
-                observations,  # type: ignore[arg-type]  # tuples of observations are for old Gym
-                state=states,
-                episode_start=episode_starts,
-                deterministic=deterministic,
-            )
-            observations, rewards, episode_starts, infos = venv.step(actions)
-            for log, reward, done, info in zip(logs, rewards, episode_starts, infos, strict=True):
-                if log.add(float(reward), bool(done), info):
-                    bar.update()
-
-    episodes = [logs[number % n_envs].records[number // n_envs] for number in range(len(jobs))]
-    return EvaluationResult(episodes, settings_to_keep)
+        for step in play(model, venv, jobs, deterministic):
+            episodes[step.episode].add(step.reward, step.info)
+            bar.update(step.done)
+    return EvaluationResult([episode.record() for episode in episodes], settings_to_keep)
 
 
 def evaluate_on_tasks(
@@ -92,7 +65,7 @@ def evaluate_on_tasks(
     n_goals: int = 25,
     split: str = "test",
     n_envs: int = 8,
-    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] | type[SharedMemoryVecEnv] | None = None,
+    vec_env_cls: VecEnvClass | None = None,
     seed: int = 0,
     deterministic: bool = True,
     progress: bool = True,
@@ -127,68 +100,47 @@ def evaluate_on_tasks(
     jobs = episode_jobs(tasks, n_goals, seed)
     settings = model_settings(model, **{"goal_split": split, "n_goals": n_goals, **settings})
     n_envs = min(n_envs, len(jobs))
-    make_venv = vec_env_cls or make_vec_env_from_fns
-    venv = make_venv([partial(_make_scheduled_env, tasks, {"suite": suite or found.address, **settings})] * n_envs)
-    try:
-        check_model_fits(model, venv)
+    with scheduled_envs(model, suite or found.address, tasks, n_envs, settings, vec_env_cls) as venv:
         what_counts = {"suite": found.address, "tasks": tasks, "seed": seed, "n_envs": n_envs, **_in_full(found, settings)}
         # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
         with th.random.fork_rng():
             th.manual_seed(seed)
             return evaluate(model, venv, jobs, deterministic, progress, what_counts)
-    finally:
-        venv.close()
 
 
-class _EpisodeLog:
+class _Episode:
     """
-    Turns the steps of one environment into the records of its episodes.
+    An episode as it goes on.
 
-    :param jobs: What the environment plays, in order
+    :param job: What is played
     """
 
-    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
-        self.records: list[EpisodeRecord] = []
-        self._jobs = jobs
-        self._start()
+    def __init__(self, job: EpisodeJob) -> None:
+        self._job = job
+        self._progress = EpisodeProgress()
+        self._return = 0.0
 
-    @property
-    def complete(self) -> bool:
-        return len(self.records) == len(self._jobs)
-
-    def add(self, reward: float, done: bool, info: Mapping[str, Any]) -> bool:
+    def add(self, reward: float, info: Mapping[str, Any]) -> None:
         """
-        :param reward: Of the step
-        :param done: Whether the episode ended with it
+        :param reward: Of a step
         :param info: Of the step
-        :return: Whether this step completed an episode that counts
+        :raises RuntimeError: If another task is played
         """
-        if self.complete:
-            return False
-        self._episode_return += reward
+        self._return += reward
         self._progress.add(info)
-        if not done:
-            return False
-        job = self._jobs[len(self.records)]
         played = task_name(info)
-        if job.task and played not in ("", job.task):
+        if self._job.task and played not in ("", self._job.task):
             raise RuntimeError(
-                f"The environment was reset with {job.options}, but played the task '{played}'. Its reset must "
+                f"The environment was reset with {self._job.options}, but played the task '{played}'. Its reset must "
                 "follow options['task'] and options['goal_index']; see whether a wrapper drops them."
             )
-        steps, to_success = self._progress.steps, self._progress.steps_to_success
-        record = EpisodeRecord(job.task, job.goal_index, to_success is not None, to_success, steps, self._episode_return)
-        self.records.append(record)
-        self._start()
-        return True
 
-    def _start(self) -> None:
-        self._episode_return = 0.0
-        self._progress = EpisodeProgress()
-
-
-def _make_scheduled_env(tasks: Sequence[str], settings: Mapping[str, Any]) -> EpisodeSchedule:
-    return EpisodeSchedule(make_vla_env(tasks, **settings))
+    def record(self) -> EpisodeRecord:
+        """
+        :return: What it came to
+        """
+        job, steps, to_success = self._job, self._progress.steps, self._progress.steps_to_success
+        return EpisodeRecord(job.task, job.goal_index, to_success is not None, to_success, steps, self._return)
 
 
 def _in_full(suite: Suite, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,13 @@ class SFTResult:
     :param held_out_losses: Loss on the held-out episodes after each epoch
     :param unexplained: Share of the auxiliary targets' variance, on the held-out episodes, that the features don't explain
         after each epoch; empty without such targets
-    :param best_epoch: The epoch whose weights were kept, from 0
+    :param kept_epoch: The epoch whose weights were kept, from 0
     """
 
     train_losses: list[float] = field(default_factory=list)
     held_out_losses: list[float] = field(default_factory=list)
     unexplained: list[float] = field(default_factory=list)
-    best_epoch: int = 0
+    kept_epoch: int = 0
 
     def last_epoch(self) -> dict[str, str]:
         """
@@ -86,6 +86,17 @@ class _Pairs:
             batch = self.demonstrations.batch(chosen, device, self.normalizer, host_keys=self.adapter.host_keys)
             yield batch, None if self.targets is None else self.targets.at(index, device)
 
+    def draw(self, batch_size: int, generator: th.Generator) -> tuple[DemonstrationSamples, Targets]:
+        """
+        :param batch_size: Pairs in a batch
+        :param generator: Source of randomness
+        :return: A batch, and what is to be predicted in it
+        """
+        index = th.randint(len(self.pairs), (batch_size,), generator=generator).numpy()
+        ((batch, targets),) = self.batches(index, batch_size)
+        assert targets is not None
+        return batch, targets
+
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
         return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
@@ -105,6 +116,7 @@ def fine_tune(
     max_shift: int = 4,
     auxiliary_targets: Mapping[str, Sequence[int] | None] | None = None,
     auxiliary_weight: float = 0.3,
+    auxiliary_episodes: Sequence[Demonstration] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> SFTResult:
@@ -112,9 +124,10 @@ def fine_tune(
     Clone demonstrations by the imitation loss of the policy's head, over executed steps.
 
     AdamW with a linear warm-up over the first twentieth of the steps and a cosine decay to zero. Every task's episodes are
-    split into training and held-out ones, and the weights of the epoch with the lowest held-out loss are kept. ``state`` (and
-    ``privileged``) are standardised with the statistics of the training episodes; those go into the model's ``VecNormalize``,
-    too, if it has one. Parts of the backbone that are frozen stay as they are.
+    split into training and held-out ones. The weights of the last epoch are kept: where the held-out loss has its minimum
+    earlier, as it has with few demonstrations, the policy of then succeeds less often (so found Mandlekar et al. 2021, arXiv
+    2108.03298, too). ``state`` (and ``privileged``) are standardised with the statistics of the training episodes; those go
+    into the model's ``VecNormalize``, too, if it has one. Parts of the backbone that are frozen stay as they are.
 
     :param model: A model with a VLAPolicy, or the policy alone where no ``VecNormalize`` stands before it; changed in place
     :param demonstrations: Successful episodes
@@ -125,17 +138,21 @@ def fine_tune(
     :param max_grad_norm: Gradient clipping
     :param loss: One of the imitation losses of the policy's head, ``"auto"`` for its own choice
     :param held_out_fraction: Part of each task's episodes that is held out, at least one episode
-    :param patience: Stop after so many epochs without a lower held-out loss; ``None`` never stops early
+    :param patience: Stop after so many epochs without a lower held-out loss, and keep the epoch with the lowest
     :param max_shift: Augmentation: each image is shifted by up to so many pixels, at random (Yarats et al. 2021, DrQ)
     :param auxiliary_targets: Numbers that the policy's action features are to know, too: indices into observations by key
         (``None`` for all of a key's), e.g. ``{"privileged": [4, 5, 6]}`` for an object's place; see
         :class:`~sb3_vla.imitation.auxiliary_target.AuxiliaryTarget`
     :param auxiliary_weight: Weight of their loss
+    :param auxiliary_episodes: Episodes of any policy, failures too, whose observations teach these numbers beside those of the
+        demonstrations, as many a batch; their actions don't count. Of few demonstrations the features learn a few goals by
+        heart; see :func:`~sb3_vla.collect_episodes`
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
     :return: Losses by epoch
     :raises ValueError: If ``n_epochs`` is not positive, a task has fewer than two episodes, the demonstrations don't fit
-        the policy's spaces, or the observations that the policy sees are normalised by a ``VecNormalize`` that is not here
+        the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, or the observations that the policy
+        sees are normalised by a ``VecNormalize`` that is not here
     :raises TypeError: If there is no VLAPolicy
     :raises FloatingPointError: If a gradient is not finite; the weights are those of before
     """
@@ -149,7 +166,8 @@ def fine_tune(
     targets = auxiliary_targets or {}
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     _fit_normalizers(policy, normalizer, train)
-    auxiliary = _make_auxiliary(policy, targets, train, held_out, seed) if targets else None
+    others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
+    auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
     parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
@@ -157,16 +175,19 @@ def fine_tune(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     losses_of = partial(_losses, policy, auxiliary, loss)
     result = SFTResult()
-    best_weights = {}
+    kept_weights = {}
     policy.set_training_mode(True)
     with tqdm(total=n_steps, desc="SFT", unit="batch", disable=not progress) as bar:
         for epoch in range(n_epochs):
             losses = []
             order = th.randperm(len(train.pairs), generator=generator).numpy()
             for batch, to_predict in train.batches(order, batch_size):
-                for key in policy.image_keys:
-                    batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)  # type: ignore[index]
+                _shift_images(policy, batch, max_shift, generator)
                 imitation, unexplained = losses_of(batch, to_predict)
+                if auxiliary is not None and unexplained is not None and others.pairs:
+                    seen, to_predict = others.draw(len(batch.actions), generator)
+                    _shift_images(policy, seen, max_shift, generator)
+                    unexplained = (unexplained + auxiliary.loss(policy.encode(*seen.policy_input).action, to_predict)) / 2
                 batch_loss = imitation if unexplained is None else imitation + auxiliary_weight * unexplained
                 optimizer.zero_grad()
                 batch_loss.backward()
@@ -179,14 +200,20 @@ def fine_tune(
             result.train_losses.append(th.stack(losses).double().mean().item())
             _evaluate(losses_of, held_out, batch_size, result)
             bar.set_postfix(result.last_epoch())
-            if result.held_out_losses[-1] <= min(result.held_out_losses):
-                result.best_epoch = epoch
-                best_weights = {name: value.clone() for name, value in policy.state_dict().items()}
-            elif patience is not None and epoch - result.best_epoch >= patience:
+            if patience is None or result.held_out_losses[-1] <= min(result.held_out_losses):
+                result.kept_epoch = epoch
+                kept_weights = {name: value.clone() for name, value in policy.state_dict().items()}
+            elif epoch - result.kept_epoch >= patience:
                 break
-    policy.load_state_dict(best_weights)
+    policy.load_state_dict(kept_weights)
     policy.set_training_mode(False)
     return result
+
+
+def _shift_images(policy: VLAPolicy, batch: DemonstrationSamples, max_shift: int, generator: th.Generator) -> None:
+    """Shift the images of a batch, see :func:`random_shift`."""
+    for key in policy.image_keys:
+        batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)  # type: ignore[index]
 
 
 def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> th.Tensor:
@@ -243,22 +270,44 @@ def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: 
     policy.fit_normalizers({key: th.from_numpy(values).to(policy.device) for key, values in numbers.items()})
 
 
+def _other_pairs(
+    adapter: PolicyAdapter,
+    episodes: Sequence[Demonstration],
+    targets: Mapping[str, Sequence[int] | None],
+    normalizer: VecNormalize | None,
+) -> _Pairs:
+    """
+    :param adapter: Its policy's spaces are what the episodes must fit
+    :param episodes: Episodes of which only the observations count
+    :param targets: Numbers to predict among their observations
+    :param normalizer: What normalises their observations
+    :return: Their pairs
+    :raises ValueError: If there are episodes, but no targets
+    """
+    if episodes and not targets:
+        raise ValueError("auxiliary_episodes teach auxiliary_targets: name some, e.g. {'privileged': [4, 5, 6]}")
+    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, extra_keys=targets)
+    return _Pairs(matched, [matched.match(episode) for episode in episodes], adapter, normalizer)
+
+
 def _make_auxiliary(
-    policy: VLAPolicy, targets: Mapping[str, Sequence[int] | None], train: _Pairs, held_out: _Pairs, seed: int
+    policy: VLAPolicy, targets: Mapping[str, Sequence[int] | None], pairs: tuple[_Pairs, _Pairs, _Pairs], seed: int
 ) -> AuxiliaryTarget:
     """
     :param policy: Whose features are to know the targets
     :param targets: Numbers among the observations
-    :param train: The training pairs, which get their targets
-    :param held_out: The held-out pairs, likewise
+    :param pairs: Those of training, held-out ones and others, which get their targets
     :param seed: Of the network's first weights
     :return: The network that predicts them
     """
+    train, _, others = pairs
     with th.random.fork_rng():
         th.manual_seed(seed)
-        auxiliary = AuxiliaryTarget(policy.backbone.features_dim, targets, train.episodes).to(policy.device)
-    for pairs in (train, held_out):
-        pairs.targets = auxiliary.of(pairs.episodes)
+        seen = [*train.episodes, *others.episodes]
+        auxiliary = AuxiliaryTarget(policy.backbone.features_dim, targets, seen).to(policy.device)
+    for each in pairs:
+        if each.episodes:
+            each.targets = auxiliary.of(each.episodes)
     return auxiliary
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``sb3-vla config | demos | sft | train | eval | probe | record | quickstart | push``."""
+"""The command line: ``sb3-vla config | demos | sft | train | eval | probe | play | record | quickstart | push``."""
 
 import argparse
 import shlex
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
     sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
+    sft.add_argument("--auxiliary", metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too")
     sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
     sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations (sft.n_epochs)")
 
@@ -86,6 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
     look.add_argument("--out", metavar="FILE", help="where to write the figures (.json)")
     look.add_argument("--episodes", type=int, default=50, metavar="N", help="of each task, twice (default 50)")
+
+    play = _add_command(commands, "play", _play, "let a model act on goals of training, and keep all that it sees", of_model)
+    play.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
+    play.add_argument("--out", required=True, metavar="FILE", help="where to write the episodes (.npz)")
+    play.add_argument("--n-per-task", type=int, default=100, metavar="N", help="episodes of each task (default 100)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
@@ -199,11 +205,14 @@ def _sft(arguments: argparse.Namespace) -> Work:
 
     config = _load(arguments, sft={"n_epochs": arguments.epochs})
     demonstrations = load_demonstrations(arguments.demos)
+    episodes = load_demonstrations(arguments.auxiliary) if arguments.auxiliary else []
+    if episodes and not config.sft.auxiliary_targets:
+        raise ValueError("--auxiliary teaches sft.auxiliary_targets: name some, e.g. {privileged: [4, 5, 6]}")
     check_training(config, demonstrations=demonstrations)
     folder = _create_run(arguments, config)
 
     def work() -> None:
-        run_sft(config, demonstrations, folder.sft_model)
+        run_sft(config, demonstrations, folder.sft_model, episodes)
         print(f"Wrote {folder.sft_model}")
 
     return work
@@ -303,6 +312,21 @@ def _probe(arguments: argparse.Namespace) -> Work:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
             result.save(arguments.out)
         print(result.table())
+
+    return work
+
+
+def _play(arguments: argparse.Namespace) -> Work:
+    from .pipeline import collect_own_episodes
+
+    _refuse_existing(arguments.out)
+    if arguments.n_per_task < 1:
+        raise ValueError(f"--n-per-task must be at least 1, got {arguments.n_per_task}")
+    config, model = _load_to_act(arguments)
+
+    def work() -> None:
+        episodes = collect_own_episodes(config, model, arguments.out, arguments.n_per_task)
+        print(f"Wrote {len(episodes)} episodes to {arguments.out}")
 
     return work
 

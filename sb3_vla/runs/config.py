@@ -29,7 +29,11 @@ from .settings import arguments_of, check_section, check_unchanged, check_value,
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
 
 PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde", "normalized_keys"))
-SFTSettings: Any = arguments_of(fine_tune, without=_SAID_ONCE, limits={**SFT_LIMITS, "max_grad_norm": Limits(above=0)})
+SFTSettings: Any = arguments_of(
+    fine_tune,
+    without=(*_SAID_ONCE, "auxiliary_episodes"),
+    limits={**SFT_LIMITS, "max_grad_norm": Limits(above=0)},
+)
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
 EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
@@ -74,6 +78,8 @@ class TrainSettings(_PPOArguments):
 
     :param total_timesteps: Chunks to train for
     :param n_envs: Number of environments
+    :param horizon: Primitive steps after which an episode of the training is truncated, by default ``simulation.horizon``,
+        which is that of evaluations: a short one plays more episodes of what does not succeed yet
     :param checkpoint_every: Timesteps between two checkpoints
     :param validate_every: Timesteps between two evaluations on goals for that alone, the best of which says which model is
         kept as ``best_model.zip``; by default there are none
@@ -82,6 +88,7 @@ class TrainSettings(_PPOArguments):
 
     total_timesteps: int = setting(at_least=1, changes_on_resume=True)
     n_envs: int = setting(at_least=1)
+    horizon: int | None = setting(at_least=1, default=None)
     checkpoint_every: int = setting(at_least=1, changes_on_resume=True)
     validate_every: int | None = setting(at_least=1, changes_on_resume=True, default=None)
     n_validation_goals: int = setting(at_least=1, default=10)
@@ -134,9 +141,14 @@ class Config:
             )
 
     def env_settings(self) -> dict[str, Any]:
-        """:return: Settings of :func:`sb3_vla_envs.make_vla_env` in training, without those left to it by ``None``"""
+        """:return: Settings of :func:`sb3_vla_envs.make_vla_env`, without those left to it by ``None``"""
         settings = {**vars(self.simulation), **vars(self.wrapping)}
         return {name: value for name, value in settings.items() if value is not None}
+
+    def training_env_settings(self) -> dict[str, Any]:
+        """:return: The same in training"""
+        own = {} if self.train.horizon is None else {"horizon": self.train.horizon}
+        return {**self.env_settings(), **own}
 
     def acting_settings(self) -> dict[str, Any]:
         """:return: Those of them that matter to a model in use; an evaluation has a split and a number of goals of its own"""

@@ -18,6 +18,7 @@ from sb3_vla_envs import Demonstration, collect_demonstrations, make_vla_env, sa
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
+from ..evaluation.collect import collect_episodes
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.films import record_task_episode
 from ..evaluation.gif import record_tasks, save_comparison_gif, save_gif
@@ -146,13 +147,19 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     return demonstrations
 
 
-def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str | Path) -> PPOSelfBC:
+def run_sft(
+    config: Config,
+    demonstrations: Sequence[Demonstration],
+    path: str | Path,
+    auxiliary_episodes: Sequence[Demonstration] = (),
+) -> PPOSelfBC:
     """
     Fine-tune a new policy on demonstrations and save it as a PPOSelfBC model, ready to be evaluated or post-trained.
 
     :param config: Configuration
     :param demonstrations: What to imitate
     :param path: Where to write the model (zip); its losses by epoch stand beside it (json)
+    :param auxiliary_episodes: See :func:`~sb3_vla.fine_tune`
     :return: The model
     """
     venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
@@ -165,12 +172,38 @@ def run_sft(config: Config, demonstrations: Sequence[Demonstration], path: str |
             seed=config.seed,
             device=config.device,
         )
-        losses = fine_tune(model, demonstrations, seed=config.seed, **vars(config.sft))
+        settings = vars(config.sft)
+        losses = fine_tune(model, demonstrations, auxiliary_episodes=auxiliary_episodes, seed=config.seed, **settings)
         model.save(path)
         Path(path).with_suffix(".json").write_text(json.dumps(asdict(losses), indent=1) + "\n", encoding="utf-8")
     finally:
         venv.close()
     return model
+
+
+def collect_own_episodes(config: Config, model: PPOSelfBC, path: str | Path, n_per_task: int) -> list[Demonstration]:
+    """
+    Collect a model's own episodes on goals of training, with the training's horizon, and save them.
+
+    :param config: Configuration
+    :param model: The model
+    :param path: Where to write
+    :param n_per_task: Episodes of each task
+    :return: The episodes
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    settings = {**config.training_env_settings(), "task_ids": config.simulation.task_ids or config.tasks}
+    episodes = collect_episodes(
+        model,
+        config.tasks,
+        n_per_task,
+        seed=config.seed,
+        n_envs=config.train.n_envs,
+        suite=config.suite,
+        **{name: value for name, value in settings.items() if name not in ("n_goals", "privileged")},
+    )
+    save_demonstrations(path, episodes)
+    return episodes
 
 
 def post_train(
@@ -222,7 +255,8 @@ def resume_training(config: Config, folder: RunFolder, progress: bool = True) ->
 
 
 def _training_env(config: Config) -> VecEnv:
-    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **config.env_settings())
+    settings = config.training_env_settings()
+    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **settings)
 
 
 def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:

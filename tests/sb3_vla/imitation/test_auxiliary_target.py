@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
@@ -64,6 +66,28 @@ def test_features_learn_what_the_actor_does_not_observe(make_model, make_demonst
     assert result.unexplained[-1] < 0.2 < result.unexplained[0]
     assert result.train_losses[-1] < 0.2 * result.train_losses[0], "it still imitates"
     assert fine_tune(make_model().policy, make_demonstrations(3), n_epochs=1, progress=False).unexplained == []
+
+
+def test_other_episodes_teach_the_targets_whatever_was_done_in_them(make_model, make_demonstrations):
+    targets = {"privileged": [0, 1]}
+    settings = dict(n_epochs=10, batch_size=8, learning_rate=1e-2, max_shift=0, progress=False)
+    failures = [replace(episode, success=False) for episode in make_demonstrations(4, task="pull")]
+    opposite = [replace(episode, actions=-episode.actions) for episode in failures]
+    reversed_ = [
+        replace(episode, observations=episode.observations | {"privileged": episode.observations["privileged"][::-1]})
+        for episode in failures
+    ]
+    weights = []
+    for others in ((), failures, opposite, reversed_):
+        policy = make_model().policy
+        result = fine_tune(policy, make_demonstrations(3), auxiliary_targets=targets, auxiliary_episodes=others, **settings)
+        assert result.unexplained[-1] < 0.2 and result.train_losses[-1] < 0.2 * result.train_losses[0]
+        weights.append(th.cat([parameter.flatten() for parameter in policy.backbone.parameters()]))
+    none, given, acted_otherwise, saw_otherwise = weights
+    assert th.equal(given, acted_otherwise)
+    assert not th.allclose(given, none, atol=1e-3) and not th.allclose(given, saw_otherwise, atol=1e-3)
+    with pytest.raises(ValueError, match="auxiliary_episodes teach auxiliary_targets: name some"):
+        fine_tune(make_model().policy, make_demonstrations(3), auxiliary_episodes=failures, **settings)
 
 
 def test_targets_need_not_be_among_what_the_policy_reads(make_model, make_vec_env, make_demonstrations):

@@ -47,17 +47,20 @@ def contradiction(make_demonstrations):
     return demonstrations
 
 
-def test_keeps_the_weights_of_the_best_held_out_epoch(policy, contradiction):
-    result = fine_tune(policy, contradiction, n_epochs=8, learning_rate=1e-2, max_shift=0, progress=False)
+@pytest.mark.parametrize("patience", [None, 7])
+def test_keeps_the_weights_of_the_last_epoch_or_with_patience_of_the_best(patience, policy, contradiction):
+    settings = dict(n_epochs=8, learning_rate=1e-2, patience=patience, max_shift=0, progress=False)
+    result = fine_tune(policy, contradiction, **settings)
     losses = result.held_out_losses
-    assert len(losses) == 8 and result.best_epoch == int(np.argmin(losses)) < 7
+    best = int(np.argmin(losses))
+    assert len(losses) == 8 and best < 7 and result.kept_epoch == (7 if patience is None else best)
     errors = [mean_error(policy, [demonstration]) for demonstration in contradiction]
-    assert min(abs(error - min(losses)) for error in errors) < 1e-5 < losses[-1] - min(losses)
+    assert min(abs(error - losses[result.kept_epoch]) for error in errors) < 1e-5 < losses[-1] - min(losses)
 
 
 def test_stops_early_when_held_out_loss_no_longer_falls(policy, contradiction):
     result = fine_tune(policy, contradiction, n_epochs=30, learning_rate=1e-2, patience=2, max_shift=0, progress=False)
-    assert len(result.held_out_losses) == result.best_epoch + 3 < 30
+    assert len(result.held_out_losses) == result.kept_epoch + 3 < 30
 
 
 def test_held_out_loss_is_that_of_the_held_out_episodes(policy, make_demonstrations):

@@ -96,7 +96,7 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
         "sft_model.json",
     }
     losses = json.loads((made / "sft/sft_model.json").read_text())
-    assert len(losses["train_losses"]) == len(losses["held_out_losses"]) == 2 and losses["best_epoch"] in (0, 1)
+    assert len(losses["train_losses"]) == len(losses["held_out_losses"]) == 2 and losses["kept_epoch"] == 1
 
 
 def test_train_writes_models_checkpoint_and_the_command(made):
@@ -205,6 +205,23 @@ def test_probe_says_of_each_task_what_the_features_know(made, tmp_path, capsys):
         assert all(share is None or share["features"] <= 1 for share in row.values())
 
 
+def test_own_episodes_can_teach_a_new_policy(made, tmp_path, config, fail):
+    own, out = str(tmp_path / "own.npz"), str(tmp_path / "sft")
+    assert main(["play", str(made / "run/model.zip"), "--n-per-task", "2", "--out", own]) == 0
+    episodes = load_demonstrations(own)
+    assert [episode.task for episode in episodes] == [TASKS[0]] * 2 + [TASKS[1]] * 2
+    assert all("privileged" in episode.observations and episode.n_steps <= 60 for episode in episodes)
+    command = ["sft", "--demos", str(made / "demos/d.npz"), "--auxiliary", own, "--out", out, "--config"]
+    assert "--auxiliary teaches sft.auxiliary_targets: name some" in fail(*command, config())
+    assert main([*command, config(sft={"n_epochs": 1, "auxiliary_targets": {"privileged": [0, 1, 2]}})]) == 0
+    assert len(json.loads((tmp_path / "sft/sft_model.json").read_text())["unexplained"]) == 1
+
+
+def test_play_needs_episodes(made, fail, tmp_path):
+    command = ["play", str(made / "run/model.zip"), "--n-per-task", "0", "--out", str(tmp_path / "own.npz")]
+    assert "--n-per-task must be at least 1, got 0" in fail(*command)
+
+
 def test_probe_needs_episodes_to_fit_and_to_test(made, fail):
     assert "--episodes must be at least 5, got 4" in fail("probe", str(made / "run/model.zip"), "--episodes", "4")
 
@@ -297,12 +314,13 @@ def commands(made, tmp_path):
         "train": ["train", "--init", sft_model, "--demos", demos, "--out", out],
         "eval": ["eval", sft_model, "--out", out],
         "probe": ["probe", sft_model, "--out", out],
+        "play": ["play", sft_model, "--out", out],
         "record": ["record", sft_model, "--out", out],
         "quickstart": ["quickstart", "--out", out],
     }
 
 
-ALL = ["demos", "sft", "train", "eval", "probe", "record", "quickstart"]
+ALL = ["demos", "sft", "train", "eval", "probe", "play", "record", "quickstart"]
 TRAINING = ["sft", "train", "quickstart"]
 
 

@@ -220,7 +220,7 @@ def test_any_other_change_on_the_way_is_refused_by_name(changes, named):
 @pytest.mark.parametrize(
     ("section", "name", "value", "words"),
     [
-        ("eval", "split", "validation", "'train' or 'test'"),
+        ("eval", "split", "validation", "'train' or 'test' or 'benchmark'"),
         ("sft", "held_out_fraction", 0, "above 0"),
         ("sft", "held_out_fraction", 1.0, "below 1"),
         ("sft", "patience", 0, "at least 1"),
