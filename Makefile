@@ -10,7 +10,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 ablations benchmark benchmark-quickstart chunking clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -27,6 +27,9 @@ results: setup  ## The quickstart with three seeds, and the README's table of th
 
 mt10: setup  ## MetaWorld MT10 from 100 and from 10 demonstrations a task, three seeds each: many hours; what is there is not done again
 	$(BIN)/python benchmarks/mt10/study.py
+
+mt10-ablations: setup  ## What each part of the MT10 recipe is worth, on four of its tasks: many hours, too
+	$(BIN)/python benchmarks/mt10/ablations.py
 
 ablations: setup  ## After the quickstart: post-train its SFT model again with one thing changed (SEED=)
 	set -e; for name in independent_noise few_critic_epochs no_bc; do \

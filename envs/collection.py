@@ -216,7 +216,7 @@ class ExpertRunner:
         entropy = np.random.SeedSequence([self.seed, zlib.crc32(attempt.task.encode()), attempt.number])
         self.expert.begin(np.random.default_rng(entropy))
         observation, _ = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
-        observations, actions, lengths = [], [], []
+        observations, actions, lengths, rewards = [], [], [], []
         nothing = np.zeros(self.env.action_space.shape or (), dtype=np.float32)
         progress = EpisodeProgress()
         done = False
@@ -224,7 +224,7 @@ class ExpertRunner:
             observations.append(observation)
             self.expert.taken.clear()
             before = progress.steps
-            observation, _, terminated, truncated, info = self.env.step(nothing)
+            observation, reward, terminated, truncated, info = self.env.step(nothing)
             progress.add(info)
             # Success ends a demonstration, in mid-chunk too, even where it does not end the episode
             executed = (progress.steps if progress.steps_to_success is None else progress.steps_to_success) - before
@@ -232,6 +232,7 @@ class ExpertRunner:
             chunk[:executed] = self.expert.taken[:executed]
             actions.append(chunk)
             lengths.append(executed)
+            rewards.append(reward)
             done = bool(progress.success) or terminated or truncated
         return Demonstration(
             task=attempt.task,
@@ -239,6 +240,7 @@ class ExpertRunner:
             actions=np.stack(actions),
             chunk_lengths=np.array(lengths, dtype=np.int64),
             success=bool(progress.success),
+            rewards=np.array(rewards, dtype=np.float32),
         )
 
 

@@ -13,6 +13,7 @@ array                  shape, dtype        meaning
 ``n_chunks``           ``(n,)`` int64      chunks of each episode; their sum is T
 ``actions``            ``(T, h, d)`` f4    action chunks of all episodes, one after the other
 ``chunk_lengths``      ``(T,)`` int64      steps executed of each chunk
+``rewards``            ``(T,)`` f4         reward of each chunk; may be absent
 ``observation/<key>``  ``(T, ...)``        what the policy saw before each chunk, one array a key of the observation
 =====================  ==================  ==================================================================
 
@@ -101,12 +102,13 @@ def _signature(demonstrations: Sequence[Demonstration]) -> dict[str, tuple[np.dt
     expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     for demo in demonstrations:
         arrays = {"actions": demo.actions, "chunk_lengths": demo.chunk_lengths}
+        arrays |= {} if demo.rewards is None else {"rewards": demo.rewards}
         arrays |= {_PREFIX + key: values for key, values in demo.observations.items()}
         given = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
         expected = expected or given
         if given.keys() != expected.keys():
-            keys = [sorted(name.removeprefix(_PREFIX) for name in names if _PREFIX in name) for names in (expected, given)]
-            raise ValueError(f"All demonstrations must have the observations {keys[0]}, got {keys[1]}")
+            names = [sorted(name.removeprefix(_PREFIX) for name in names) for names in (expected, given)]
+            raise ValueError(f"All demonstrations must have the arrays {names[0]}, got {names[1]}")
         for name, (dtype, shape) in given.items():
             if expected[name] != (dtype, shape):
                 raise ValueError(
@@ -203,7 +205,7 @@ def _separated(arrays: dict[str, NDArray[Any]]) -> Iterator[Demonstration]:
     n_chunks = arrays["n_chunks"]
     n_episodes = {name: len(arrays[name]) for name in ("task", "success", "n_chunks")}
     keys = [name.removeprefix(_PREFIX) for name in arrays if name.startswith(_PREFIX)]
-    joined = [*(_PREFIX + key for key in keys), "actions", "chunk_lengths"]
+    joined = [*(_PREFIX + key for key in keys), "actions", "chunk_lengths", *(["rewards"] if "rewards" in arrays else [])]
     if len(set(n_episodes.values())) > 1:
         raise ValueError(f"arrays of {n_episodes} episodes")
     if not len(n_chunks):
@@ -220,6 +222,7 @@ def _separated(arrays: dict[str, NDArray[Any]]) -> Iterator[Demonstration]:
             actions=arrays["actions"][part],
             chunk_lengths=arrays["chunk_lengths"][part],
             success=bool(success),
+            rewards=arrays["rewards"][part] if "rewards" in arrays else None,
         )
 
 

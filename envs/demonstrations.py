@@ -22,6 +22,8 @@ class Demonstration:
     :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero)
     :param chunk_lengths: How many actions of each chunk were executed, 1..h, shape ``(T,)``, int64
     :param success: Whether the episode succeeded
+    :param rewards: Reward of each chunk, discounted inside it, shape ``(T,)``, float32; those that are not known count as
+        :meth:`sparse_rewards`
     :param steps_to_success: Primitive steps until success, where the episode went on after it: the rest is left out
     :raises ValueError: If the arrays disagree on T or are no arrays of numbers, a number is not finite, or a length is out of
         range
@@ -32,6 +34,7 @@ class Demonstration:
     actions: NDArray[Any]
     chunk_lengths: NDArray[np.int64]
     success: bool
+    rewards: NDArray[Any] | None = None
     steps_to_success: InitVar[int | None] = None
 
     def __post_init__(self, steps_to_success: int | None) -> None:
@@ -43,13 +46,16 @@ class Demonstration:
         self.chunk_lengths = self._as_array("chunk_lengths", self.chunk_lengths)
         lengths = {key: len(value) for key, value in self.observations.items()}
         lengths |= {"actions": len(self.actions), "chunk_lengths": len(self.chunk_lengths)}
+        if self.rewards is not None:
+            self.rewards = self._as_array("rewards", self.rewards)
+            lengths["rewards"] = len(self.rewards)
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f"The arrays of a demonstration of task {self.task!r} must have one entry a chunk each, got lengths {lengths}"
             )
         if not len(self):
             raise ValueError(f"A demonstration of task {self.task!r} must have at least one chunk: leave empty episodes out")
-        self._check_finite({"actions": self.actions, **self.observations})
+        self._check_finite({"actions": self.actions, **self.observations, **self._given_rewards()})
         self._check_chunk_lengths()
         if steps_to_success is not None:
             self._end_after(steps_to_success)
@@ -66,6 +72,28 @@ class Demonstration:
         """Primitive steps of the episode."""
         return int(self.chunk_lengths.sum())
 
+    def returns(self, gamma: float) -> NDArray[np.float64]:
+        """
+        What followed each observation: ``R_t = r_t + gamma**k_t R_{t+1}``, with k the steps that a chunk executed.
+
+        :param gamma: Discount of a primitive step
+        :return: ``(T,)``; without :attr:`rewards` of :meth:`sparse_rewards`
+        """
+        rewards = self.sparse_rewards(gamma) if self.rewards is None else self.rewards
+        result = np.zeros(len(self) + 1)
+        for t in reversed(range(len(self))):
+            result[t] = rewards[t] + gamma ** int(self.chunk_lengths[t]) * result[t + 1]
+        return result[:-1]
+
+    def sparse_rewards(self, gamma: float) -> NDArray[np.float32]:
+        """
+        :param gamma: Discount of a primitive step
+        :return: ``(T,)``: 1 for the last step of a success, discounted inside its chunk
+        """
+        rewards = np.zeros(len(self), np.float32)
+        rewards[-1] = float(self.success) * gamma ** int(self.chunk_lengths[-1] - 1)
+        return rewards
+
     def chunk(self, number: int, size: int) -> tuple[NDArray[Any], int]:
         """
         The chunk to imitate after an observation. Of a demonstration of single steps (``h`` is 1) it may be of any size: the
@@ -81,6 +109,9 @@ class Demonstration:
         chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
         chunk[: len(steps)] = steps
         return chunk, len(steps)
+
+    def _given_rewards(self) -> dict[str, NDArray[Any]]:
+        return {} if self.rewards is None else {"rewards": self.rewards}
 
     def _as_array(self, name: str, values: Any) -> NDArray[Any]:
         try:
@@ -131,5 +162,6 @@ class Demonstration:
         n_chunks = int(np.searchsorted(ends, n_steps)) + 1
         self.observations = {key: values[:n_chunks] for key, values in self.observations.items()}
         self.actions = self.actions[:n_chunks]
+        self.rewards = None if self.rewards is None else self.rewards[:n_chunks]
         self.chunk_lengths = self.chunk_lengths[:n_chunks].copy()
         self.chunk_lengths[-1] -= ends[n_chunks - 1] - n_steps

@@ -82,5 +82,6 @@ def _episode(task: str, steps: Sequence[PlayedStep]) -> Demonstration:
         actions=np.stack([step.action for step in steps]),
         chunk_lengths=np.array(lengths),
         success=bool(progress.success),
+        rewards=np.array([step.reward for step in steps], np.float32),
         steps_to_success=progress.steps_to_success,
     )

@@ -1,7 +1,8 @@
 """The buffer of good episodes that behaviour cloning imitates."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch as th
@@ -10,25 +11,42 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
+from ..policies.encoded import PolicyInput
 from .demonstration_set import DemonstrationSamples, DemonstrationSet
 from .feature_cache import FeatureCache
+
+# By which a buffer prefers episodes
+RULES = ("advantage", "shortest")
+# Observations whose values are computed together
+_MAX_VALUED = 512
+
+#: Gives values ``(batch, 1)`` of observations
+Critic = Callable[[PolicyInput], th.Tensor]
 
 
 class DemonstrationBuffer:
     """
     Keeps the best successful episodes of each task and samples observation-chunk pairs from them.
 
-    An episode is better the fewer primitive steps it took. While a task has room its successful episodes are admitted;
-    after that an episode must be shorter than the longest one that the task holds, and takes its place. Each task has the
-    same quota, and a batch is drawn uniformly over tasks first, so that easy tasks don't crowd out hard ones.
+    By the rule ``"advantage"`` an episode is better the more its return exceeds what the critic now expects from its first
+    observation, and one that does not exceed it is dropped; of its pairs those are drawn whose own return exceeds their value,
+    in proportion to by how much (self-imitation learning, Oh et al. 2018, arXiv 1806.05635). So a far goal counts as much as a
+    near one, and what the policy has learned to do anyway is not imitated any more. The critic gives its opinion in
+    :meth:`rate`, before each update of the policy. By the rule ``"shortest"`` an episode is better the fewer primitive steps
+    it took, whatever its goal, and pairs are drawn uniformly.
+
+    Each task has the same quota, and a batch is drawn uniformly over tasks first, so that easy tasks don't crowd out hard
+    ones.
 
     :param observation_space: Observations that the model reads
     :param action_space: Action space of the model
-    :param episodes_per_task: Quota of each task
+    :param episodes_per_task: Quota of each task; by the rule ``"advantage"`` there may be more until the next :meth:`rate`
+    :param rule: ``"advantage"`` or ``"shortest"``
+    :param gamma: Discount factor of a primitive step
     :param device: Where samples go
     :param seed: Seed of the sampling, which is independent of NumPy's global state (so that a run with behaviour cloning
         off draws the same mini-batches as SB3's PPO)
-    :raises ValueError: If ``episodes_per_task`` is not positive
+    :raises ValueError: If ``episodes_per_task`` is not positive, or there is no such rule
     """
 
     def __init__(
@@ -36,21 +54,28 @@ class DemonstrationBuffer:
         observation_space: spaces.Space,
         action_space: spaces.Space,
         episodes_per_task: int = 100,
+        rule: Literal["advantage", "shortest"] = "advantage",
+        gamma: float = 0.99,
         device: th.device | str = "cpu",
         seed: int | None = None,
     ) -> None:
         if episodes_per_task < 1:
             raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+        if rule not in RULES:
+            raise ValueError(f"there is no rule {rule!r} of the demonstration buffer: use {' or '.join(map(repr, RULES))}")
         self.episodes_per_task = episodes_per_task
+        self.rule = rule
+        self.gamma = gamma
         self.device = device
         self.rng = np.random.default_rng(seed)
-        # Best (shortest) first
         self._held = DemonstrationSet(observation_space, action_space)
         self._index: dict[str, np.ndarray] = {}
+        # Of each pair of a task, in the order of the index, the probability that it is drawn
+        self._probabilities: dict[str, np.ndarray] = {}
 
     @property
     def episodes(self) -> dict[str, list[Demonstration]]:
-        """The episodes of each task, the best first."""
+        """The episodes of each task, the best first; by the rule ``"advantage"`` those that came since :meth:`rate` last."""
         return self._held.episodes
 
     def __len__(self) -> int:
@@ -84,12 +109,14 @@ class DemonstrationBuffer:
         demonstration = self._held.match(demonstration)
         if not self.admits(demonstration.task, demonstration.n_steps):
             return None
+        if demonstration.rewards is None:  # a file has those of all episodes or of none
+            demonstration.rewards = demonstration.sparse_rewards(self.gamma)
         held = self.episodes.setdefault(demonstration.task, [])
-        if len(held) >= self.episodes_per_task:
-            held.pop()
         held.append(demonstration)
-        held.sort(key=lambda demo: demo.n_steps)
-        self._index[demonstration.task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
+        if self.rule == "shortest":
+            held.sort(key=lambda demo: demo.n_steps)
+            del held[self.episodes_per_task :]
+        self._index_pairs(demonstration.task)
         return demonstration
 
     def admits(self, task: str, n_steps: int) -> bool:
@@ -99,7 +126,58 @@ class DemonstrationBuffer:
         :return: Whether it would be admitted
         """
         held = self.episodes.get(task, [])
-        return len(held) < self.episodes_per_task or n_steps < held[-1].n_steps
+        return self.rule == "advantage" or len(held) < self.episodes_per_task or n_steps < held[-1].n_steps
+
+    def rate(
+        self,
+        critic: Critic,
+        env: VecNormalize | None = None,
+        cache: FeatureCache | None = None,
+        host_keys: Collection[str] = (),
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Let the critic say what is still worth imitating; by the rule ``"shortest"`` this does nothing.
+
+        :param critic: Values observations
+        :param env: Normalises the observations, which the buffer holds as they were
+        :param cache: See :meth:`sample`
+        :param host_keys: See :meth:`sample`
+        :param keys: Observations that the critic reads, by default all
+        """
+        if self.rule == "shortest":
+            return
+        for task, held in self.episodes.items():
+            pairs = [(demo, t) for demo in held for t in range(len(demo))]
+            values = []
+            for start in range(0, len(pairs), _MAX_VALUED):
+                batch = self._held.batch(pairs[start : start + _MAX_VALUED], self.device, env, cache, host_keys, keys)
+                with th.no_grad():
+                    values.append(critic(batch.policy_input).flatten().cpu().numpy())
+            if values:
+                self._keep_best(task, np.concatenate(values))
+
+    def _keep_best(self, task: str, values: np.ndarray) -> None:
+        """
+        :param task: Name of a task
+        :param values: What the critic expects at each of its pairs
+        """
+        held = self.episodes[task]
+        ends = np.cumsum([len(demo) for demo in held])
+        advantages = np.split(np.concatenate([demo.returns(self.gamma) for demo in held]) - values, ends[:-1])
+        best = sorted(range(len(held)), key=lambda i: -advantages[i][0])[: self.episodes_per_task]
+        best = [i for i in best if advantages[i][0] > 0]
+        held[:] = [held[i] for i in best]
+        self._index_pairs(task)
+        if best:
+            weights = np.concatenate([advantages[i] for i in best]).clip(min=0.0)
+            self._probabilities[task] = weights / weights.sum()
+
+    def _index_pairs(self, task: str) -> None:
+        """Number the pairs of a task whose episodes have changed."""
+        held = self.episodes[task]
+        self._index[task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
+        self._probabilities.pop(task, None)
 
     def extend(self, demonstrations: Iterable[Demonstration]) -> int:
         """
@@ -118,7 +196,7 @@ class DemonstrationBuffer:
         host_keys: Collection[str] = (),
     ) -> DemonstrationSamples:
         """
-        Draw pairs, uniformly over the tasks and then over the pairs of a task.
+        Draw pairs, uniformly over the tasks and then over the pairs of a task, or as :meth:`rate` found them worth it.
 
         :param batch_size: Number of pairs
         :param env: Normalises the observations, which the buffer holds as they were
@@ -133,8 +211,10 @@ class DemonstrationBuffer:
             raise ValueError("the demonstration buffer is empty: add demonstrations, or wait for a success")
         pairs = []
         for task in self.rng.integers(len(tasks), size=batch_size):
-            index = self._index[tasks[task]]
-            episode, step = index[self.rng.integers(len(index))]
+            index, probabilities = self._index[tasks[task]], self._probabilities.get(tasks[task])
+            # Of what the critic has not rated uniformly
+            number = self.rng.integers(len(index)) if probabilities is None else self.rng.choice(len(index), p=probabilities)
+            episode, step = index[number]
             pairs.append((self.episodes[tasks[task]][episode], step))
         return self._held.batch(pairs, self.device, env, cache, host_keys)
 
@@ -169,6 +249,7 @@ class DemonstrationBuffer:
         :param path: What :meth:`save` wrote
         :raises ValueError: If the file is truncated, of another format, or does not fit the spaces
         """
-        loaded = DemonstrationBuffer(self._held.observation_space, self._held.action_space, self.episodes_per_task)
+        spaces_of_model = self._held.observation_space, self._held.action_space
+        loaded = DemonstrationBuffer(*spaces_of_model, self.episodes_per_task, self.rule, self.gamma)
         loaded.extend(load_demonstrations(path))
-        self._held, self._index = loaded._held, loaded._index
+        self._held, self._index, self._probabilities = loaded._held, loaded._index, {}

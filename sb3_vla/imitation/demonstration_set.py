@@ -119,6 +119,7 @@ class DemonstrationSet:
             actions=actions,
             chunk_lengths=demonstration.chunk_lengths,
             success=demonstration.success,
+            rewards=demonstration.rewards,
         )
 
     def batch(
@@ -128,6 +129,7 @@ class DemonstrationSet:
         normalizer: VecNormalize | None = None,
         cache: FeatureCache | None = None,
         host_keys: Collection[str] = (),
+        keys: Sequence[str] | None = None,
     ) -> DemonstrationSamples:
         """
         :param pairs: Which pairs
@@ -135,9 +137,12 @@ class DemonstrationSet:
         :param normalizer: Normalises the observations, which the set holds as they were
         :param cache: What a policy's frozen parts made of the episodes comes in place of what they read
         :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
+        :param keys: Of a dictionary only these observations, and nothing of what stands for others; by default all
         :return: The batch
         """
-        keys = list(self._observation_spaces())
+        if keys is not None:
+            cache = None
+        keys = list(self._observation_spaces()) if keys is None else keys
         encoded = NOT_ENCODED
         chunks, lengths = zip(*(self._chunk(demo, number) for demo, number in pairs), strict=True)
         # VecNormalize's statistics go on changing, and with them what could be computed once

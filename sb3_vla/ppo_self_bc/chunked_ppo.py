@@ -236,7 +236,7 @@ class ChunkedPPO(PPO):
             check_observations(new_obs, infos, read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
             self.num_primitive_steps += int(chunk_lengths.sum())
-            ended = self._recorder.record(observations, actions, infos, dones, encoded)  # type: ignore[union-attr]
+            ended = self._recorder.record(observations, actions, rewards, infos, dones, encoded)  # type: ignore[union-attr]
 
             # Give access to local variables
             callback.update_locals(locals())

@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class _Chunk(NamedTuple):
     encoded: EncodedObservations
     action: np.ndarray
     length: int
+    reward: float
 
 
 class EpisodeRecorder:
@@ -80,6 +82,7 @@ class EpisodeRecorder:
         self,
         observations: Mapping[str, np.ndarray],
         actions: np.ndarray,
+        rewards: np.ndarray,
         infos: Sequence[Mapping[str, Any]],
         dones: np.ndarray,
         encoded: EncodedObservations,
@@ -87,6 +90,7 @@ class EpisodeRecorder:
         """
         :param observations: What the environments showed before the step, ``(n_envs, ...)`` by key, before ``VecNormalize``
         :param actions: What was sampled, before clipping: the mean of clipped samples would shrink
+        :param rewards: ``(n_envs,)``, what the step was worth
         :param infos: What they reported after it
         :param dones: Which episodes ended with it
         :param encoded: What frozen parts made of the observations
@@ -98,8 +102,12 @@ class EpisodeRecorder:
             if progress is not None:
                 before, had_succeeded = progress.steps, bool(progress.success)
                 progress.add(info)
-                if self.replay_buffer is not None and not had_succeeded:
-                    self._record_chunk(i, progress, task_name(info), observations, actions, progress.steps - before, encoded)
+                if self.replay_buffer is not None and not had_succeeded and self._chunks[i] is not None:
+                    # Copies, as a view would keep the observations of all environments
+                    copies = {key: values[i].copy() for key, values in observations.items()}
+                    kept = NOT_ENCODED if self.cache is None else encoded.map(itemgetter(i)).map(th.clone)
+                    chunk = _Chunk(copies, kept, actions[i], progress.steps - before, float(rewards[i]))
+                    self._record_chunk(i, progress, task_name(info), chunk)
             if done:
                 if progress is not None:
                     self._count(task_name(info), progress)
@@ -107,33 +115,16 @@ class EpisodeRecorder:
                 ended[i] = progress
         return ended
 
-    def _record_chunk(
-        self,
-        i: int,
-        progress: EpisodeProgress,
-        task: str,
-        observations: Mapping[str, np.ndarray],
-        actions: np.ndarray,
-        length: int,
-        encoded: EncodedObservations,
-    ) -> None:
+    def _record_chunk(self, i: int, progress: EpisodeProgress, task: str, chunk: _Chunk) -> None:
         """
         :param i: Environment
         :param progress: Of its episode, this chunk included
         :param task: Its task
-        :param observations: Of all environments
-        :param actions: Of all environments
-        :param length: Primitive steps of its chunk
-        :param encoded: Of all environments
+        :param chunk: What it saw and did
         """
         chunks = self._chunks[i]
-        assert self.replay_buffer is not None
-        if chunks is None:
-            return
-        # Copies, as a view would keep the observations of all environments
-        copies = {key: values[i].copy() for key, values in observations.items()}
-        kept = NOT_ENCODED if self.cache is None else encoded.map(lambda tensor: tensor[i].clone())
-        chunks.append(_Chunk(copies, kept, actions[i], length))
+        assert self.replay_buffer is not None and chunks is not None
+        chunks.append(chunk)
         if not self.replay_buffer.admits(task, progress.steps_to_success or progress.steps):
             self._chunks[i] = None
         elif progress.success:
@@ -153,6 +144,7 @@ class EpisodeRecorder:
             actions=np.stack([chunk.action for chunk in chunks]),
             chunk_lengths=np.array([chunk.length for chunk in chunks], dtype=np.int64),
             success=True,
+            rewards=np.array([chunk.reward for chunk in chunks], dtype=np.float32),
             # Whatever an environment counts in
             steps_to_success=min(max(progress.steps_to_success or progress.steps, 1), progress.steps),
         )

@@ -198,7 +198,7 @@ class PPOSelfBC(ChunkedPPO):
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
             )
         self.replay_buffer_kwargs = check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs)
-        own = ("observation_space", "action_space", "device", "seed")
+        own = ("observation_space", "action_space", "gamma", "device", "seed")
         check_known("replay_buffer_kwargs", self.replay_buffer_kwargs, DemonstrationBuffer, own)
 
     def _setup_model(self) -> None:
@@ -207,7 +207,12 @@ class PPOSelfBC(ChunkedPPO):
         super()._setup_model()
         if not self._bc_rule.is_off:
             self.replay_buffer = DemonstrationBuffer(
-                self.adapter.read_space, self.action_space, device=self.device, seed=self.seed, **self.replay_buffer_kwargs
+                self.adapter.read_space,
+                self.action_space,
+                gamma=self.gamma,
+                device=self.device,
+                seed=self.seed,
+                **self.replay_buffer_kwargs,
             )
         self._check_frame_stack()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:
@@ -248,6 +253,7 @@ class PPOSelfBC(ChunkedPPO):
         weights: LossWeights | None = None
         continue_training = True
         n_policy_epochs = 0 if self.lifetime_timesteps <= self.critic_warmup_steps else self.n_epochs
+        self._rate_demonstrations()
         for epoch in range(n_policy_epochs):
             logs["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
@@ -269,6 +275,11 @@ class PPOSelfBC(ChunkedPPO):
             for rollout_data in self.rollout_buffer.get(self.batch_size, self.adapter.critic_keys):
                 logs["value_loss"].append(self._train_critic(rollout_data, clip_range_vf))
         self._log_training(logs, weights, clip_range, clip_range_vf)
+
+    def _rate_demonstrations(self) -> None:
+        if self.replay_buffer is not None:
+            critic, keys = self.adapter.critic_values, self.adapter.critic_keys
+            self.replay_buffer.rate(critic, self.observation_normalizer, self._cache, self.adapter.host_keys, keys)
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
         if self.target_kl is None or approx_kl.item() <= 1.5 * self.target_kl:

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sb3_vla import DemonstrationBuffer
 from sb3_vla_envs import Demonstration
@@ -10,8 +14,8 @@ STATE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = spaces.Box(-1, 1, (3, 1), np.float32)
 
 
-def make_buffer(**kwargs) -> DemonstrationBuffer:
-    return DemonstrationBuffer(spaces.Dict(state=STATE), ACTION, seed=0, **kwargs)
+def make_buffer(rule="shortest", **kwargs) -> DemonstrationBuffer:
+    return DemonstrationBuffer(spaces.Dict(state=STATE), ACTION, rule=rule, seed=0, **kwargs)
 
 
 def episode(lengths, task="a", mark=0.0, success=True) -> Demonstration:
@@ -228,6 +232,79 @@ def test_wrong_shapes_are_refused_and_nothing_is_lost():
     assert steps(buffer) == [6] and len(buffer.sample(2).actions) == 2
 
 
-def test_no_room_at_all_is_refused():
+def test_no_room_at_all_and_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="episodes_per_task must be at least 1, got 0"):
         make_buffer(episodes_per_task=0)
+    with pytest.raises(ValueError, match="no rule 'longest' of the demonstration buffer: use 'advantage' or 'shortest'"):
+        make_buffer(rule="longest")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rule "advantage"
+
+
+def valued(*values):
+    """A critic that values an episode's observations by its mark, and its chunks by their number."""
+    return lambda batch: th.tensor([[values[int(mark)][int(step)]] for mark, step in batch.observations["state"]])
+
+
+def test_episodes_are_kept_by_how_much_they_exceed_what_the_critic_expects():
+    buffer = make_buffer("advantage", episodes_per_task=2, gamma=0.5)
+    # Returns 0.5 ** (steps - 1): 1/2, 1/4, 1/8, 1
+    buffer.extend([episode([2], mark=0), episode([3], mark=1), episode([3, 1], mark=2), episode([1], mark=3)])
+    assert len(buffer.episodes["a"]) == 4, "until the critic has its say"
+    buffer.rate(valued([0.1], [0.2], [0.0, 0.0], [1.0]))
+    assert [int(demo.actions[0, 0, 0]) for demo in buffer.episodes["a"]] == [0, 2]
+    buffer.rate(valued([0.1], [0.0], [0.2, 0.0], [0.0]))
+    assert [int(demo.actions[0, 0, 0]) for demo in buffer.episodes["a"]] == [0], "no longer better than expected"
+    buffer.rate(valued([0.6]))
+    assert len(buffer) == 0
+    with pytest.raises(ValueError, match="empty"):
+        buffer.sample(1)
+
+
+def test_pairs_are_drawn_by_how_much_they_exceed_what_the_critic_expects():
+    buffer = make_buffer("advantage", gamma=0.5)
+    buffer.extend([episode([1, 1, 1], mark=0), episode([1], mark=1), episode([1], task="b", mark=2)])
+    buffer.rate(valued([0.0, 0.75, 0.75], [0.5], [0.0]))  # advantages 0.25, -0.25, 0.25 and 0.5
+    drawn = buffer.sample(4000).observations["state"]
+    shares = {
+        (mark, step): ((drawn == th.tensor([mark, step])).all(dim=1)).sum().item() / 4000 for mark, step in drawn.tolist()
+    }
+    expected = {(0.0, 0.0): 0.125, (0.0, 2.0): 0.125, (1.0, 0.0): 0.25, (2.0, 0.0): 0.5}
+    assert shares.keys() == expected.keys()
+    assert all(abs(shares[pair] - share) < 0.035 for pair, share in expected.items())
+    # An episode that the critic has not seen yet makes its task's pairs alike again
+    buffer.add(episode([1], mark=1))
+    assert len({tuple(pair) for pair in buffer.sample(200).observations["state"].tolist()}) == 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_advantages_are_returns_less_values(data):
+    lengths = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=6))
+    n = len(lengths)
+    rewards = data.draw(st.lists(st.floats(-1, 1, width=32), min_size=n, max_size=n))
+    values = data.draw(st.lists(st.floats(-1, 1, width=32), min_size=n, max_size=n))
+    gamma = data.draw(st.floats(0, 1))
+    demonstration = replace(episode(lengths), rewards=np.array(rewards, np.float32))
+    returns = [sum(gamma ** sum(lengths[t:later]) * rewards[later] for later in range(t, n)) for t in range(n)]
+    np.testing.assert_allclose(demonstration.returns(gamma), returns, atol=1e-9)
+    buffer = make_buffer("advantage", gamma=gamma)
+    buffer.add(demonstration)
+    buffer.rate(lambda batch: th.tensor(values, dtype=th.float64).unsqueeze(1))
+    advantages = np.array(returns) - values
+    assert len(buffer) == (n if advantages[0] > 0 else 0)
+    if len(buffer):
+        drawn = set(buffer.sample(50).observations["state"][:, 1].int().tolist())
+        assert drawn <= {t for t in range(n) if advantages[t] > 0}
+
+
+def test_without_rewards_a_success_counts_as_one(tmp_path):
+    buffer = make_buffer("advantage", gamma=0.5)
+    buffer.extend([episode([2, 2]), replace(episode([1]), rewards=np.array([3.0], np.float32))])
+    np.testing.assert_allclose([demo.returns(0.5)[0] for demo in buffer.episodes["a"]], [0.125, 3.0])
+    buffer.save(tmp_path / "demos")  # of which all have rewards or none
+    loaded = make_buffer("advantage", gamma=0.5)
+    loaded.load(tmp_path / "demos")
+    np.testing.assert_allclose([demo.returns(0.5)[0] for demo in loaded.episodes["a"]], [0.125, 3.0])

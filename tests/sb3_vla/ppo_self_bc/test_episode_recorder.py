@@ -264,7 +264,7 @@ def test_array_observations_are_recorded_too():
 
         def step(self, action):
             self.t += 1
-            return np.full(1, self.t, np.float32), 0.0, self.t == 2, False, {"is_success": self.t == 2}
+            return np.full(1, self.t, np.float32), 1.0, self.t == 2, False, {"is_success": self.t == 2}
 
     model = PPOSelfBC("MlpPolicy", Toggle(), n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu").learn(8)
     (demonstrations,) = model.replay_buffer.episodes.values()
