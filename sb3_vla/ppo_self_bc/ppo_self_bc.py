@@ -36,8 +36,8 @@ class PPOSelfBC(ChunkedPPO):
 
     SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) with three additions. Timesteps are chunks, each
     discounted by ``gamma ** k`` for the k primitive steps it executed. A demonstration buffer keeps the agent's own best
-    successful episodes, see :class:`~sb3_vla.DemonstrationBuffer`. A behaviour-cloning (BC) loss imitates them, with a weight that adapts online. With
-    ``bc_weight=0`` and no chunks this is PPO, bit for bit; any SB3 policy, space and callback works.
+    successful episodes, see :class:`~sb3_vla.DemonstrationBuffer`. A behaviour-cloning (BC) loss imitates them, with a weight
+    that adapts online. With ``bc_weight=0`` and no chunks this is PPO, bit for bit; any SB3 policy, space and callback works.
 
     :param policy: The policy model to use (VLAPolicy, MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
