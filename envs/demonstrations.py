@@ -22,9 +22,9 @@ class Demonstration:
     :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero)
     :param chunk_lengths: How many actions of each chunk were executed, 1..h, shape ``(T,)``, int64
     :param success: Whether the episode succeeded
+    :param steps_to_success: Primitive steps until success, where the episode went on after it: the rest is left out
     :param rewards: Reward of each chunk, discounted inside it, shape ``(T,)``, float32; those that are not known count as
         :meth:`sparse_rewards`
-    :param steps_to_success: Primitive steps until success, where the episode went on after it: the rest is left out
     :raises ValueError: If the arrays disagree on T or are no arrays of numbers, a number is not finite, or a length is out of
         range
     """
@@ -34,8 +34,8 @@ class Demonstration:
     actions: NDArray[Any]
     chunk_lengths: NDArray[np.int64]
     success: bool
-    rewards: NDArray[Any] | None = None
     steps_to_success: InitVar[int | None] = None
+    rewards: NDArray[Any] | None = None
 
     def __post_init__(self, steps_to_success: int | None) -> None:
         self.task = as_task_name(self.task)
@@ -44,18 +44,17 @@ class Demonstration:
         self.observations = {key: self._as_array(key, values) for key, values in self.observations.items()}
         self.actions = self._as_array("actions", self.actions)
         self.chunk_lengths = self._as_array("chunk_lengths", self.chunk_lengths)
-        lengths = {key: len(value) for key, value in self.observations.items()}
-        lengths |= {"actions": len(self.actions), "chunk_lengths": len(self.chunk_lengths)}
+        arrays = {**self.observations, "actions": self.actions}
         if self.rewards is not None:
-            self.rewards = self._as_array("rewards", self.rewards)
-            lengths["rewards"] = len(self.rewards)
+            arrays["rewards"] = self.rewards = self._as_array("rewards", self.rewards)
+        lengths = {key: len(value) for key, value in arrays.items()} | {"chunk_lengths": len(self.chunk_lengths)}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f"The arrays of a demonstration of task {self.task!r} must have one entry a chunk each, got lengths {lengths}"
             )
         if not len(self):
             raise ValueError(f"A demonstration of task {self.task!r} must have at least one chunk: leave empty episodes out")
-        self._check_finite({"actions": self.actions, **self.observations, **self._given_rewards()})
+        self._check_finite(arrays)
         self._check_chunk_lengths()
         if steps_to_success is not None:
             self._end_after(steps_to_success)
@@ -109,9 +108,6 @@ class Demonstration:
         chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
         chunk[: len(steps)] = steps
         return chunk, len(steps)
-
-    def _given_rewards(self) -> dict[str, NDArray[Any]]:
-        return {} if self.rewards is None else {"rewards": self.rewards}
 
     def _as_array(self, name: str, values: Any) -> NDArray[Any]:
         try:

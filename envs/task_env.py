@@ -244,7 +244,7 @@ class MultiTaskEnv(gym.Env):
         self._steps_to_success: int | None = None
         self._begin()
         for _ in range(self.settle_steps):
-            self._advance(np.zeros(self.action_space.shape, self.action_space.dtype))
+            self._advance(self._clipped(np.zeros(self.action_space.shape)))
         self._is_running = True
         return self._observation(), self._info()
 

@@ -6,7 +6,6 @@ is there is not done again. ``make mt10-ablations``, or
 """
 
 import argparse
-import copy
 import json
 import shutil
 import subprocess
@@ -19,12 +18,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch as th
 import yaml
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_vla import EvaluationResult, PPOSelfBC
 from sb3_vla.imitation.demonstration_set import DemonstrationSamples
-from sb3_vla.ppo_self_bc.rollout_buffer import ChunkDictRolloutBuffer
 from sb3_vla.runs import cli, pipeline
 from sb3_vla.runs.settings import deep_update
 
@@ -36,22 +36,23 @@ SUMMARY = RESULTS.with_suffix(".json")
 MEASURES = {"success": "success, each seed and their mean", "steps_to_success": "steps to success"}
 
 
-class _DiscountOnceAChunk(ChunkDictRolloutBuffer):
-    """Discounts each chunk alike, however many steps of it were executed."""
+class _NoDiscountInsideChunks(VecEnvWrapper):
+    """Rewards a success by 1 wherever in its chunk it came. (Only a chunk that ends an episode is ever cut short.)"""
 
-    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        executed, self.chunk_lengths = self.chunk_lengths, np.full_like(self.chunk_lengths, self.log_probs.shape[-1])
-        self.rewards = np.sign(self.rewards)  # without the discount inside the chunk, of a sparse reward
-        super().compute_returns_and_advantage(last_values, dones)
-        self.chunk_lengths = executed
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, np.sign(rewards), dones, infos
 
 
 class _DiscountedOnceAChunk(PPOSelfBC):
-    """PPOSelfBC with such a buffer."""
+    """Discounts from chunk to chunk, but not inside them."""
 
-    def _setup_model(self) -> None:
-        self.rollout_buffer_class = _DiscountOnceAChunk
-        super()._setup_model()
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return _NoDiscountInsideChunks(PPOSelfBC._wrap_env(env, verbose, monitor_wrapper))
 
 
 class _EpisodesOnly(PPOSelfBC):
@@ -60,7 +61,7 @@ class _EpisodesOnly(PPOSelfBC):
     def _rate_demonstrations(self) -> None:
         super()._rate_demonstrations()
         if self.replay_buffer is not None:
-            self.replay_buffer._probabilities.clear()
+            self.replay_buffer._lots.clear()
 
 
 class _ClippedTargets(PPOSelfBC):
@@ -130,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="of post-training")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # by itself, in another process
+    # By itself, in another process: a variant, and a command of sb3-vla with it
+    parser.add_argument("--command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.train is not None:
-        name, *command = arguments.train
+    if arguments.command is not None:
+        name, *command = arguments.command
         pipeline.PPOSelfBC = VARIANTS[name].algorithm  # type: ignore[misc]
         sys.exit(cli.main(command))
     for name in arguments.only:
@@ -154,7 +156,7 @@ def run(name: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yml"
-    settings = deep_update(yaml.safe_load(BASE.read_text(encoding="utf-8")), copy.deepcopy(variant.changes))
+    settings = deep_update(yaml.safe_load(BASE.read_text(encoding="utf-8")), variant.changes)
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     demos, sft = RUNS / "demos.npz", (folder if variant.needs_sft else RUNS / "recipe") / "sft"
     if not demos.exists():
@@ -172,11 +174,11 @@ def run(name: str, seed: int) -> None:
 
 def _call(name: str, *command: str) -> None:
     """
-    :param name: Of a variant, which a process of its own shall train
+    :param name: Of a variant, for a process of its own
     :param command: Of ``sb3-vla``
     """
     print(name, "sb3-vla", *command, flush=True)
-    subprocess.run([sys.executable, __file__, "--train", name, *command], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, __file__, "--command", name, *command], check=True, cwd=ROOT)
 
 
 def summarise() -> None:

@@ -10,7 +10,7 @@ COLORS = {"demos_10": "#D55E00", "demos_100": "#0072B2"}
 # What Wang et al. 2025 (arXiv 2509.25718) report after post-training
 PAPER = {"success": 0.93, "steps_to_success": 42.17}
 LABELS = {"success": "success", "steps_to_success": "steps to success"}
-X_AXES = {"primitive_steps": ("million primitive steps", 1e6), "seconds": ("hours of post-training, one core", 3600.0)}
+X_AXES = {"primitive_steps": ("million primitive steps", 1e6), "seconds": ("hours of post-training", 3600.0)}
 
 
 def main() -> None:

@@ -36,11 +36,11 @@ def sample_goals(task: str, split: GoalSplit, n_goals: int = 50, seed: int = 0) 
     """
     (task,) = METAWORLD.resolve_tasks(task)
     if split == "benchmark":
+        check_count("n_goals", n_goals)
         check_count("seed", seed, least=0)
         goals = _benchmark_goals(task, seed)
-        check_count("n_goals", n_goals)
         if n_goals > len(goals):
-            raise ValueError(f"MetaWorld's own benchmark has {len(goals)} goals of each task: n_goals={n_goals} is too many")
+            raise ValueError(f"MetaWorld's own benchmark has {len(goals)} goals of each task: lower n_goals, it is {n_goals}")
         return goals[:n_goals]
     return _sample(GoalList(task, split, n_goals, seed))
 

@@ -18,14 +18,15 @@ from .tasks import BENCHMARKS, MT50
 # twice as many pixels. The wrist camera sees what the hand hides.
 DEFAULT_CAMERAS: tuple[Camera, ...] = (Camera("corner4", 96, 96, fovy=42.0), Camera("gripperPOV", 64, 64))
 
-# What each of them says of horizon and number of episodes; success at any step ends an episode in all
+# What each of them says of goals, horizon and number of episodes; success at any step ends an episode in all
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # The 50 goals of metaworld.MT1(task, seed=42), and MetaWorld's own horizon
     "metaworld": {"split": "benchmark", "goal_seed": 42, "n_goals": 50, "horizon": 500},
-    # lerobot-eval --env.type=metaworld --eval.n_episodes=10: src/lerobot/envs/configs.py, docs/source/metaworld.mdx
+    # lerobot-eval --env.type=metaworld --eval.n_episodes=10: src/lerobot/envs/configs.py, docs/source/metaworld.mdx; it draws
+    # goals anew, for which those of the test split stand
     "lerobot": {"split": "test", "n_goals": 10, "horizon": 400},
     # rlinf/envs/metaworld/metaworld_env.py, whose reset takes 15 zero actions and one more for the first picture;
-    # examples/embodiment/config/env/metaworld_50.yaml
+    # examples/embodiment/config/env/metaworld_50.yaml; of MT1's 50 goals it draws some, for which the first ten stand
     "rlinf": {"split": "benchmark", "goal_seed": 42, "n_goals": 10, "horizon": 100, "settle_steps": 16},
 }
 

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from sb3_vla_envs import Demonstration, Suite, find_suite
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
+from ..common.argument_checks import Limits
 from .episode_schedule import episode_jobs
 from .model_fit import model_settings
 from .play import PlayedStep, play, scheduled_envs
@@ -39,17 +40,18 @@ def collect_episodes(
     :param n_envs: Environments that run at the same time
     :param progress: Show a progress bar over episodes with the time left
     :param suite: Suite of the tasks, by default the one that knows them
-    :param settings: Settings of the environments (``cameras``, ``horizon``, ...), as in training
+    :param settings: Settings of the environments (``cameras``, ``horizon``, ``task_ids``, ...), as in training
     :return: The episodes, as pairs of what the policy saw and the chunk that it chose
     :raises TypeError: If a setting is unknown
     :raises ValueError: If a task is unknown, an argument is out of range, or the model and the environment disagree on actions
         or observations
     """
+    for name, count in (("n_per_task", n_per_task), ("n_envs", n_envs)):
+        Limits(at_least=1).check(name, count)
     found = find_suite(tasks, suite)
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_per_task, seed)
-    settings = {"task_ids": tasks, **settings, "privileged": True, "n_goals": n_per_task}
-    settings = model_settings(model, **settings)
+    settings = model_settings(model, **{"task_ids": tasks, **settings, "privileged": True, "n_goals": n_per_task})
     steps: list[list[PlayedStep]] = [[] for _ in jobs]
     with (
         scheduled_envs(model, suite or found.address, tasks, min(n_envs, len(jobs)), settings) as venv,

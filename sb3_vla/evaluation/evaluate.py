@@ -29,9 +29,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
     """
-    Run exactly the given episodes. Which environment runs which is settled beforehand, so a slow episode is never dropped
-    in favour of a quick one, and the outcome doesn't depend on the number of environments (but for the rounding of
-    differently sized batches and, if actions are sampled, the order of the samples).
+    Run exactly the given episodes; see :func:`~sb3_vla.evaluation.play.play` for what the outcome depends on.
 
     :param model: An SB3 model or policy, or anything with their ``predict``
     :param venv: Vectorised environment, each environment of it in an :class:`EpisodeSchedule`; the model sees it

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 
 from ..policies.encoded import PolicyInput
-from .demonstration_set import DemonstrationSamples, DemonstrationSet
+from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
 from .feature_cache import FeatureCache
 
 # By which a buffer prefers episodes
@@ -22,6 +22,27 @@ _MAX_VALUED = 512
 
 #: Gives values ``(batch, 1)`` of observations
 Critic = Callable[[PolicyInput], th.Tensor]
+
+
+class _Lots:
+    """
+    What the pairs of a task are drawn from.
+
+    :param episodes: Its episodes
+    :param probabilities: Of each pair, one episode after the other; by default all alike
+    """
+
+    def __init__(self, episodes: Sequence[Demonstration], probabilities: np.ndarray | None = None) -> None:
+        self.pairs: list[Pair] = [(demo, t) for demo in episodes for t in range(len(demo))]
+        self.probabilities = probabilities
+
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """
+        :param rng: Source of randomness
+        :return: One of the pairs
+        """
+        n = len(self.pairs)
+        return self.pairs[rng.integers(n) if self.probabilities is None else rng.choice(n, p=self.probabilities)]
 
 
 class DemonstrationBuffer:
@@ -69,9 +90,7 @@ class DemonstrationBuffer:
         self.device = device
         self.rng = np.random.default_rng(seed)
         self._held = DemonstrationSet(observation_space, action_space)
-        self._index: dict[str, np.ndarray] = {}
-        # Of each pair of a task, in the order of the index, the probability that it is drawn
-        self._probabilities: dict[str, np.ndarray] = {}
+        self._lots: dict[str, _Lots] = {}
 
     @property
     def episodes(self) -> dict[str, list[Demonstration]]:
@@ -116,7 +135,7 @@ class DemonstrationBuffer:
         if self.rule == "shortest":
             held.sort(key=lambda demo: demo.n_steps)
             del held[self.episodes_per_task :]
-        self._index_pairs(demonstration.task)
+        self._lots.pop(demonstration.task, None)
         return demonstration
 
     def admits(self, task: str, n_steps: int) -> bool:
@@ -168,16 +187,10 @@ class DemonstrationBuffer:
         best = sorted(range(len(held)), key=lambda i: -advantages[i][0])[: self.episodes_per_task]
         best = [i for i in best if advantages[i][0] > 0]
         held[:] = [held[i] for i in best]
-        self._index_pairs(task)
+        self._lots.pop(task, None)
         if best:
             weights = np.concatenate([advantages[i] for i in best]).clip(min=0.0)
-            self._probabilities[task] = weights / weights.sum()
-
-    def _index_pairs(self, task: str) -> None:
-        """Number the pairs of a task whose episodes have changed."""
-        held = self.episodes[task]
-        self._index[task] = np.array([(i, t) for i, demo in enumerate(held) for t in range(len(demo))])
-        self._probabilities.pop(task, None)
+            self._lots[task] = _Lots(held, weights / weights.sum())
 
     def extend(self, demonstrations: Iterable[Demonstration]) -> int:
         """
@@ -210,12 +223,11 @@ class DemonstrationBuffer:
         if not tasks:
             raise ValueError("the demonstration buffer is empty: add demonstrations, or wait for a success")
         pairs = []
-        for task in self.rng.integers(len(tasks), size=batch_size):
-            index, probabilities = self._index[tasks[task]], self._probabilities.get(tasks[task])
-            # Of what the critic has not rated uniformly
-            number = self.rng.integers(len(index)) if probabilities is None else self.rng.choice(len(index), p=probabilities)
-            episode, step = index[number]
-            pairs.append((self.episodes[tasks[task]][episode], step))
+        for number in self.rng.integers(len(tasks), size=batch_size):
+            task = tasks[number]
+            if task not in self._lots:  # as not rated since it changed
+                self._lots[task] = _Lots(self.episodes[task])
+            pairs.append(self._lots[task].draw(self.rng))
         return self._held.batch(pairs, self.device, env, cache, host_keys)
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -252,4 +264,4 @@ class DemonstrationBuffer:
         spaces_of_model = self._held.observation_space, self._held.action_space
         loaded = DemonstrationBuffer(*spaces_of_model, self.episodes_per_task, self.rule, self.gamma)
         loaded.extend(load_demonstrations(path))
-        self._held, self._index, self._probabilities = loaded._held, loaded._index, {}
+        self._held, self._lots = loaded._held, {}

@@ -124,10 +124,10 @@ def fine_tune(
     Clone demonstrations by the imitation loss of the policy's head, over executed steps.
 
     AdamW with a linear warm-up over the first twentieth of the steps and a cosine decay to zero. Every task's episodes are
-    split into training and held-out ones. The weights of the last epoch are kept: where the held-out loss has its minimum
-    earlier, as it has with few demonstrations, the policy of then succeeds less often (so found Mandlekar et al. 2021, arXiv
-    2108.03298, too). ``state`` (and ``privileged``) are standardised with the statistics of the training episodes; those go
-    into the model's ``VecNormalize``, too, if it has one. Parts of the backbone that are frozen stay as they are.
+    split into training and held-out ones. The weights of the last epoch are kept: the lowest held-out loss does not tell the
+    policy that succeeds most often (Mandlekar et al. 2021, arXiv 2108.03298). ``state`` (and ``privileged``) are standardised
+    with the statistics of the training episodes; those go into the model's ``VecNormalize``, too, if it has one. Parts of the
+    backbone that are frozen stay as they are.
 
     :param model: A model with a VLAPolicy, or the policy alone where no ``VecNormalize`` stands before it; changed in place
     :param demonstrations: Successful episodes
@@ -200,12 +200,15 @@ def fine_tune(
             result.train_losses.append(th.stack(losses).double().mean().item())
             _evaluate(losses_of, held_out, batch_size, result)
             bar.set_postfix(result.last_epoch())
-            if patience is None or result.held_out_losses[-1] <= min(result.held_out_losses):
+            if patience is None:
+                result.kept_epoch = epoch
+            elif result.held_out_losses[-1] <= min(result.held_out_losses):
                 result.kept_epoch = epoch
                 kept_weights = {name: value.clone() for name, value in policy.state_dict().items()}
             elif epoch - result.kept_epoch >= patience:
                 break
-    policy.load_state_dict(kept_weights)
+    if patience is not None:
+        policy.load_state_dict(kept_weights)
     policy.set_training_mode(False)
     return result
 

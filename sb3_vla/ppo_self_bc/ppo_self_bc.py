@@ -240,6 +240,7 @@ class PPOSelfBC(ChunkedPPO):
 
         :raises FloatingPointError: If a gradient is not finite; the weights are those of before
         """
+        self._rate_demonstrations()  # by the critic as it acts
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -253,7 +254,6 @@ class PPOSelfBC(ChunkedPPO):
         weights: LossWeights | None = None
         continue_training = True
         n_policy_epochs = 0 if self.lifetime_timesteps <= self.critic_warmup_steps else self.n_epochs
-        self._rate_demonstrations()
         for epoch in range(n_policy_epochs):
             logs["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):

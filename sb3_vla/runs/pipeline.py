@@ -192,7 +192,6 @@ def collect_own_episodes(config: Config, model: PPOSelfBC, path: str | Path, n_p
     :return: The episodes
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    settings = {**config.training_env_settings(), "task_ids": config.simulation.task_ids or config.tasks}
     episodes = collect_episodes(
         model,
         config.tasks,
@@ -200,7 +199,7 @@ def collect_own_episodes(config: Config, model: PPOSelfBC, path: str | Path, n_p
         seed=config.seed,
         n_envs=config.train.n_envs,
         suite=config.suite,
-        **{name: value for name, value in settings.items() if name not in ("n_goals", "privileged")},
+        **config.training_env_settings(),
     )
     save_demonstrations(path, episodes)
     return episodes
