@@ -53,8 +53,11 @@ class DemonstrationBuffer:
     observation, and one that does not exceed it is dropped; of its pairs those are drawn whose own return exceeds their value,
     in proportion to by how much (self-imitation learning, Oh et al. 2018, arXiv 1806.05635). So a far goal counts as much as a
     near one, and what the policy has learned to do anyway is not imitated any more. The critic gives its opinion in
-    :meth:`rate`, before each update of the policy. By the rule ``"shortest"`` an episode is better the fewer primitive steps
-    it took, whatever its goal, and pairs are drawn uniformly.
+    :meth:`rate`, before each update of the policy. Episodes are kept up to their success, so this is for rewards that end
+    there, as a sparse one does.
+
+    By the rule ``"shortest"`` an episode is better the fewer primitive steps it took, whatever its goal and rewards, and pairs
+    are drawn uniformly.
 
     Each task has the same quota, and a batch is drawn uniformly over tasks first, so that easy tasks don't crowd out hard
     ones.

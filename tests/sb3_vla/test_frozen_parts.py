@@ -82,13 +82,24 @@ def test_unfreezing_what_the_rollout_buffer_left_out_is_refused(make_model):
 
 
 def test_what_was_made_of_an_episode_goes_with_it(make_model, make_demonstrations):
-    model = make_model(policy_kwargs={"frozen": ("vision", "connector")}, replay_buffer_kwargs={"episodes_per_task": 2})
+    rule = {"episodes_per_task": 2, "rule": "shortest"}
+    model = make_model(policy_kwargs={"frozen": ("vision", "connector")}, replay_buffer_kwargs=rule)
     cache = FeatureCache(model.adapter, "cpu")
     model.replay_buffer.extend(make_demonstrations(2, goal=4))
     model.replay_buffer.sample(64, cache=cache)
     assert len(cache) == 2 and cache.n_bytes == 2 * 2 * 16 * 4, "two chunks each, of one token of 16 float32 numbers"
     model.replay_buffer.extend(make_demonstrations(1, goal=2))
     assert len(cache) == 1 and cache.n_bytes == 2 * 16 * 4, "a shorter episode has taken the place of one of them"
+
+
+def test_what_was_made_of_an_episode_that_the_critic_drops_goes_with_it(make_model, make_demonstrations):
+    model = make_model(policy_kwargs={"frozen": ("vision", "connector")})
+    cache = FeatureCache(model.adapter, "cpu")
+    model.replay_buffer.extend(make_demonstrations(2))
+    model.replay_buffer.sample(64, cache=cache)
+    assert len(cache) == 2
+    model.replay_buffer.rate(lambda batch: th.full((len(batch.observations["privileged"]), 1), 2.0), keys=("privileged",))
+    assert len(model.replay_buffer) == len(cache) == cache.n_bytes == 0
 
 
 def test_frozen_parts_under_vec_normalize(make_model, make_vec_env, make_demonstrations):

@@ -14,6 +14,8 @@ from sb3_vla_envs import ChunkedActionWrapper
 
 SMALL = {"device": "cpu", "seed": 0}
 ON_POLICY = {"n_steps": 8, **SMALL}
+# Keeps every success, whatever its reward
+SELF_BC = {"gamma": 1.0, "batch_size": 8, "n_epochs": 1, "replay_buffer_kwargs": {"rule": "shortest"}, **ON_POLICY}
 OFF_POLICY = {"learning_starts": 4, "batch_size": 4, "policy_kwargs": {"net_arch": [8]}, **SMALL}
 
 
@@ -76,7 +78,7 @@ def test_success_rate_is_logged_whichever_side_monitor_stands(monitor_inside):
 
     env = Succeeds(gym.make("Pendulum-v1", max_episode_steps=4))
     env = ChunkedActionWrapper(Monitor(env), 3) if monitor_inside else Monitor(ChunkedActionWrapper(env, 3))
-    model = PPOSelfBC("MlpPolicy", env, gamma=1.0, batch_size=8, n_epochs=1, **ON_POLICY).learn(8)
+    model = PPOSelfBC("MlpPolicy", env, **SELF_BC).learn(8)
     assert list(model.ep_success_buffer) == [True] * 4
     assert [demo.n_steps for demo in model.replay_buffer.episodes[""]] == [4] * 4
     assert len(model.ep_info_buffer) == 4
@@ -104,7 +106,7 @@ def test_success_at_any_step_is_success_in_rollouts_callback_and_evaluation(chun
     def make():
         return Monitor(SucceedsInPassing() if chunk_size is None else ChunkedActionWrapper(SucceedsInPassing(), chunk_size))
 
-    model = PPOSelfBC("MlpPolicy", make(), gamma=1.0, batch_size=8, n_epochs=1, **{**ON_POLICY, "n_steps": 16})
+    model = PPOSelfBC("MlpPolicy", make(), **{**SELF_BC, "n_steps": 16})
     callback = SuccessEvalCallback(make(), n_eval_episodes=2, eval_freq=16, log_path=str(tmp_path), verbose=0)
     model.learn(16, callback=callback)
     n_episodes = 16 // 7 if chunk_size is None else 16 // 4
