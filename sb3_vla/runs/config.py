@@ -23,7 +23,7 @@ from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.heads import HEADS
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting
+from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting, with_schedule
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")
@@ -74,7 +74,8 @@ class DemosSettings(_DemosArguments):
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(_PPOArguments):
     """
-    Arguments of :class:`~sb3_vla.PPOSelfBC`, and how long it trains.
+    Arguments of :class:`~sb3_vla.PPOSelfBC`, and how long it trains. A learning rate or clip range ``lin_7e-5`` falls linearly
+    from that number to 0, as in the zoo.
 
     :param total_timesteps: Chunks to train for
     :param n_envs: Number of environments
@@ -95,7 +96,7 @@ class TrainSettings(_PPOArguments):
 
     def model_arguments(self) -> dict[str, Any]:
         """:return: Those of PPOSelfBC"""
-        return {each.name: getattr(self, each.name) for each in fields(_PPOArguments)}
+        return {each.name: with_schedule(getattr(self, each.name)) for each in fields(_PPOArguments)}
 
 
 @dataclass(frozen=True, kw_only=True)

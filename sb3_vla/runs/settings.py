@@ -9,9 +9,13 @@ from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
+
 from ..common.argument_checks import Limits
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
+_SCHEDULE = re.compile(r"lin_(\d+\.?\d*(e[+-]?\d+)?)", re.IGNORECASE)
 
 Section = TypeVar("Section")
 
@@ -146,6 +150,16 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def with_schedule(value: Any) -> Any:
+    """
+    :param value: Of a setting
+    :return: A schedule for a text such as ``lin_7e-5``, the zoo's notation for what falls linearly from that number to 0 in the
+        course of a training; else the value
+    """
+    match = _SCHEDULE.fullmatch(value) if isinstance(value, str) else None
+    return value if match is None else LinearSchedule(start=float(match[1]), end=0.0, end_fraction=1.0)
+
+
 def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) -> None:
     """
     :param name: Full name of a setting
@@ -159,15 +173,17 @@ def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) 
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
     if limits is not None:
-        limits.check(name, value)
+        limits.check(name, getattr(with_schedule(value), "start", value))
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """
     :param value: A value out of YAML, or an object in its place
     :param hint: A type
-    :return: Whether it is of the type; integers are numbers, too, and lists do for any sequence
+    :return: Whether it is of the type; integers are numbers, too, lists do for any sequence, and a text for a schedule
     """
+    if hint == Schedule:
+        return with_schedule(value) is not value
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
         return any(_fits(value, each) for each in arguments)
@@ -192,6 +208,8 @@ def _words(hint: Any) -> list[str]:
         return [word for each in arguments for word in _words(each)]
     if kind is Literal:
         return [repr(each) for each in arguments]
+    if hint == Schedule:
+        return ["'lin_' and a number"]
     if kind in _WORDS:
         return [_WORDS[kind]]
     if kind is Any or not inspect.isclass(kind):

@@ -79,6 +79,22 @@ def test_null_in_a_file_switches_off_what_is_on_by_default(write):
     assert load_config(write("train: {target_kl: null}")).train.target_kl is None
 
 
+def test_a_schedule_in_the_zoos_notation_falls_to_zero(write):
+    config = load_config(write("train: {learning_rate: lin_7e-5, clip_range: lin_0.2}"))
+    arguments = config.train.model_arguments()
+    assert [arguments["learning_rate"](progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([7e-5, 3.5e-5, 0.0])
+    assert arguments["clip_range"](1.0) == 0.2
+    assert load_config(write(yaml.safe_dump(config.to_dict()))).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("exp_1e-4", "'lin_' and a number"), ("lin_", "'lin_' and a number"), ("lin_0", "above 0")]
+)
+def test_other_schedules_are_refused(value, words):
+    with pytest.raises(ValueError, match=words):
+        load_config(train={"clip_range": value})
+
+
 def test_empty_sections_change_nothing(write):
     assert load_config(write("train:\nseed:\n")) == load_config()
 
