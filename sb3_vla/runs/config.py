@@ -23,7 +23,17 @@ from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.heads import HEADS
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .settings import arguments_of, check_section, check_unchanged, check_value, deep_update, make_section, plain, setting, with_schedule
+from .settings import (
+    arguments_of,
+    check_section,
+    check_unchanged,
+    check_value,
+    deep_update,
+    make_section,
+    plain,
+    setting,
+    with_schedule,
+)
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`
 _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_action_steps")

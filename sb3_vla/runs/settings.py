@@ -153,8 +153,8 @@ def plain(value: Any) -> Any:
 def with_schedule(value: Any) -> Any:
     """
     :param value: Of a setting
-    :return: A schedule for a text such as ``lin_7e-5``, the zoo's notation for what falls linearly from that number to 0 in the
-        course of a training; else the value
+    :return: A schedule for a text such as ``lin_7e-5``, the zoo's notation for what falls linearly from that number to 0
+        while it trains; else the value
     """
     match = _SCHEDULE.fullmatch(value) if isinstance(value, str) else None
     return value if match is None else LinearSchedule(start=float(match[1]), end=0.0, end_fraction=1.0)
