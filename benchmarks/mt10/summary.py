@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +25,7 @@ def main() -> None:
             "seeds": [int(path.name.removeprefix("seed")) for path in seeds],
             "primitive_steps": fmean(int(row["primitive_steps"]) for row in rows),
             "hours": fmean(int(row["seconds"]) for row in rows) / 3600,
+            "longest_dip": [longest_dip(training_success(path)) for path in seeds],
         }
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print_table(summary)
@@ -43,6 +45,29 @@ def validation_rows(path: Path) -> list[dict[str, str]]:
     :return: What was found on the validation's goals, from the beginning to the end of the training
     """
     return list(csv.DictReader((path / "validation.csv").read_text(encoding="utf-8").splitlines()))
+
+
+def training_success(path: Path) -> list[float]:
+    """
+    :param path: Of a seed's results
+    :return: Success in training, with exploration noise, after each rollout: of the last 100 episodes
+    """
+    rows = csv.DictReader((path / "progress.csv").read_text(encoding="utf-8").splitlines())
+    return [float(row["rollout/success_rate"]) for row in rows if row["rollout/success_rate"]]
+
+
+def longest_dip(success: Sequence[float], depth: float = 0.1) -> float:
+    """
+    :param success: In the course of a training
+    :param depth: How far below its best until then is a dip
+    :return: The part of the training that its longest dip lasts
+    """
+    best, longest, current = 0.0, 0, 0
+    for each in success:
+        best = max(best, each)
+        current = current + 1 if each < best - depth else 0
+        longest = max(longest, current)
+    return longest / len(success)
 
 
 def of_seeds(results: list[EvaluationResult]) -> dict[str, Any]:
