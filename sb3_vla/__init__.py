@@ -13,7 +13,7 @@ from .hub.model_folder import save_for_hub
 from .hub.upload import push_to_hub
 from .imitation.demonstration_buffer import DemonstrationBuffer
 from .imitation.sft import fine_tune
-from .policies.backbones import BackboneFeatures, SmolVLMBackbone, VLABackbone
+from .policies.backbones import BackboneFeatures, PretrainedBackbone, SmolVLMBackbone, VLABackbone
 from .policies.heads import ActionHead, ChunkDistribution, ChunkSample, GaussianHead
 from .policies.vla_policy import VLAPolicy
 from .ppo_self_bc.bc_weight import (
@@ -47,6 +47,7 @@ __all__ = [
     "GradientBalance",
     "LossWeights",
     "PPOSelfBC",
+    "PretrainedBackbone",
     "SFTCallback",
     "SharedMemoryVecEnv",
     "SmolVLMBackbone",

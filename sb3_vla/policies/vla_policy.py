@@ -48,8 +48,8 @@ class VLAPolicy(ActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space, a bounded ``Box`` of shape ``(h, d)``
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param backbone: ``"tiny"``, name or path of a SmolVLM checkpoint, or a subclass of
-        :class:`~sb3_vla.policies.backbones.VLABackbone`
+    :param backbone: ``"tiny"``, name or path of a checkpoint of a vision-language model, see
+        :class:`~sb3_vla.PretrainedBackbone`, or a subclass of :class:`~sb3_vla.VLABackbone`
     :param backbone_kwargs: Keyword arguments of the backbone
     :param frozen: Parts of the backbone that are not trained, e.g. ``("vision", "text")`` or ``("all",)``
     :param head: ``"gaussian"``, or a subclass of :class:`~sb3_vla.ActionHead`

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from ...common.argument_checks import check_known
 from .base import BackboneFeatures, VLABackbone
+from .pretrained import PretrainedBackbone
 from .smolvlm import SmolVLMBackbone
 
-__all__ = ["BackboneFeatures", "SmolVLMBackbone", "VLABackbone", "make_backbone"]
+__all__ = ["BackboneFeatures", "PretrainedBackbone", "SmolVLMBackbone", "VLABackbone", "make_backbone"]
 
 
 def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kwargs) -> VLABackbone:
@@ -14,11 +15,11 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     Build a backbone from what a user may write in ``policy_kwargs``.
 
     :param backbone: ``"tiny"`` (a small SmolVLM built from its configuration, no download), the name on the Hugging
-        Face Hub or the local path of a SmolVLM checkpoint, or a subclass of :class:`VLABackbone`
+        Face Hub or the local path of a vision-language model's checkpoint, or a subclass of :class:`VLABackbone`
     :param state_dim: Length of the state vector
     :param kwargs: Passed on to the backbone
     :return: The backbone
-    :raises ValueError: If there is no such checkpoint
+    :raises ValueError: If there is no such checkpoint, or it is of no family that :class:`PretrainedBackbone` knows
     :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`, or it has no such
         argument
     """
@@ -27,7 +28,8 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
         return backbone(state_dim=state_dim, **kwargs)  # type: ignore[call-arg]  # its own constructor, not the base's
     if not isinstance(backbone, str | Path):
         raise TypeError(f"backbone must be a name, a path or a subclass of VLABackbone, got {backbone!r}")
-    check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
     if backbone == "tiny":
+        check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
-    return SmolVLMBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)
+    check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
+    return PretrainedBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

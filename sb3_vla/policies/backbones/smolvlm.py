@@ -1,19 +1,17 @@
-"""SmolVLM (Marafioti et al. 2025, arXiv 2504.05299) as a backbone, out of ``transformers``' own classes."""
+"""A small SmolVLM (Marafioti et al. 2025, arXiv 2504.05299), trained from scratch, out of ``transformers``' own classes."""
 
 import copy
 import functools
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch as th
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, ByT5Tokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, ByT5Tokenizer, DynamicCache, PreTrainedModel
 
 from .base import BackboneFeatures, VLABackbone
+from .tokenizer_files import load_tokenizer
 
 # Small enough to be trained from scratch on two CPU cores. 384 tokens are the bytes and the special tokens of ByT5.
 TINY_CONFIG: dict[str, Any] = {
@@ -55,7 +53,8 @@ class SmolVLMBackbone(VLABackbone):
     The text model reads the prompt, the images, the state (one token), then two learned readout tokens; its last hidden
     states at these two are the features for the action and for the value. Its attention is causal, so the readouts see
     everything, and the action readout, which stands first, does not depend on the value's. The prompt stands before the
-    images, so that the images are read in its light and it is read once for a whole batch.
+    images, so that the images are read in its light and it is read once for a whole batch. A checkpoint learned another order:
+    see :class:`~sb3_vla.policies.backbones.pretrained.PretrainedBackbone`.
 
     :param state_dim: Length of the state vector
     :param config: SmolVLM's configuration as a plain dictionary, by default that of a model with about 1 million
@@ -92,7 +91,7 @@ class SmolVLMBackbone(VLABackbone):
         super().__init__(features_dim=text_config.hidden_size)
         self.model = AutoModel.from_config(model_config)
         self.tokenizer_files = tokenizer_files
-        self.tokenizer = _load_tokenizer(tokenizer_files)
+        self.tokenizer = ByT5Tokenizer() if tokenizer_files is None else load_tokenizer(tokenizer_files)
         self.image_size = image_size
         self.conv_stem = conv_stem
         if conv_stem:
@@ -109,42 +108,6 @@ class SmolVLMBackbone(VLABackbone):
         self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
         self.patch_size = model_config.vision_config.patch_size * model_config.scale_factor
         self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, state_dim: int, **kwargs: Any) -> "SmolVLMBackbone":
-        """
-        Load a checkpoint with its tokenizer and image normalisation.
-
-        :param name_or_path: Name on the Hugging Face Hub or local folder
-        :param state_dim: Length of the state vector
-        :param kwargs: Replace what the checkpoint says, e.g. ``image_size``
-        :return: The backbone with the checkpoint's weights, in float32
-        :raises ValueError: If there is no such checkpoint, if it is not a SmolVLM, or if it is to have a convolutional stem
-        """
-        if kwargs.get("conv_stem"):
-            raise ValueError(
-                f"conv_stem=True takes the place of the patch embedding, which checkpoint {name_or_path!r} has learned: leave "
-                "it out, or train a new backbone ('tiny')"
-            )
-        config = _load_pretrained(AutoConfig, name_or_path)
-        if config.model_type != "smolvlm":
-            raise ValueError(
-                f"checkpoint {name_or_path!r} is a {config.model_type!r} model, SmolVLMBackbone needs 'smolvlm'; "
-                "write a subclass of VLABackbone for it"
-            )
-        model = _load_pretrained(AutoModel, name_or_path, dtype=th.float32)
-        tokenizer = _load_pretrained(AutoTokenizer, name_or_path)
-        processor = _load_pretrained(AutoImageProcessor, name_or_path)
-        settings: dict[str, Any] = {
-            "config": config.to_dict(),
-            "tokenizer_files": _save_tokenizer(tokenizer),
-            "image_mean": processor.image_mean,
-            "image_std": processor.image_std,
-            "image_size": config.vision_config.image_size,
-        }
-        backbone = cls(state_dim, **{**settings, **kwargs})
-        backbone.model.load_state_dict(model.state_dict())
-        return backbone
 
     def constructor_kwargs(self) -> dict[str, Any]:
         return {
@@ -286,44 +249,3 @@ def _use_fast_attention(model: PreTrainedModel, n_tokens: int) -> None:
     wanted = "eager" if in_bfloat16 and n_tokens <= _MAX_EAGER_TOKENS else "sdpa"
     if model.config._attn_implementation in ({"eager", "sdpa"} - {wanted}):  # others are the user's own choice
         model.set_attn_implementation(wanted)
-
-
-def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
-    """
-    :param auto_class: One of ``transformers``' auto classes
-    :param name_or_path: Name or folder of a checkpoint
-    :param kwargs: Arguments of its ``from_pretrained``
-    :return: What it loads
-    :raises ValueError: If there is no such checkpoint, or this part of it is missing
-    """
-    try:
-        return auto_class.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face Hub "
-            f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
-            f"tokenizer and image processor ({auto_class.__name__}: {error})"
-        ) from error
-
-
-def _save_tokenizer(tokenizer: Any) -> dict[str, str]:
-    """
-    :param tokenizer: A tokenizer of ``transformers``
-    :return: The text of each of its files, by name
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir() if path.is_file()}
-
-
-def _load_tokenizer(files: dict[str, str] | None) -> Any:
-    """
-    :param files: What :func:`_save_tokenizer` returned, or ``None`` for bytes as tokens
-    :return: The tokenizer
-    """
-    if files is None:
-        return ByT5Tokenizer()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        return AutoTokenizer.from_pretrained(folder)

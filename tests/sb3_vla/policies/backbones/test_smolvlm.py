@@ -1,53 +1,17 @@
 import copy
-import shutil
 
-import numpy as np
 import pytest
 import torch as th
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedTokenizerFast
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from sb3_vla import PPOSelfBC, SmolVLMBackbone, VLAPolicy
+from sb3_vla import SmolVLMBackbone
 from sb3_vla.policies.backbones import make_backbone
 from sb3_vla.policies.backbones.smolvlm import ConvStem
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("socket.socket.connect", _no_network)
-
-
-def _no_network(*args):
-    raise OSError("this test must not use the network")
 
 
 @pytest.fixture
 def backbone(tiny_config) -> SmolVLMBackbone:
     th.manual_seed(0)
     return SmolVLMBackbone(state_dim=3, config=tiny_config).eval()
-
-
-@pytest.fixture
-def checkpoint(tmp_path, tiny_config):
-    """A SmolVLM checkpoint as the Hugging Face Hub holds them, in bfloat16 and with its own image statistics."""
-    th.manual_seed(7)
-    config = copy.deepcopy(tiny_config)
-    model = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-    folder = tmp_path / "checkpoint"
-    model.to(th.bfloat16).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    SmolVLMImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
-    return folder
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Like SmolVLM's, one of the ``tokenizers`` library; it knows single letters, and its own numbers for them."""
-    letters = {letter: i + 10 for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz ")}
-    tokenizer = Tokenizer(models.WordLevel({**letters, "<unk>": 1}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 def inputs(n=4, size=8, seed=0):
@@ -201,77 +165,6 @@ def test_deepcopy(backbone):
     assert th.equal(run(copy.deepcopy(backbone), images, PROMPTS, state).action, run(backbone, images, PROMPTS, state).action)
 
 
-# --- Checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def test_from_pretrained_takes_weights_tokenizer_and_image_statistics(checkpoint):
-    backbone = make_backbone(str(checkpoint), state_dim=3)
-    weights = AutoModel.from_pretrained(checkpoint, dtype=th.float32).state_dict()
-    ours = backbone.model.state_dict()
-    assert weights.keys() == ours.keys() and all(th.equal(weights[name], ours[name]) for name in weights)
-    assert {p.dtype for p in backbone.parameters()} == {th.float32}, "bfloat16 would swallow small steps"
-    assert (tuple(backbone.image_mean), tuple(backbone.image_std)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert backbone.image_size == 8
-    assert backbone.tokenizer("bad")["input_ids"] == [11, 10, 13]
-
-
-def test_image_normalisation_is_the_checkpoints(checkpoint):
-    backbone = make_backbone(str(checkpoint), state_dim=3)
-    images, _ = inputs(1)
-    seen = []
-    backbone.model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    run(backbone, images, ["push"], th.zeros(1, 3))
-    pixels = images["image"].numpy() / 255
-    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
-    expected = (pixels - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-5)
-
-
-def test_arguments_replace_what_the_checkpoint_says(checkpoint):
-    assert make_backbone(str(checkpoint), state_dim=3, image_size=16).image_size == 16
-
-
-def test_a_trained_checkpoint_loads_without_its_files(checkpoint, tmp_path, make_model, make_vec_env, make_demonstrations):
-    model = make_model(policy_kwargs={"backbone": str(checkpoint), "backbone_kwargs": {}})
-    model.replay_buffer.extend(make_demonstrations(2))
-    model.learn(16)
-    observation = model.env.reset()
-    expected, _ = model.predict(observation, deterministic=True)
-    model.save(tmp_path / "model.zip")
-    model.policy.save(tmp_path / "policy.pt")
-    shutil.rmtree(checkpoint)
-
-    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env())
-    assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
-    policy = VLAPolicy.load(tmp_path / "policy.pt")
-    assert np.array_equal(policy.predict(observation, deterministic=True)[0], expected)
-    assert loaded.policy.backbone.image_size == policy.backbone.image_size == 8
-    # ... and again, from what was loaded
-    loaded.learn(16, reset_num_timesteps=False)
-    loaded.save(tmp_path / "again.zip")
-    expected, _ = loaded.predict(observation, deterministic=True)
-    assert np.array_equal(PPOSelfBC.load(tmp_path / "again.zip").predict(observation, deterministic=True)[0], expected)
-
-
-@pytest.mark.parametrize("name", ["smolvml", "nobody/no-such-model", "./no/such/folder", "/no/such/folder"])
-def test_unknown_backbones_are_refused(name):
-    with pytest.raises(ValueError, match=f"there is no backbone '{name}': give 'tiny'"):
-        make_backbone(name, state_dim=3)
-
-
-def test_checkpoint_of_another_model_is_refused(tmp_path):
-    LlamaConfig().save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match=r"is a 'llama' model, SmolVLMBackbone needs 'smolvlm'.*subclass of VLABackbone"):
-        make_backbone(str(tmp_path / "llama"), state_dim=3)
-
-
-def test_checkpoint_without_a_tokenizer_is_refused(checkpoint):
-    for path in checkpoint.glob("*token*"):
-        path.unlink()
-    with pytest.raises(ValueError, match=f"'{checkpoint}'"):
-        make_backbone(str(checkpoint), state_dim=3)
-
-
 def test_a_convolutional_stem_has_a_vector_a_patch_and_is_rebuilt(tiny_config):
     backbone = SmolVLMBackbone(3, tiny_config, conv_stem=True).eval()
     images = {"image": th.randint(0, 255, (2, 3, 8, 8), dtype=th.uint8)}
@@ -282,8 +175,3 @@ def test_a_convolutional_stem_has_a_vector_a_patch_and_is_rebuilt(tiny_config):
     assert th.equal(rebuilt.encode_images(images), backbone.encode_images(images))
     with pytest.raises(ValueError, match="conv_stem needs a patch_size that is a power of two, got 3"):
         ConvStem(3, 8, 3)
-
-
-def test_a_checkpoint_keeps_its_patch_embedding(checkpoint):
-    with pytest.raises(ValueError, match=r"conv_stem=True takes the place of the patch embedding.*leave it out"):
-        make_backbone(str(checkpoint), state_dim=3, conv_stem=True)

@@ -1,0 +1,224 @@
+"""Vision-language models of ``transformers`` as backbones: a checkpoint by name or path."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch as th
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+
+from .base import BackboneFeatures, VLABackbone
+from .families import FAMILIES, Family, TokenSequence
+from .tokenizer_files import load_tokenizer, save_tokenizer
+
+# The robot's state, and where the action and the value are read out
+_N_SUFFIX = 3
+# Numbers of PIL's filters, which image processors have; bicubic is the nearest that torch has to Lanczos (1)
+_FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
+
+
+class PretrainedBackbone(VLABackbone):
+    """
+    A vision-language model of one of :data:`~sb3_vla.policies.backbones.families.FAMILIES`. It reads images and instruction as
+    its checkpoint did when it learned: in its own order, in its chat template if it has one, normalised as its image
+    processor does. After them it reads the robot's state (one token), then two learned readout tokens; its last hidden states
+    at these two are the features for the action and for the value.
+
+    Images are stretched to squares of ``image_size`` by torch's filters, which differ from PIL's by 1/255 at most; Idefics3's
+    and SmolVLM's is Lanczos', which torch does not have: up to 5/255.
+
+    :param state_dim: Length of the state vector
+    :param config: The model's configuration as a plain dictionary
+    :param tokenizer_files: Content of its tokenizer's files by name, as ``save_pretrained`` writes them
+    :param image_mean: Mean of each colour channel, of values in [0, 1]
+    :param image_std: Standard deviation of each colour channel
+    :param image_size: Height and width in pixels to which images are resized, by default that which the model learned from
+    :param resample: By what filter: ``"bilinear"`` or ``"bicubic"``
+    :param model: The model of this configuration, by default one with random weights
+    :raises ValueError: If the configuration is of no known family, or the model can't read images of this size
+    """
+
+    pixel_mean: th.Tensor
+    pixel_std: th.Tensor
+
+    def __init__(
+        self,
+        state_dim: int,
+        config: dict[str, Any],
+        tokenizer_files: dict[str, str],
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        image_size: int | None = None,
+        resample: str = "bilinear",
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
+        config = {key: value for key, value in config.items() if key != "dtype"}
+        family = family_of(config["model_type"], "the configuration")
+        model_config = AutoConfig.for_model(**config)
+        text_config = model_config.get_text_config()
+        super().__init__(features_dim=text_config.hidden_size)
+        self.family = family
+        self.image_size = _check_image_size(family, model_config, image_size)
+        self.model = AutoModel.from_config(model_config) if model is None else model
+        self.tokenizer_files = tokenizer_files
+        self.tokenizer = load_tokenizer(tokenizer_files)
+        self.image_mean, self.image_std, self.resample = tuple(image_mean), tuple(image_std), resample
+        # Not part of the weights, as constructor_kwargs has them
+        self.register_buffer("pixel_mean", 255 * th.tensor(self.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * th.tensor(self.image_std).view(3, 1, 1), persistent=False)
+        self.state_token = nn.Linear(state_dim, self.features_dim)
+        self.readout_tokens = nn.Parameter(text_config.initializer_range * th.randn(2, self.features_dim))
+        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, state_dim: int, **kwargs: Any) -> "PretrainedBackbone":
+        """
+        Load a checkpoint with its tokenizer and image normalisation.
+
+        :param name_or_path: Name on the Hugging Face Hub or local folder
+        :param state_dim: Length of the state vector
+        :param kwargs: Replace what the checkpoint says, e.g. ``image_size``
+        :return: The backbone with the checkpoint's weights, in float32
+        :raises ValueError: If there is no such checkpoint, or it is of no known family
+        """
+        config = _load_pretrained(AutoConfig, name_or_path)
+        family_of(config.model_type, f"checkpoint {name_or_path!r}")
+        model = _load_pretrained(AutoModel, name_or_path, dtype=th.float32)
+        tokenizer = _load_pretrained(AutoTokenizer, name_or_path)
+        processor = _load_pretrained(AutoImageProcessor, name_or_path)
+        settings: dict[str, Any] = {
+            "config": config.to_dict(),
+            "tokenizer_files": save_tokenizer(tokenizer),
+            "image_mean": processor.image_mean,
+            "image_std": processor.image_std,
+            "resample": _FILTERS[int(processor.resample)],
+        }
+        return cls(state_dim, **{**settings, **kwargs}, model=model)
+
+    def constructor_kwargs(self) -> dict[str, Any]:
+        return {
+            "config": self.model.config.to_dict(),
+            "tokenizer_files": self.tokenizer_files,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "image_size": self.image_size,
+            "resample": self.resample,
+        }
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"all": self, **{name: self.model.get_submodule(path) for name, path in self.family.parts.items()}}
+
+    @property
+    def image_encoder(self) -> Sequence[nn.Module]:
+        return [self.parts[name] for name in self.family.image_encoder]
+
+    def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param images: One entry a camera: ``(batch, 3, height, width)``, uint8
+        :return: ``(batch, tokens of all cameras, width)``
+        """
+        return th.cat([self.family.encode(self.model, self._pixels(image)) for image in images.values()], dim=1)
+
+    def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        tokens_per_image = self.family.n_image_tokens(self.model.config, self.image_size)
+        sequence = self._sequence(prompts, image_tokens.shape[1] // tokens_per_image, tokens_per_image, state.device)
+        suffix = th.cat([self.state_token(state).unsqueeze(1), self.readout_tokens.expand(len(state), -1, -1)], dim=1)
+        embeddings = self.model.get_input_embeddings()(sequence.ids)
+        # (batch, padding + text with image tokens + suffix, features_dim)
+        embeddings = th.cat([embeddings[:, :-_N_SUFFIX], suffix.to(embeddings.dtype)], dim=1)
+        hidden = self.family.read(self.model, embeddings, image_tokens, sequence)
+        return BackboneFeatures(action=hidden[:, -2], value=hidden[:, -1], prefix=hidden[:, :-2])
+
+    def _pixels(self, image: th.Tensor) -> th.Tensor:
+        """
+        :param image: ``(batch, 3, height, width)`` uint8
+        :return: ``(batch, 3, image_size, image_size)``, normalised
+        """
+        pixels = image.to(self.readout_tokens.dtype, copy=True)  # normalised in place
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode=self.resample, antialias=True).clamp_(0, 255)
+        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
+
+    def _sequence(self, prompts: Sequence[str], n_images: int, tokens_per_image: int, device: th.device) -> TokenSequence:
+        """
+        :param prompts: ``batch`` instructions
+        :param n_images: Images that belong to each
+        :param tokens_per_image: Tokens of an image
+        :param device: Where the tensors go
+        :return: What is read, padded on the left
+        """
+        tokens = [self._tokenize(prompt, n_images, tokens_per_image) for prompt in prompts]
+        length = max(map(len, tokens)) + _N_SUFFIX
+        ids, mask = th.zeros(2, len(tokens), length, dtype=th.long).unbind()
+        for row, text in enumerate(tokens):
+            start = length - _N_SUFFIX - len(text)
+            ids[row, start:-_N_SUFFIX] = th.tensor(text)
+            mask[row, start:] = 1
+        is_image = (ids == self.model.config.image_token_id) & (mask == 1)
+        # Some models have no embedding of that token
+        ids = ids.masked_fill(is_image, 0)
+        return TokenSequence(ids.to(device), mask.to(device), is_image.to(device), tokens_per_image, _N_SUFFIX)
+
+    def _tokenize_uncached(self, prompt: str, n_images: int, tokens_per_image: int) -> tuple[int, ...]:
+        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        text = self.family.text(self.tokenizer, image_token, prompt, n_images, tokens_per_image)
+        return tuple(self.family.token_ids(self.tokenizer, text))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The cache is a C object that neither pickles nor copies (copy.deepcopy of a policy)
+        return {name: value for name, value in self.__dict__.items() if name != "_tokenize"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+
+def family_of(model_type: str, whose: str) -> Family:
+    """
+    :param model_type: Of a configuration of ``transformers``
+    :param whose: Whose it is, for the error message
+    :return: The family
+    :raises ValueError: If it is none of those known
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"{whose} is of model_type {model_type!r}; known are {', '.join(sorted(FAMILIES))}. For another, write a subclass "
+            "of VLABackbone (examples/own_backbone.py) and pass it as policy_kwargs=dict(backbone=...)"
+        )
+    return FAMILIES[model_type]
+
+
+def _check_image_size(family: Family, config: Any, image_size: int | None) -> int:
+    own, multiple = family.image_size(config), family.image_multiple(config)
+    if image_size is None or image_size == own:
+        return own
+    whose = f"image_size of this {config.model_type!r} model"
+    if multiple is None:
+        raise ValueError(f"{whose} must be {own}, what it learned from, got {image_size}")
+    if image_size < 1 or image_size % multiple:
+        raise ValueError(f"{whose} must be a multiple of {multiple}, got {image_size}")
+    return image_size
+
+
+def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+    """
+    :param auto_class: One of ``transformers``' auto classes
+    :param name_or_path: Name or folder of a checkpoint
+    :param kwargs: Arguments of its ``from_pretrained``
+    :return: What it loads
+    :raises ValueError: If there is no such checkpoint, or this part of it is missing
+    """
+    try:
+        return auto_class.from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"there is no backbone {name_or_path!r}: give 'tiny', the name of a vision-language model on the Hugging Face Hub "
+            f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
+            f"tokenizer and image processor ({auto_class.__name__}: {error})"
+        ) from error
