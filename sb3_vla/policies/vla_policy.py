@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 from .finite import check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
+from .lora import add_lora, merge
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
 from .vla_adapter import VLAPolicyAdapter
@@ -52,6 +54,8 @@ class VLAPolicy(ActorCriticPolicy):
         :class:`~sb3_vla.PretrainedBackbone`, or a subclass of :class:`~sb3_vla.VLABackbone`
     :param backbone_kwargs: Keyword arguments of the backbone
     :param frozen: Parts of the backbone that are not trained, e.g. ``("vision", "text")`` or ``("all",)``
+    :param lora: Arguments of :func:`~sb3_vla.policies.lora.adapt`, such as ``dict(r=16)``, if adapters are to be trained in
+        place of the backbone's pretrained weights. They are saved without these, which the checkpoint gives again
     :param head: ``"gaussian"``, or a subclass of :class:`~sb3_vla.ActionHead`
     :param head_kwargs: Keyword arguments of the head
     :param chunk_size: h, if it is to be checked against the action space
@@ -78,6 +82,7 @@ class VLAPolicy(ActorCriticPolicy):
         backbone: str | type[VLABackbone] = "tiny",
         backbone_kwargs: dict[str, Any] | None = None,
         frozen: Sequence[str] | None = (),
+        lora: dict[str, Any] | None = None,
         head: str | type[ActionHead] = "gaussian",
         head_kwargs: dict[str, Any] | None = None,
         chunk_size: int | None = None,
@@ -97,6 +102,7 @@ class VLAPolicy(ActorCriticPolicy):
         self.backbone_spec = (backbone, check_keywords("backbone_kwargs", backbone_kwargs))
         self.head_spec = (head, check_keywords("head_kwargs", head_kwargs))
         self.frozen = check_names("frozen", frozen)
+        self.lora = lora
         self.critic_net_arch = check_widths("critic_net_arch", critic_net_arch)
         optimizer_kwargs = check_keywords("optimizer_kwargs", optimizer_kwargs)
         check_known("optimizer_kwargs", optimizer_kwargs, optimizer_class, ("params", "lr"))
@@ -134,6 +140,8 @@ class VLAPolicy(ActorCriticPolicy):
         state_dim = self.observation_space["state"].shape[0]  # type: ignore[index]
         self.backbone = make_backbone(backbone, state_dim, **backbone_kwargs).eval()
         self.backbone.freeze(self.frozen)
+        if self.lora is not None:
+            self.lora = add_lora(self.backbone, self.lora)
         if self.compile_parts:
             for part in self.backbone.parts.values():
                 if part is not self.backbone:  # around its parts there is tokenising, which does not compile
@@ -146,13 +154,16 @@ class VLAPolicy(ActorCriticPolicy):
             critic_dim = self.observation_space["privileged"].shape[0]  # type: ignore[index]
             self.privileged_normalizer = Normalizer(critic_dim)
         self.critic = nn.Sequential(*create_mlp(critic_dim, 1, self.critic_net_arch, nn.Tanh))
+        self.optimizer = self._make_optimizer(lr_schedule(1))
+
+    def _make_optimizer(self, learning_rate: float) -> th.optim.Optimizer:
         # One group a part, by name, so that PPOSelfBC can give each its own learning rate
         groups = [
             {"name": name, "params": [p for p in module.parameters() if p.requires_grad]}
             for name, module in (("backbone", self.backbone), ("head", self.head), ("critic", self.critic))
         ]
         groups = [group for group in groups if group["params"]]
-        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        return self.optimizer_class(groups, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         # SB3 insists on one; the backbone takes its place, and takes the raw observation
@@ -182,14 +193,39 @@ class VLAPolicy(ActorCriticPolicy):
 
     def portable_kwargs(self) -> dict[str, Any]:
         """
-        :return: ``policy_kwargs`` that rebuild backbone and head without network and without the checkpoint's files
+        :return: ``policy_kwargs`` that rebuild backbone and head without network and without the checkpoint's files, unless
+            LoRA leaves the pretrained weights to these
         """
+        backbone, backbone_kwargs = self.backbone_spec
+        lora = self.lora
+        if lora is None or lora.get("save_base"):
+            backbone, backbone_kwargs = type(self.backbone), self.backbone.constructor_kwargs()
+            # Of weights that are loaded after it is built
+            lora = None if lora is None else {**lora, "base_fingerprint": None}
+        elif isinstance(backbone, str | Path) and Path(backbone).exists():
+            backbone = str(Path(backbone).resolve())
         return {
-            "backbone": type(self.backbone),
-            "backbone_kwargs": self.backbone.constructor_kwargs(),
+            "backbone": backbone,
+            "backbone_kwargs": backbone_kwargs,
+            "lora": lora,
             "head": type(self.head),
             "head_kwargs": self.head.constructor_kwargs(),
         }
+
+    def merge_lora(self) -> None:
+        """
+        Add what the adapters learned to the pretrained weights, and take them away, for use: acting is as fast as without, and
+        what is saved is whole. The optimizer begins anew.
+
+        :raises ValueError: If the policy was made without ``lora``
+        """
+        if self.lora is None:
+            raise ValueError("this policy was made without lora=dict(...): it has no adapters to merge")
+        merge(self.backbone)
+        self.lora = None
+        self.backbone.requires_grad_(True)
+        self.backbone.freeze(self.frozen)
+        self.optimizer = self._make_optimizer(self.optimizer.param_groups[0]["lr"])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -253,7 +289,7 @@ class VLAPolicy(ActorCriticPolicy):
         """
         :return: Something that differs after the frozen weights were replaced (``load_state_dict``)
         """
-        tensors = [tensor for tensor in self.state_dict(keep_vars=True).values() if not tensor.requires_grad]
+        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if not tensor.requires_grad]
         return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
 
     @property

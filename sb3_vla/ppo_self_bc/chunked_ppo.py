@@ -386,6 +386,7 @@ class ChunkedPPO(PPO):
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
         check_weights(self.policy, "it is not saved")
+        self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}  # adapters may have been merged
         super().save(path, exclude, include)
 
     @classmethod

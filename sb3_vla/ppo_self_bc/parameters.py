@@ -15,7 +15,17 @@ from torch import nn
 
 # What makes the networks whose weights are in the file, or only those weights' first values
 _NETWORKS = (
-    *("backbone", "backbone_kwargs", "head", "critic_net_arch", "net_arch", "activation_fn", "log_std_init", "ortho_init"),
+    *(
+        "backbone",
+        "backbone_kwargs",
+        "lora",
+        "head",
+        "critic_net_arch",
+        "net_arch",
+        "activation_fn",
+        "log_std_init",
+        "ortho_init",
+    ),
     *("features_extractor_class", "features_extractor_kwargs", "share_features_extractor", "full_std"),
 )
 

@@ -66,6 +66,14 @@ class VLABackbone(nn.Module, ABC):
         """
 
     @property
+    def pretrained(self) -> nn.Module | None:
+        """What a checkpoint's weights are in, of which LoRA trains adapters alone; ``None`` if all of it begins anew."""
+        return None
+
+    #: Regular expression of the names of modules of :attr:`pretrained` that LoRA adapts unless it is told otherwise
+    lora_targets: str | None = None
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
         """The parts that can be frozen, by name; ``"all"`` is always one of them."""
         return {"all": self}

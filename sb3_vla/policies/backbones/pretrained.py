@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import BackboneFeatures, VLABackbone
 from .families import FAMILIES, Family, TokenSequence
@@ -16,6 +17,8 @@ from .tokenizer_files import load_tokenizer, save_tokenizer
 
 # The robot's state, and where the action and the value are read out
 _N_SUFFIX = 3
+# What all families' text models call their linear layers
+_TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Numbers of PIL's filters, which image processors have; bicubic is the nearest that torch has to Lanczos (1)
 _FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
@@ -37,6 +40,8 @@ class PretrainedBackbone(VLABackbone):
     :param image_std: Standard deviation of each colour channel
     :param image_size: Height and width in pixels to which images are resized, by default that which the model learned from
     :param resample: By what filter: ``"bilinear"`` or ``"bicubic"``
+    :param gradient_checkpointing: Whether what is inside a layer is computed again for its gradient instead of being kept:
+        less memory, a third more time
     :param model: The model of this configuration, by default one with random weights
     :raises ValueError: If the configuration is of no known family, or the model can't read images of this size
     """
@@ -53,6 +58,7 @@ class PretrainedBackbone(VLABackbone):
         image_std: Sequence[float],
         image_size: int | None = None,
         resample: str = "bilinear",
+        gradient_checkpointing: bool = False,
         model: PreTrainedModel | None = None,
     ) -> None:
         # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
@@ -64,6 +70,9 @@ class PretrainedBackbone(VLABackbone):
         self.family = family
         self.image_size = _check_image_size(family, model_config, image_size)
         self.model = AutoModel.from_config(model_config) if model is None else model
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            self.model.activation_checkpointing_enable()
         self.tokenizer_files = tokenizer_files
         self.tokenizer = load_tokenizer(tokenizer_files)
         self.image_mean, self.image_std, self.resample = tuple(image_mean), tuple(image_std), resample
@@ -107,7 +116,26 @@ class PretrainedBackbone(VLABackbone):
             "image_std": self.image_std,
             "image_size": self.image_size,
             "resample": self.resample,
+            "gradient_checkpointing": self.gradient_checkpointing,
         }
+
+    def train(self, mode: bool = True) -> "PretrainedBackbone":
+        super().train(mode)
+        if self.gradient_checkpointing:
+            # transformers checkpoints layers that are in training mode; those inside, with their dropout, are as told
+            for module in self.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True
+        return self
+
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.model
+
+    @property
+    def lora_targets(self) -> str:  # type: ignore[override]
+        """The linear layers of the text model."""
+        return rf"{self.family.parts['text']}\..*\.({'|'.join(_TEXT_LAYERS)})"
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -122,7 +150,8 @@ class PretrainedBackbone(VLABackbone):
         :param images: One entry a camera: ``(batch, 3, height, width)``, uint8
         :return: ``(batch, tokens of all cameras, width)``
         """
-        return th.cat([self.family.encode(self.model, self._pixels(image)) for image in images.values()], dim=1)
+        pixels = [self._pixels(image).to(self.model.dtype) for image in images.values()]
+        return th.cat([self.family.encode(self.model, each) for each in pixels], dim=1)
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         tokens_per_image = self.family.n_image_tokens(self.model.config, self.image_size)

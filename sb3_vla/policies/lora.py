@@ -1,0 +1,139 @@
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) beside a backbone's pretrained weights, by ``peft``."""
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from ..common.argument_checks import Limits, check_keywords, check_known
+from .backbones import VLABackbone
+
+_DTYPES = {"bfloat16": th.bfloat16, "float32": th.float32}
+
+
+def add_lora(backbone: VLABackbone, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Put adapters beside a backbone's pretrained weights, see :func:`adapt`.
+
+    :param backbone: The backbone, changed in place
+    :param arguments: Those of :func:`adapt` that are not its default
+    :return: Those with which the same adapters fit the same base again
+    :raises TypeError: If there is no such argument
+    """
+    arguments = check_keywords("lora", arguments)
+    check_known("lora", arguments, adapt, ("backbone",))
+    return {**arguments, "base_fingerprint": adapt(backbone, **arguments)}
+
+
+def adapt(
+    backbone: VLABackbone,
+    r: int = 16,
+    lora_alpha: float = 32,
+    target_modules: str | Sequence[str] | None = None,
+    use_rslora: bool = False,
+    base_dtype: str = "bfloat16",
+    save_base: bool = False,
+    base_fingerprint: str | None = None,
+) -> str:
+    """
+    Freeze a backbone's pretrained weights and put adapters beside them. Trained and saved are these alone, in float32, and
+    whatever in the backbone is not pretrained, such as its new tokens. There is no dropout: with it the first likelihood ratio
+    of an update would not be one.
+
+    :param backbone: The backbone, changed in place
+    :param r: Rank of the adapters
+    :param lora_alpha: They count ``lora_alpha / r`` times
+    :param target_modules: Names of the linear layers that get one, or a regular expression of their full names; by default the
+        backbone's :attr:`~sb3_vla.VLABackbone.lora_targets`
+    :param use_rslora: Whether they count ``lora_alpha / sqrt(r)`` times (Kalajdzievski 2023, arXiv 2312.03732)
+    :param base_dtype: Of the pretrained weights: ``"bfloat16"`` or ``"float32"``
+    :param save_base: Whether the pretrained weights are saved as well, so that the checkpoint is not needed any more
+    :param base_fingerprint: Of the pretrained weights that adapters to be loaded were trained beside
+    :return: That of those given
+    :raises ImportError: If ``peft`` is not installed
+    :raises ValueError: If an argument is out of range, the backbone has no pretrained weights, or other than those expected
+    """
+    base = backbone.pretrained
+    if base is None:
+        raise ValueError(
+            f"lora=... adapts pretrained weights, and {type(backbone).__name__} has none: name a checkpoint as backbone, or "
+            "let your own backbone's property `pretrained` say where they are"
+        )
+    Limits(at_least=1).check("lora: r", r)
+    Limits(above=0).check("lora: lora_alpha", lora_alpha)
+    Limits(choices=tuple(_DTYPES)).check("lora: base_dtype", base_dtype)
+    targets = backbone.lora_targets if target_modules is None else target_modules
+    if targets is None:
+        raise ValueError(f"{type(backbone).__name__} has no lora_targets: give lora=dict(target_modules=[...])")
+    found = _fingerprint(base)
+    if base_fingerprint not in (None, found):
+        raise ValueError(
+            f"these adapters were trained beside other pretrained weights ({base_fingerprint}) than the backbone's ({found}): "
+            "put the checkpoint that they were trained with where it was"
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora=... needs peft: pip install 'sb3-vla[lora]'") from error
+    base.requires_grad_(False).to(_DTYPES[base_dtype])
+    config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, base)
+    for name, parameter in base.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    if not save_base:
+        (path,) = (name for name, module in backbone.named_modules() if module is base)
+        names = [name for name in backbone.state_dict() if name.startswith(f"{path}.") and "lora_" not in name]
+        backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
+        backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
+    return found
+
+
+def merge(backbone: VLABackbone) -> None:
+    """
+    Add the adapters to the weights that they stand beside, and take them away. The backbone is as if it had never had any, in
+    float32, with what they learned.
+
+    :param backbone: The backbone, changed in place
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = backbone.pretrained
+    assert base is not None
+    base.float()
+    for name, layer in list(base.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            base.set_submodule(name, layer.get_base_layer())
+    del base.peft_config
+    backbone._state_dict_hooks.clear()
+    backbone._load_state_dict_pre_hooks.clear()
+
+
+def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
+    for name in names:
+        del state_dict[prefix + name]
+
+
+def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *args: Any) -> None:
+    own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+    for name in names:
+        state_dict.setdefault(prefix + name, own[name].detach())
+
+
+def _fingerprint(base: nn.Module) -> str:
+    """
+    :param base: A pretrained model, of any precision
+    :return: A few letters that differ for other weights: of the first ones of each tensor, as all of a large model's would
+        take half a minute
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        # Exact in bfloat16 whatever the checkpoint's precision is
+        digest.update(tensor.flatten()[:16].to("cpu", th.bfloat16).view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
