@@ -14,7 +14,7 @@ from .hub.upload import push_to_hub
 from .imitation.demonstration_buffer import DemonstrationBuffer
 from .imitation.sft import fine_tune
 from .policies.backbones import BackboneFeatures, PretrainedBackbone, SmolVLMBackbone, VLABackbone
-from .policies.heads import ActionHead, ChunkDistribution, ChunkSample, GaussianHead
+from .policies.heads import ActionHead, ChunkDistribution, ChunkSample, FlowHead, GaussianHead, TokenHead
 from .policies.vla_policy import VLAPolicy
 from .ppo_self_bc.bc_weight import (
     BCWeight,
@@ -43,6 +43,7 @@ __all__ = [
     "DemonstrationBuffer",
     "EpisodeSchedule",
     "EvaluationResult",
+    "FlowHead",
     "GaussianHead",
     "GradientBalance",
     "LossWeights",
@@ -54,6 +55,7 @@ __all__ = [
     "SuccessDriven",
     "SuccessEvalCallback",
     "TanhWarmup",
+    "TokenHead",
     "TrainingStatistics",
     "VLABackbone",
     "VLAPolicy",

@@ -91,7 +91,8 @@ class VLAPolicyAdapter(PolicyAdapter):
         features = self.policy.encode(*batch)
         distribution = self.policy.head(features)
         values = self.policy.values(batch.observations, features)
-        return ActionEvaluation(values, distribution.step_log_prob(ChunkSample(actions, extras)), distribution.step_entropy())
+        sample = ChunkSample(actions, extras)
+        return ActionEvaluation(values, distribution.step_log_prob(sample), distribution.step_entropy(sample))
 
     def imitation_loss(self, batch: PolicyInput, actions: th.Tensor, chunk_lengths: th.Tensor) -> th.Tensor:
         return self.policy.imitation_loss(self.policy.encode(*batch), actions, chunk_lengths, self.bc_loss)

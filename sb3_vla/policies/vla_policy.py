@@ -56,7 +56,7 @@ class VLAPolicy(ActorCriticPolicy):
     :param frozen: Parts of the backbone that are not trained, e.g. ``("vision", "text")`` or ``("all",)``
     :param lora: Arguments of :func:`~sb3_vla.policies.lora.adapt`, such as ``dict(r=16)``, if adapters are to be trained in
         place of the backbone's pretrained weights. They are saved without these, which the checkpoint gives again
-    :param head: ``"gaussian"``, or a subclass of :class:`~sb3_vla.ActionHead`
+    :param head: ``"gaussian"``, ``"token"``, ``"flow"``, or a subclass of :class:`~sb3_vla.ActionHead`
     :param head_kwargs: Keyword arguments of the head
     :param chunk_size: h, if it is to be checked against the action space
     :param critic_net_arch: Widths of the value function's hidden layers

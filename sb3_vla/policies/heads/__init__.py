@@ -6,18 +6,29 @@ from gymnasium import spaces
 
 from ...common.argument_checks import check_known
 from .base import ActionHead, ChunkDistribution, ChunkSample
+from .flow import FlowHead
 from .gaussian import GaussianChunkDistribution, GaussianHead
+from .token import TokenHead
 
-__all__ = ["ActionHead", "ChunkDistribution", "ChunkSample", "GaussianChunkDistribution", "GaussianHead", "make_head"]
+__all__ = [
+    "ActionHead",
+    "ChunkDistribution",
+    "ChunkSample",
+    "FlowHead",
+    "GaussianChunkDistribution",
+    "GaussianHead",
+    "TokenHead",
+    "make_head",
+]
 
-HEADS: dict[str, type[ActionHead]] = {"gaussian": GaussianHead}
+HEADS: dict[str, type[ActionHead]] = {"flow": FlowHead, "gaussian": GaussianHead, "token": TokenHead}
 
 
 def make_head(head: str | type[ActionHead], features_dim: int, action_space: spaces.Box, /, **kwargs: Any) -> ActionHead:
     """
     Build a head from what a user may write in ``policy_kwargs``.
 
-    :param head: ``"gaussian"``, or a subclass of :class:`ActionHead`
+    :param head: ``"gaussian"``, ``"token"``, ``"flow"``, or a subclass of :class:`ActionHead`
     :param features_dim: Length of the backbone's feature vectors
     :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
     :param kwargs: Passed on to the head

@@ -51,8 +51,10 @@ class ChunkDistribution(ABC):
         """
 
     @abstractmethod
-    def step_entropy(self) -> th.Tensor | None:
+    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor | None:
         """
+        :param sample: Chunks, for a distribution whose steps depend on those before: the entropy is then that of each step,
+            given these
         :return: Entropy of each primitive step, ``(batch, h)``, or ``None`` where it has no closed form
         """
 
@@ -153,6 +155,14 @@ class ActionHead(nn.Module, ABC):
                 f"{type(self).__name__} has no imitation loss {kind!r}: give 'auto' or one of {self.imitation_losses}"
             )
         return -masked_mean(self(features).step_log_prob(ChunkSample(actions)), mask)
+
+    def fit(self, actions: np.ndarray) -> None:
+        """
+        Take over statistics of demonstrations, before the head is fine-tuned on them.
+
+        :param actions: Their chunks in the environment's units, ``(samples, h, d)`` float32, steps that were not executed
+            included
+        """
 
     def restart(self, changed: Collection[str]) -> None:
         """

@@ -1,0 +1,248 @@
+"""The flow head: chunks out of noise, by flow matching, with likelihoods for PPO."""
+
+import functools
+import math
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, Literal
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+from torch.distributions import Beta, Normal
+
+from ...common.argument_checks import Limits, check_widths
+from ...common.chunk_mask import masked_mse
+from ..backbones import BackboneFeatures
+from .base import ActionHead, ChunkDistribution, ChunkSample
+
+#: ``(x, t)``, of ``(batch, h, d)`` and ``(batch,)``, to the mean velocity, ``(batch, h, d)``
+Velocity = Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+# pi0's distribution of times in training, Beta(1.5, 1) scaled to [0.001, 1] (Black et al. 2024, arXiv 2410.24164)
+_ALPHA, _BETA, _MIN_TIME = 1.5, 1.0, 0.001
+# Numbers that say the time
+_TIME_DIM = 32
+
+
+class FlowDistribution(ChunkDistribution):
+    """
+    Chunks at the end of a denoising chain. Time t falls from 1, noise, to 0, an action, in K steps of ``1 / K``; of
+    ``x_t = t noise + (1 - t) action`` the network knows the mean velocity ``v(x_t, t) = E[noise - action | x_t]``.
+
+    Following it is deterministic, and has no likelihood. pi_RL (Chen et al. 2025, arXiv 2510.25889) gives it one, by steps
+    that are Gaussians around where the velocity leads. The likelihood of a chunk is that of its random steps, given where they
+    began:
+
+    - ``"noise"`` (Flow-Noise): every step is random, with a standard deviation that is learned.
+    - ``"sde"`` (Flow-SDE): one step of the chain, drawn anew each time, is one of the stochastic differential equation
+      ``dx = (v + sigma_t^2 / 2t (x + (1 - t) v)) dt + sigma_t dw``, which leaves the distribution at each time as it is
+      (Flow-GRPO: Liu et al. 2025, arXiv 2505.05470, equation 8), with ``sigma_t = noise_level sqrt(t / (1 - t))``.
+
+    :param velocity: The network, given the features
+    :param start: Where the noise is drawn: any tensor ``(batch, h, d)`` of its device and precision
+    :param n_steps: K
+    :param noise: Which steps are random, and how
+    :param scale: Standard deviation of a step of ``"noise"``, ``(d,)``, or the noise level of ``"sde"``, a scalar
+    :param to_env: Turns units of half the range into the environment's
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        start: th.Tensor,
+        n_steps: int,
+        noise: Literal["noise", "sde"],
+        scale: th.Tensor,
+        to_env: Callable[[th.Tensor], th.Tensor],
+    ) -> None:
+        self.velocity, self.start, self.n_steps, self.noise, self.scale = velocity, start, n_steps, noise, scale
+        self.to_env = to_env
+
+    def draw(self, deterministic: bool = False) -> ChunkSample:
+        """
+        :param deterministic: Whether to follow the velocity alone, from where the noise is 0
+        :return: One chunk for each of the batch; where its random steps began and ended as ``before`` and ``after``,
+            ``(batch, random steps, h, d)``, and which of the chain they were as ``step``, ``(batch, random steps)``
+        """
+        if deterministic:
+            x = th.zeros_like(self.start)
+            for number in range(self.n_steps):
+                x = x - self.velocity(x, self._time(self._numbers(number))) / self.n_steps
+            return ChunkSample(self.to_env(x))
+        x, batch = th.randn_like(self.start), len(self.start)
+        # Of each sample, which steps are random: (batch, K)
+        is_random = th.ones(batch, self.n_steps, dtype=th.bool, device=x.device)
+        if self.noise == "sde":
+            chosen = th.randint(self.n_steps, (batch, 1), device=x.device)
+            is_random = chosen == th.arange(self.n_steps, device=x.device)
+        chain = [x]
+        for number in range(self.n_steps):
+            x = self.advance(x, self._numbers(number), is_random[:, number])
+            chain.append(x)
+        whole, n_random = th.stack(chain, dim=1), int(is_random[0].sum())  # (batch, K + 1, h, d)
+        extras = {
+            "before": whole[:, :-1][is_random].view(batch, n_random, *x.shape[1:]),
+            "after": whole[:, 1:][is_random].view(batch, n_random, *x.shape[1:]),
+            "step": is_random.nonzero()[:, 1].view(batch, n_random),
+        }
+        return ChunkSample(self.to_env(x), extras)
+
+    def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
+        return self._sum(self._random_steps(sample).log_prob(sample.extras["after"].flatten(0, 1)), sample)
+
+    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor | None:
+        """
+        :param sample: Chunks with the extras that they were drawn with
+        :return: Entropy of each primitive step in the random steps of the chain, given where these began, ``(batch, h)``
+        """
+        return None if sample is None else self._sum(self._random_steps(sample).entropy(), sample)
+
+    def _random_steps(self, sample: ChunkSample) -> Normal:
+        """
+        :param sample: Chunks with their extras
+        :return: Distribution of where each random step ends, ``(batch * random steps, h, d)``
+        """
+        before, step = sample.extras["before"], sample.extras["step"]
+        x, number = before.flatten(0, 1), step.flatten()
+        return self._step(x, number, self.velocity(x, self._time(number)))
+
+    def _sum(self, terms: th.Tensor, sample: ChunkSample) -> th.Tensor:
+        """
+        :param terms: ``(batch * random steps, h, d)``
+        :param sample: Chunks with their extras
+        :return: Sum over random steps and dimensions, ``(batch, h)``
+        """
+        return terms.view(*sample.extras["step"].shape, *terms.shape[1:]).sum(dim=(1, 3))
+
+    def advance(self, x: th.Tensor, number: th.Tensor, is_random: th.Tensor) -> th.Tensor:
+        """
+        :param x: Where the chains are, ``(batch, h, d)``
+        :param number: Which of the steps comes, ``(batch,)``
+        :param is_random: Whether it is random, ``(batch,)``
+        :return: Where they are after it
+        """
+        velocity = self.velocity(x, self._time(number))
+        random = self._step(x, number, velocity).sample()
+        return th.where(is_random.view(-1, 1, 1), random, x - velocity / self.n_steps)
+
+    def _step(self, x: th.Tensor, number: th.Tensor, velocity: th.Tensor) -> Normal:
+        """
+        :param x: Where random steps begin, ``(n, h, d)``
+        :param number: Which of the chain they are, ``(n,)``
+        :param velocity: There, ``(n, h, d)``
+        :return: Where they end, ``(n, h, d)``
+        """
+        if self.noise == "noise":
+            return Normal(x - velocity / self.n_steps, self.scale.expand_as(x), validate_args=False)
+        t = self._time(number).view(-1, 1, 1)
+        # sigma is infinite where there is nothing but noise: the first step takes that of the second
+        variance = self.scale**2 * t / (1 - t.clamp(max=1 - 1 / self.n_steps))
+        drift = velocity + variance / (2 * t) * (x + (1 - t) * velocity)
+        std = (variance / self.n_steps).sqrt()
+        return Normal(x - drift / self.n_steps, std.expand_as(x), validate_args=False)
+
+    def _numbers(self, number: int) -> th.Tensor:
+        return th.full((len(self.start),), number, device=self.start.device)
+
+    def _time(self, number: th.Tensor) -> th.Tensor:
+        return 1 - number / self.n_steps
+
+
+class FlowHead(ActionHead):
+    """
+    Flow matching (Lipman et al. 2022, arXiv 2210.02747), as pi0 and SmolVLA do it: a network learns the velocity from noise to
+    demonstrated chunks, and a chunk is where it leads. What PPO learns from: see :class:`FlowDistribution`.
+
+    :param features_dim: Length of the features
+    :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
+    :param n_flow_steps: K, steps from noise to a chunk
+    :param noise: What makes a chain random: ``"noise"`` or ``"sde"``
+    :param log_std_init: Initial logarithm of the standard deviation of a step of ``"noise"``, in units of half the range of
+        the bounds; it is learned, one a dimension
+    :param noise_level: Of ``"sde"``, above 0
+    :param net_arch: Widths of the network's hidden layers
+    :raises ValueError: If an argument is out of range
+    """
+
+    imitation_losses: ClassVar[tuple[str, ...]] = ("flow",)
+    adjustable: ClassVar[tuple[str, ...]] = ("n_flow_steps", "noise", "noise_level")
+    needs_extras = True
+
+    def __init__(
+        self,
+        features_dim: int,
+        action_space: spaces.Box,
+        n_flow_steps: int = 4,
+        noise: Literal["noise", "sde"] = "noise",
+        log_std_init: float = -2.0,
+        noise_level: float = 0.5,
+        net_arch: tuple[int, ...] = (256, 256),
+    ) -> None:
+        super().__init__(features_dim, action_space)
+        Limits(at_least=1).check("n_flow_steps", n_flow_steps)
+        Limits(choices=("noise", "sde")).check("noise", noise)
+        Limits(at_least=-20, at_most=2).check("log_std_init", log_std_init)
+        Limits(above=0).check("noise_level", noise_level)
+        self.n_flow_steps, self.noise, self.noise_level, self.log_std_init = n_flow_steps, noise, noise_level, log_std_init
+        self.net_arch = check_widths("net_arch", net_arch)
+        n_numbers = self.chunk_size * self.action_dim
+        self.net = nn.Sequential(
+            *create_mlp(features_dim + n_numbers + _TIME_DIM, n_numbers, self.net_arch, nn.SiLU),
+        )
+        self.log_std = nn.Parameter(th.full((self.action_dim,), float(log_std_init)))
+
+    def forward(self, features: BackboneFeatures) -> FlowDistribution:
+        start = features.action.new_zeros(len(features.action), self.chunk_size, self.action_dim)
+        scale = self.log_std.exp() if self.noise == "noise" else features.action.new_tensor(self.noise_level)
+        velocity = functools.partial(self.velocity, features.action)
+        return FlowDistribution(velocity, start, self.n_flow_steps, self.noise, scale, self.to_env)
+
+    def velocity(self, features: th.Tensor, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """
+        :param features: ``(batch, features_dim)``
+        :param x: Chunks on their way from noise, in units of half the range, ``(n * batch, h, d)``: n in a row for each of the
+            batch
+        :param t: Time, from 1 (noise) to 0, ``(n * batch,)``
+        :return: Mean of noise minus action, ``(n * batch, h, d)``
+        """
+        features = features.repeat_interleave(len(x) // len(features), dim=0)
+        return self.net(th.cat([features, x.flatten(1), _embed_time(t)], dim=1)).view_as(x)
+
+    def imitation_loss(self, features: BackboneFeatures, actions: th.Tensor, mask: th.Tensor, kind: str = "auto") -> th.Tensor:
+        if kind not in ("auto", "flow"):
+            return super().imitation_loss(features, actions, mask, kind)
+        target = self.to_unit(actions)
+        noise = th.randn_like(target)
+        times = Beta(target.new_tensor(_ALPHA), target.new_tensor(_BETA)).sample((len(target),))
+        t = _MIN_TIME + (1 - _MIN_TIME) * times
+        weight = t.view(-1, 1, 1)
+        velocity = self.velocity(features.action, weight * noise + (1 - weight) * target, t)
+        return masked_mse(velocity, noise - target, mask)
+
+    def restart(self, changed: Collection[str]) -> None:
+        if "log_std_init" in changed:
+            with th.no_grad():
+                self.log_std.fill_(self.log_std_init)
+
+    def metrics(self) -> dict[str, float]:
+        return {"std": self.log_std.detach().exp().mean().item()} if self.noise == "noise" else {}
+
+    def constructor_kwargs(self) -> dict[str, Any]:
+        return {
+            "n_flow_steps": self.n_flow_steps,
+            "noise": self.noise,
+            "log_std_init": self.log_std_init,
+            "noise_level": self.noise_level,
+            "net_arch": self.net_arch,
+        }
+
+
+def _embed_time(t: th.Tensor) -> th.Tensor:
+    """
+    :param t: ``(n,)`` in [0, 1]
+    :return: Sines and cosines of periods from 0.004 to 4, pi0's, ``(n, _TIME_DIM)``
+    """
+    periods = 0.004 * 1000 ** th.linspace(0, 1, _TIME_DIM // 2, device=t.device)
+    angles = 2 * math.pi * t.unsqueeze(1) / periods
+    return th.cat([angles.sin(), angles.cos()], dim=1)
