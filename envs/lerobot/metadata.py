@@ -132,6 +132,7 @@ def read_metadata(folder: str | os.PathLike[str]) -> Metadata:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version, fps, features = info["codebase_version"], float(info["fps"]), info["features"]
+        n_episodes = int(info["total_episodes"])
         videos = [name for name, feature in features.items() if feature["dtype"] == "video"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged, or no description of a LeRobot dataset ({error}): download it again") from error
@@ -144,9 +145,12 @@ def read_metadata(folder: str | os.PathLike[str]) -> Metadata:
     try:
         episodes = tuple(sorted(read(root, info, videos), key=lambda episode: episode.index))
     except (KeyError, TypeError) as error:
+        raise ValueError(f"{root / 'meta'} lacks {error}, which format {version} has: download it again") from error
+    if len(episodes) != n_episodes:
         raise ValueError(
-            f"{root / 'meta'} lacks {error}, which {path} of format {version} asks for: download it again"
-        ) from error
+            f"{root / 'meta'} lists {len(episodes)} episodes, {path} counts {n_episodes}: a file is missing or truncated; "
+            "download it again"
+        )
     return Metadata(root, fps, features, episodes)
 
 

@@ -217,9 +217,10 @@ def _from_lerobot(arguments: argparse.Namespace) -> Work:
     if arguments.n_per_task is not None:
         raise ValueError("--from-lerobot reads all episodes of the tasks: leave out --n-per-task")
     _refuse_existing(arguments.out)
-    demonstrations = import_lerobot(_load(arguments), arguments.from_lerobot, arguments.out)
+    config = _load(arguments)
+    demonstrations = import_lerobot(config, arguments.from_lerobot, arguments.out)
     counts = Counter(demo.task for demo in demonstrations)
-    by_task = ", ".join(f"{n} of {task}" for task, n in counts.items())
+    by_task = ", ".join(f"{counts[task]} of {task}" for task in config.tasks)
     return lambda: print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}: {by_task}")
 
 

@@ -252,6 +252,19 @@ def test_damaged_and_incomplete_files_are_named(make_dataset):
         read(dataset)
 
 
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_episodes_that_are_not_listed_are_noticed(make_dataset, version):
+    dataset = make_dataset(version)
+    if version == "v3.0":
+        path = dataset.folder / "meta/episodes/chunk-000/file-000.parquet"
+        pd.read_parquet(path).iloc[:2].to_parquet(path)
+    else:
+        path = dataset.folder / "meta/episodes.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ValueError, match=r"meta lists 2 episodes, .*info\.json counts 3: a file is missing or truncated"):
+        read_lerobot(dataset.folder, OBSERVATIONS, CHUNKS)
+
+
 def test_a_number_that_is_none_is_named_with_its_file(make_dataset):
     dataset = make_dataset()
     path = dataset.folder / "data/chunk-000/file-001.parquet"
