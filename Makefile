@@ -6,11 +6,14 @@ SEED ?= 0
 SEEDS ?= 0
 # Where pip finds the CPU build of torch, e.g. --index-url https://download.pytorch.org/whl/cpu; by default pip's own index
 TORCH_OPTIONS ?=
+# A Python of 3.12 or later for LeRobot, and where it gets an environment of its own
+LEROBOT_PYTHON ?= python3.12
+LEROBOT_ENV ?= build/lerobot_env
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -48,6 +51,11 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
+
+check-lerobot: setup  ## Hold our LeRobot datasets against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)
+	test -x $(LEROBOT_ENV)/bin/python || $(LEROBOT_PYTHON) -m venv $(LEROBOT_ENV)
+	$(LEROBOT_ENV)/bin/pip install --progress-bar off -q 'lerobot[smolvla,dataset]>=0.6,<0.7' $(TORCH_OPTIONS)
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/lerobot/check_datasets.py $(LEROBOT_ENV)/bin/python results/lerobot/datasets.json
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -13,6 +13,8 @@ from .fetch.env import FetchEnv  # noqa: E402
 from .fetch.goals import sample_fetch_goals  # noqa: E402
 from .fetch.registration import register_fetch  # noqa: E402
 from .gym_suite import GymSuite, GymTask  # noqa: E402
+from .lerobot.reader import read_lerobot  # noqa: E402
+from .lerobot.writer import write_lerobot  # noqa: E402
 from .make import make_env_fns, make_vla_env  # noqa: E402
 from .metaworld.env import MetaWorldEnv  # noqa: E402
 from .metaworld.goals import sample_goals  # noqa: E402
@@ -78,6 +80,7 @@ __all__ = [
     "load_demonstrations",
     "make_env_fns",
     "make_vla_env",
+    "read_lerobot",
     "register_suite",
     "registered_suites",
     "resolve_tasks",
@@ -85,4 +88,5 @@ __all__ = [
     "sample_goals",
     "save_demonstrations",
     "select_gl_backend",
+    "write_lerobot",
 ]

@@ -29,6 +29,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,21 +48,23 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, SyntaxError)
 
 
-def save_demonstrations(path: str | os.PathLike[str], demonstrations: Sequence[Demonstration]) -> None:
+def save_demonstrations(path: str | os.PathLike[str], demonstrations: Iterable[Demonstration]) -> None:
     """
     Write demonstrations to a file, replacing it only once the new one is complete.
 
     :param path: The file, used as given
-    :param demonstrations: All with the same observation keys, shapes and dtypes
+    :param demonstrations: All with the same observation keys, shapes and dtypes; of an iterator, pictures and prompts wait in
+        a temporary file beside this one, so that there may be more of them than fit into memory
     :raises ValueError: If they do not fit together
     """
-    signature = _signature(demonstrations)
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file, tempfile.TemporaryFile(dir=target.parent) as waiting:
+            if not isinstance(demonstrations, Sequence):
+                demonstrations = _in_file(demonstrations, waiting)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                _write(archive, demonstrations, signature)
+                _write(archive, demonstrations, _signature(demonstrations))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
@@ -95,6 +98,28 @@ def load_demonstrations(path: str | os.PathLike[str]) -> list[Demonstration]:
         return list(_separated(arrays))
     except (KeyError, ValueError) as error:
         raise ValueError(_damaged(path, error)) from error
+
+
+def _in_file(demonstrations: Iterable[Demonstration], file: BinaryIO) -> list[Demonstration]:
+    """The same demonstrations, their observations of bytes mapped from a file that they are written to one by one."""
+    written: list[tuple[Demonstration, dict[str, int]]] = []
+    for demo in demonstrations:
+        starts: dict[str, int] = {}
+        observations = dict(demo.observations)
+        for key, values in demo.observations.items():
+            if values.dtype.itemsize == 1:
+                starts[key] = file.tell()
+                file.write(np.ascontiguousarray(values).tobytes())
+                # Type and shape for later, without the bytes
+                observations[key] = np.broadcast_to(np.zeros((), values.dtype), values.shape)
+        written.append((replace(demo, observations=observations), starts))
+    file.flush()
+    content = np.memmap(file, np.uint8, "r") if file.tell() else np.empty(0, np.uint8)
+    for demo, starts in written:
+        for key, start in starts.items():
+            values = demo.observations[key]
+            demo.observations[key] = content[start : start + values.size].view(values.dtype).reshape(values.shape)
+    return [demo for demo, _ in written]
 
 
 def _signature(demonstrations: Sequence[Demonstration]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,9 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_command(commands, "config", _config, "print every setting and its value, as YAML")
 
-    demos = _add_command(commands, "demos", _demos, "collect demonstrations of the suite's expert")
-    demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
+    demos = _add_command(commands, "demos", _demos, "collect demonstrations of the suite's expert, or convert LeRobot's")
+    demos.add_argument("--out", metavar="FILE", help="where to write them (.npz)")
     demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task (demos.n_per_task)")
+    demos.add_argument("--from-lerobot", metavar="FOLDER", help="read them from this LeRobot dataset instead")
+    demos.add_argument("--to-lerobot", metavar="FOLDER", help="instead of --out: write --demos as a LeRobot dataset")
+    demos.add_argument("--demos", metavar="FILE", help="for --to-lerobot: what `sb3-vla demos` or `play` wrote")
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
     sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
@@ -186,6 +190,12 @@ def _config(arguments: argparse.Namespace) -> Work:
 def _demos(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_acting, check_experts, collect
 
+    if arguments.to_lerobot is not None or arguments.demos is not None:
+        return _to_lerobot(arguments)
+    if arguments.out is None:
+        raise ValueError("say where to write: --out FILE, or --demos FILE --to-lerobot FOLDER")
+    if arguments.from_lerobot is not None:
+        return _from_lerobot(arguments)
     config = _load(arguments, demos={"n_per_task": arguments.n_per_task})
     check_experts(config)
     check_acting(config)
@@ -196,6 +206,35 @@ def _demos(arguments: argparse.Namespace) -> Work:
         print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
 
     return work
+
+
+# The files of others are checked as they are read: all that takes long belongs to the checks here
+
+
+def _from_lerobot(arguments: argparse.Namespace) -> Work:
+    from .pipeline import import_lerobot
+
+    if arguments.n_per_task is not None:
+        raise ValueError("--from-lerobot reads all episodes of the tasks: leave out --n-per-task")
+    _refuse_existing(arguments.out)
+    config = _load(arguments)
+    demonstrations = import_lerobot(config, arguments.from_lerobot, arguments.out)
+    counts = Counter(demo.task for demo in demonstrations)
+    by_task = ", ".join(f"{counts[task]} of {task}" for task in config.tasks)
+    return lambda: print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}: {by_task}")
+
+
+def _to_lerobot(arguments: argparse.Namespace) -> Work:
+    from sb3_vla_envs import load_demonstrations
+
+    from .pipeline import export_lerobot
+
+    others = [name for name in ("out", "from_lerobot", "n_per_task") if getattr(arguments, name) is not None]
+    if others or arguments.to_lerobot is None or arguments.demos is None:
+        raise ValueError("--demos FILE --to-lerobot FOLDER belong together, without --out, --from-lerobot and --n-per-task")
+    demonstrations = load_demonstrations(arguments.demos)
+    export_lerobot(_load(arguments), demonstrations, arguments.to_lerobot)
+    return lambda: print(f"Wrote {len(demonstrations)} episodes to {arguments.to_lerobot}")
 
 
 def _sft(arguments: argparse.Namespace) -> Work:

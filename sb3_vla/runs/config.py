@@ -12,7 +12,7 @@ from typing import Any
 import torch as th
 import yaml
 
-from sb3_vla_envs import collect_demonstrations
+from sb3_vla_envs import collect_demonstrations, read_lerobot
 from sb3_vla_envs.suite import find_suite, get_suite
 from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
@@ -45,6 +45,11 @@ SFTSettings: Any = arguments_of(
     limits={**SFT_LIMITS, "max_grad_norm": Limits(above=0)},
 )
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
+_LeRobotArguments: Any = arguments_of(
+    read_lerobot,
+    without=("instructions", "every_step"),
+    limits={"fps": Limits(above=0)},
+)
 EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
     without=_SAID_ONCE,
@@ -79,6 +84,18 @@ class DemosSettings(_DemosArguments):
     """
 
     n_per_task: int = setting(at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotSettings(_LeRobotArguments):
+    """
+    Arguments of :func:`sb3_vla_envs.read_lerobot`; its ``tasks`` are beside the suite's own instructions, and ``fps`` is by
+    default that of the environment. And one of :func:`sb3_vla_envs.write_lerobot`:
+
+    :param use_videos: Whether pictures become videos
+    """
+
+    use_videos: bool = setting(default=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +139,7 @@ class Config:
     :param wrapping: What stands between the simulation and the policy
     :param policy: Arguments of :class:`~sb3_vla.VLAPolicy`
     :param demos: How demonstrations are collected
+    :param lerobot: How LeRobot datasets are read and written
     :param sft: Arguments of :func:`~sb3_vla.fine_tune`
     :param train: How PPOSelfBC post-trains
     :param eval: Arguments of :func:`~sb3_vla.evaluate_on_tasks`
@@ -136,6 +154,7 @@ class Config:
     wrapping: WrappingSettings
     policy: PolicySettings
     demos: DemosSettings
+    lerobot: LeRobotSettings
     sft: SFTSettings
     train: TrainSettings
     eval: EvalSettings = field(metadata={"changes_on_resume": True})
@@ -198,6 +217,7 @@ _FIELDS = {each.name: each for each in fields(Config)}
 _SECTIONS = {
     "policy": PolicySettings,
     "demos": DemosSettings,
+    "lerobot": LeRobotSettings,
     "sft": SFTSettings,
     "train": TrainSettings,
     "eval": EvalSettings,

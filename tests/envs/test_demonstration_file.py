@@ -44,6 +44,33 @@ def test_saved_demonstrations_load_unchanged_from_the_very_path(tmp_path, demos,
             np.testing.assert_array_equal(a, b)
 
 
+def test_an_iterator_makes_the_same_file(tmp_path, demos):
+    save_demonstrations(tmp_path / "list", demos)
+    save_demonstrations(tmp_path / "iterator", iter(demos))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iterator", "list"]
+    with np.load(tmp_path / "list") as listed, np.load(tmp_path / "iterator") as iterated:
+        assert listed.files == iterated.files
+        for name in listed.files:
+            np.testing.assert_array_equal(listed[name], iterated[name])
+    assert demos[0].observations["image"].any(), "what was given is as it was"
+    save_demonstrations(tmp_path / "empty", iter(()))
+    assert load_demonstrations(tmp_path / "empty") == []
+
+
+def test_an_iterator_that_fails_leaves_the_old_file(tmp_path, demos):
+    save_demonstrations(tmp_path / "demos", demos[:1])
+    with pytest.raises(ValueError, match=r"must have the arrays"):
+        save_demonstrations(
+            tmp_path / "demos",
+            (
+                Demonstration("a", {}, demo.actions, demo.chunk_lengths, True) if number else demo
+                for number, demo in enumerate(demos)
+            ),
+        )
+    assert len(load_demonstrations(tmp_path / "demos")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
+
+
 def test_file_is_plain_npz_without_pickles(tmp_path, demos):
     save_demonstrations(tmp_path / "demos", demos)
     with np.load(tmp_path / "demos", allow_pickle=False) as archive:

@@ -1,0 +1,1 @@
+"""Datasets in the formats of LeRobot: read into demonstrations, and written from them."""
