@@ -148,6 +148,8 @@ class VLAPolicy(ActorCriticPolicy):
                     part.compile()
         head, head_kwargs = self.head_spec
         self.head = make_head(head, self.backbone.features_dim, self.action_space, **head_kwargs)  # type: ignore[arg-type]
+        if (expert := self.backbone.take_action_expert()) is not None:
+            self.head.use_expert(expert)
         self.state_normalizer = Normalizer(state_dim)
         critic_dim = self.backbone.features_dim
         if self.privileged:

@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from ...common.argument_checks import check_known
-from .base import BackboneFeatures, VLABackbone
-from .pretrained import PretrainedBackbone
+from .base import ActionExpert, BackboneFeatures, VLABackbone
+from .pi0 import PI0Backbone
+from .pretrained import PretrainedBackbone, load_pretrained
 from .smolvlm import SmolVLMBackbone
 
-__all__ = ["BackboneFeatures", "PretrainedBackbone", "SmolVLMBackbone", "VLABackbone", "make_backbone"]
+__all__ = [
+    "ActionExpert",
+    "BackboneFeatures",
+    "PI0Backbone",
+    "PretrainedBackbone",
+    "SmolVLMBackbone",
+    "VLABackbone",
+    "make_backbone",
+]
 
 
 def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kwargs) -> VLABackbone:
@@ -32,4 +43,6 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
         check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
     check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
-    return PretrainedBackbone.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)
+    config = load_pretrained(AutoConfig, str(backbone))
+    kind = PI0Backbone if config.model_type == "pi0" else PretrainedBackbone
+    return kind.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

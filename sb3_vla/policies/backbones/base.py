@@ -25,6 +25,30 @@ class BackboneFeatures(NamedTuple):
     prefix: th.Tensor | None = None
 
 
+class ActionExpert(nn.Module, ABC):
+    """
+    A network that knows how to denoise chunks, which a flow head uses: a checkpoint's own, or a new one.
+
+    :param chunk_shape: Length and width of the chunks that it knows, at least those of the environment
+    """
+
+    #: Whether it reads :attr:`BackboneFeatures.prefix`
+    reads_prefix: bool = False
+
+    def __init__(self, chunk_shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.chunk_shape = chunk_shape
+
+    @abstractmethod
+    def forward(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """
+        :param features: What the backbone read out
+        :param x: Chunks on their way from noise to an action, ``(batch, *chunk_shape)``
+        :param t: Time, from 1 (noise) to 0, ``(batch,)``
+        :return: Their velocity: mean of noise minus action, ``(batch, *chunk_shape)``
+        """
+
+
 class VLABackbone(nn.Module, ABC):
     """
     Turns what the robot sees, is told and feels into one feature vector for the action head and one for the value head.
@@ -64,6 +88,12 @@ class VLABackbone(nn.Module, ABC):
         :return: Plain keyword arguments (beside ``state_dim``) that rebuild the same architecture, tokenizer included,
             on a machine with no network
         """
+
+    def take_action_expert(self) -> ActionExpert | None:
+        """
+        :return: The network with which the checkpoint draws actions, if it has one: the head's from now on
+        """
+        return None
 
     @property
     def pretrained(self) -> nn.Module | None:

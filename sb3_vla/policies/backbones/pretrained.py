@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from safetensors import SafetensorError
@@ -48,6 +48,7 @@ class PretrainedBackbone(VLABackbone):
 
     pixel_mean: th.Tensor
     pixel_std: th.Tensor
+    _auto_class: ClassVar[Any] = AutoModel
 
     def __init__(
         self,
@@ -79,9 +80,13 @@ class PretrainedBackbone(VLABackbone):
         # Not part of the weights, as constructor_kwargs has them
         self.register_buffer("pixel_mean", 255 * th.tensor(self.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * th.tensor(self.image_std).view(3, 1, 1), persistent=False)
-        self.state_token = nn.Linear(state_dim, self.features_dim)
-        self.readout_tokens = nn.Parameter(text_config.initializer_range * th.randn(2, self.features_dim))
+        self._make_new_tokens(state_dim)
         self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+
+    def _make_new_tokens(self, state_dim: int) -> None:
+        self.state_token = nn.Linear(state_dim, self.features_dim)
+        scale = self.model.config.get_text_config().initializer_range
+        self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, state_dim: int, **kwargs: Any) -> "PretrainedBackbone":
@@ -94,11 +99,11 @@ class PretrainedBackbone(VLABackbone):
         :return: The backbone with the checkpoint's weights, in float32
         :raises ValueError: If there is no such checkpoint, or it is of no known family
         """
-        config = _load_pretrained(AutoConfig, name_or_path)
-        family_of(config.model_type, f"checkpoint {name_or_path!r}")
-        model = _load_pretrained(AutoModel, name_or_path, dtype=th.float32)
-        tokenizer = _load_pretrained(AutoTokenizer, name_or_path)
-        processor = _load_pretrained(AutoImageProcessor, name_or_path)
+        config = load_pretrained(AutoConfig, name_or_path)
+        cls._check_model_type(config.model_type, f"checkpoint {name_or_path!r}")
+        model = load_pretrained(cls._auto_class, name_or_path, dtype=th.float32)
+        tokenizer = load_pretrained(AutoTokenizer, name_or_path)
+        processor = load_pretrained(AutoImageProcessor, name_or_path)
         settings: dict[str, Any] = {
             "config": config.to_dict(),
             "tokenizer_files": save_tokenizer(tokenizer),
@@ -107,6 +112,10 @@ class PretrainedBackbone(VLABackbone):
             "resample": _FILTERS[int(processor.resample)],
         }
         return cls(state_dim, **{**settings, **kwargs}, model=model)
+
+    @classmethod
+    def _check_model_type(cls, model_type: str, whose: str) -> None:
+        family_of(model_type, whose)
 
     def constructor_kwargs(self) -> dict[str, Any]:
         return {
@@ -154,8 +163,7 @@ class PretrainedBackbone(VLABackbone):
         return th.cat([self.family.encode(self.model, each) for each in pixels], dim=1)
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
-        tokens_per_image = self.family.n_image_tokens(self.model.config, self.image_size)
-        sequence = self._sequence(prompts, image_tokens.shape[1] // tokens_per_image, tokens_per_image, state.device)
+        sequence = self._sequence(prompts, image_tokens.shape[1], _N_SUFFIX, state.device)
         suffix = th.cat([self.state_token(state).unsqueeze(1), self.readout_tokens.expand(len(state), -1, -1)], dim=1)
         embeddings = self.model.get_input_embeddings()(sequence.ids)
         # (batch, padding + text with image tokens + suffix, features_dim)
@@ -168,31 +176,42 @@ class PretrainedBackbone(VLABackbone):
         :param image: ``(batch, 3, height, width)`` uint8
         :return: ``(batch, 3, image_size, image_size)``, normalised
         """
-        pixels = image.to(self.readout_tokens.dtype, copy=True)  # normalised in place
+        pixels = image.to(self.pixel_mean.dtype, copy=True)  # normalised in place
         size = (self.image_size, self.image_size)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode=self.resample, antialias=True).clamp_(0, 255)
         return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
 
-    def _sequence(self, prompts: Sequence[str], n_images: int, tokens_per_image: int, device: th.device) -> TokenSequence:
+    def _sequence(
+        self, prompts: Sequence[str], n_image_tokens: int, n_suffix: int, device: th.device, n_text: int | None = None
+    ) -> TokenSequence:
         """
         :param prompts: ``batch`` instructions
-        :param n_images: Images that belong to each
-        :param tokens_per_image: Tokens of an image
+        :param n_image_tokens: Tokens of all images that belong to each
+        :param n_suffix: Tokens that follow, which are no text
         :param device: Where the tensors go
+        :param n_text: Tokens of images and text together, by default as many as the longest has
         :return: What is read, padded on the left
+        :raises ValueError: If there are more than ``n_text``
         """
-        tokens = [self._tokenize(prompt, n_images, tokens_per_image) for prompt in prompts]
-        length = max(map(len, tokens)) + _N_SUFFIX
+        per_image = self.family.n_image_tokens(self.model.config, self.image_size)
+        tokens = [self._tokenize(prompt, n_image_tokens // per_image, per_image) for prompt in prompts]
+        longest = max(tokens, key=len)
+        if n_text is not None and len(longest) > n_text:
+            raise ValueError(
+                f"the instruction {prompts[tokens.index(longest)]!r} has {len(longest) - n_image_tokens} tokens, this model "
+                f"reads at most {n_text - n_image_tokens}: make it shorter"
+            )
+        length = (len(longest) if n_text is None else n_text) + n_suffix
         ids, mask = th.zeros(2, len(tokens), length, dtype=th.long).unbind()
         for row, text in enumerate(tokens):
-            start = length - _N_SUFFIX - len(text)
-            ids[row, start:-_N_SUFFIX] = th.tensor(text)
+            start = length - n_suffix - len(text)
+            ids[row, start : length - n_suffix] = th.tensor(text)
             mask[row, start:] = 1
         is_image = (ids == self.model.config.image_token_id) & (mask == 1)
         # Some models have no embedding of that token
         ids = ids.masked_fill(is_image, 0)
-        return TokenSequence(ids.to(device), mask.to(device), is_image.to(device), tokens_per_image, _N_SUFFIX)
+        return TokenSequence(ids.to(device), mask.to(device), is_image.to(device), per_image, n_suffix)
 
     def _tokenize_uncached(self, prompt: str, n_images: int, tokens_per_image: int) -> tuple[int, ...]:
         image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
@@ -235,7 +254,7 @@ def _check_image_size(family: Family, config: Any, image_size: int | None) -> in
     return image_size
 
 
-def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
+def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     """
     :param auto_class: One of ``transformers``' auto classes
     :param name_or_path: Name or folder of a checkpoint
@@ -245,7 +264,7 @@ def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     """
     try:
         return auto_class.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"there is no backbone {name_or_path!r}: give 'tiny', the name of a vision-language model on the Hugging Face Hub "
             f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ...common.chunk_mask import masked_mean
-from ..backbones import BackboneFeatures
+from ..backbones import ActionExpert, BackboneFeatures
 
 
 class ChunkSample(NamedTuple):
@@ -107,7 +107,7 @@ class ActionHead(nn.Module, ABC):
     #: The kinds of imitation loss that it offers, its own choice first
     imitation_losses: ClassVar[tuple[str, ...]] = ("nll",)
     #: Whether it reads :attr:`BackboneFeatures.prefix`, which is not kept otherwise
-    reads_prefix: ClassVar[bool] = False
+    reads_prefix: bool = False
     #: Whether the product of the steps' likelihoods is the chunk's, as a ratio per chunk needs it
     steps_are_independent: bool = True
     #: Whether likelihoods need the extras that a chunk was drawn with, which SB3's own algorithms don't keep
@@ -155,6 +155,12 @@ class ActionHead(nn.Module, ABC):
                 f"{type(self).__name__} has no imitation loss {kind!r}: give 'auto' or one of {self.imitation_losses}"
             )
         return -masked_mean(self(features).step_log_prob(ChunkSample(actions)), mask)
+
+    def use_expert(self, expert: ActionExpert) -> None:
+        """
+        :param expert: The network with which the backbone's checkpoint draws actions; heads of another kind leave it
+        :raises ValueError: If it does not know chunks of this length or width
+        """
 
     def fit(self, actions: np.ndarray) -> None:
         """

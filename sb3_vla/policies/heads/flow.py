@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch as th
@@ -10,10 +10,11 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.distributions import Beta, Normal
+from torch.nn import functional as F
 
 from ...common.argument_checks import Limits, check_widths
 from ...common.chunk_mask import masked_mse
-from ..backbones import BackboneFeatures
+from ..backbones import ActionExpert, BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
 
 #: ``(x, t)``, of ``(batch, h, d)`` and ``(batch,)``, to the mean velocity, ``(batch, h, d)``
@@ -40,11 +41,12 @@ class FlowDistribution(ChunkDistribution):
       (Flow-GRPO: Liu et al. 2025, arXiv 2505.05470, equation 8), with ``sigma_t = noise_level sqrt(t / (1 - t))``.
 
     :param velocity: The network, given the features
-    :param start: Where the noise is drawn: any tensor ``(batch, h, d)`` of its device and precision
+    :param start: Where the noise is drawn: any tensor ``(batch, length, width)`` of its device and precision
     :param n_steps: K
     :param noise: Which steps are random, and how
-    :param scale: Standard deviation of a step of ``"noise"``, ``(d,)``, or the noise level of ``"sde"``, a scalar
-    :param to_env: Turns units of half the range into the environment's
+    :param scale: Standard deviation of a step of ``"noise"``, ``(width,)``, or the noise level of ``"sde"``, a scalar
+    :param to_env: Turns chunks that the network knows, ``(batch, length, width)``, into actions, ``(batch, h, d)``
+    :param shape: ``(h, d)``. What a network draws beyond the environment's chunk counts in no likelihood
     """
 
     def __init__(
@@ -55,21 +57,19 @@ class FlowDistribution(ChunkDistribution):
         noise: Literal["noise", "sde"],
         scale: th.Tensor,
         to_env: Callable[[th.Tensor], th.Tensor],
+        shape: tuple[int, int],
     ) -> None:
         self.velocity, self.start, self.n_steps, self.noise, self.scale = velocity, start, n_steps, noise, scale
-        self.to_env = to_env
+        self.to_env, self.shape = to_env, shape
 
     def draw(self, deterministic: bool = False) -> ChunkSample:
         """
         :param deterministic: Whether to follow the velocity alone, from where the noise is 0
         :return: One chunk for each of the batch; where its random steps began and ended as ``before`` and ``after``,
-            ``(batch, random steps, h, d)``, and which of the chain they were as ``step``, ``(batch, random steps)``
+            ``(batch, random steps, length, width)``, and which of the chain they were as ``step``, ``(batch, random steps)``
         """
         if deterministic:
-            x = th.zeros_like(self.start)
-            for number in range(self.n_steps):
-                x = x - self.velocity(x, self._time(self._numbers(number))) / self.n_steps
-            return ChunkSample(self.to_env(x))
+            return ChunkSample(self.to_env(self.follow(th.zeros_like(self.start))))
         x, batch = th.randn_like(self.start), len(self.start)
         # Of each sample, which steps are random: (batch, K)
         is_random = th.ones(batch, self.n_steps, dtype=th.bool, device=x.device)
@@ -109,11 +109,21 @@ class FlowDistribution(ChunkDistribution):
 
     def _sum(self, terms: th.Tensor, sample: ChunkSample) -> th.Tensor:
         """
-        :param terms: ``(batch * random steps, h, d)``
+        :param terms: ``(batch * random steps, length, width)``
         :param sample: Chunks with their extras
         :return: Sum over random steps and dimensions, ``(batch, h)``
         """
-        return terms.view(*sample.extras["step"].shape, *terms.shape[1:]).sum(dim=(1, 3))
+        length, width = self.shape
+        return terms.view(*sample.extras["step"].shape, *terms.shape[1:])[:, :, :length, :width].sum(dim=(1, 3))
+
+    def follow(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Noise, ``(batch, length, width)``
+        :return: Where the velocity alone leads from there
+        """
+        for number in range(self.n_steps):
+            x = x - self.velocity(x, self._time(self._numbers(number))) / self.n_steps
+        return x
 
     def advance(self, x: th.Tensor, number: th.Tensor, is_random: th.Tensor) -> th.Tensor:
         """
@@ -151,8 +161,9 @@ class FlowDistribution(ChunkDistribution):
 
 class FlowHead(ActionHead):
     """
-    Flow matching (Lipman et al. 2022, arXiv 2210.02747), as pi0 and SmolVLA do it: a network learns the velocity from noise to
-    demonstrated chunks, and a chunk is where it leads. What PPO learns from: see :class:`FlowDistribution`.
+    Flow matching (Lipman et al. 2022, arXiv 2210.02747), as pi0 does it: a network learns the velocity from noise to
+    demonstrated chunks, and a chunk is where it leads. The network is the checkpoint's own where it has one, else a small new
+    one. What PPO learns from: see :class:`FlowDistribution`.
 
     :param features_dim: Length of the features
     :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
@@ -161,7 +172,7 @@ class FlowHead(ActionHead):
     :param log_std_init: Initial logarithm of the standard deviation of a step of ``"noise"``, in units of half the range of
         the bounds; it is learned, one a dimension
     :param noise_level: Of ``"sde"``, above 0
-    :param net_arch: Widths of the network's hidden layers
+    :param net_arch: Widths of a new network's hidden layers
     :raises ValueError: If an argument is out of range
     """
 
@@ -186,39 +197,58 @@ class FlowHead(ActionHead):
         Limits(above=0).check("noise_level", noise_level)
         self.n_flow_steps, self.noise, self.noise_level, self.log_std_init = n_flow_steps, noise, noise_level, log_std_init
         self.net_arch = check_widths("net_arch", net_arch)
-        n_numbers = self.chunk_size * self.action_dim
-        self.net = nn.Sequential(
-            *create_mlp(features_dim + n_numbers + _TIME_DIM, n_numbers, self.net_arch, nn.SiLU),
-        )
+        self.expert: ActionExpert = MLPExpert((self.chunk_size, self.action_dim), features_dim, self.net_arch)
         self.log_std = nn.Parameter(th.full((self.action_dim,), float(log_std_init)))
 
-    def forward(self, features: BackboneFeatures) -> FlowDistribution:
-        start = features.action.new_zeros(len(features.action), self.chunk_size, self.action_dim)
-        scale = self.log_std.exp() if self.noise == "noise" else features.action.new_tensor(self.noise_level)
-        velocity = functools.partial(self.velocity, features.action)
-        return FlowDistribution(velocity, start, self.n_flow_steps, self.noise, scale, self.to_env)
+    def use_expert(self, expert: ActionExpert) -> None:
+        length, width = expert.chunk_shape
+        if self.chunk_size > length or self.action_dim > width:
+            raise ValueError(
+                f"the checkpoint's action expert draws chunks of {length} actions of {width} numbers, the environment takes "
+                f"{self.chunk_size} of {self.action_dim}: make its chunks shorter, or take another checkpoint"
+            )
+        self.expert = expert
+        self.reads_prefix = expert.reads_prefix
 
-    def velocity(self, features: th.Tensor, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+    def forward(self, features: BackboneFeatures) -> FlowDistribution:
+        start = features.action.new_zeros(len(features.action), *self.expert.chunk_shape)
+        scale = features.action.new_tensor(self.noise_level)
+        if self.noise == "noise":
+            # Numbers that the environment does not have vary as if they were random by themselves
+            scale = F.pad(self.log_std, (0, start.shape[2] - self.action_dim), value=self.log_std_init).exp()
+        velocity = functools.partial(self._velocity, features)
+        shape = (self.chunk_size, self.action_dim)
+        return FlowDistribution(velocity, start, self.n_flow_steps, self.noise, scale, self._to_env, shape)
+
+    def _velocity(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
         """
-        :param features: ``(batch, features_dim)``
-        :param x: Chunks on their way from noise, in units of half the range, ``(n * batch, h, d)``: n in a row for each of the
-            batch
-        :param t: Time, from 1 (noise) to 0, ``(n * batch,)``
-        :return: Mean of noise minus action, ``(n * batch, h, d)``
+        :param features: Of a batch
+        :param x: ``(n * batch, length, width)``, n in a row for each of the batch
+        :param t: ``(n * batch,)``
+        :return: Velocity, ``(n * batch, length, width)``
         """
-        features = features.repeat_interleave(len(x) // len(features), dim=0)
-        return self.net(th.cat([features, x.flatten(1), _embed_time(t)], dim=1)).view_as(x)
+        repeats = len(x) // len(features.action)
+        if repeats > 1:
+            known = {name: tensor for name, tensor in features._asdict().items() if tensor is not None}
+            features = BackboneFeatures(**{name: tensor.repeat_interleave(repeats, dim=0) for name, tensor in known.items()})
+        return self.expert(features, x, t)
+
+    def _to_env(self, x: th.Tensor) -> th.Tensor:
+        return self.to_env(x[:, : self.chunk_size, : self.action_dim])
 
     def imitation_loss(self, features: BackboneFeatures, actions: th.Tensor, mask: th.Tensor, kind: str = "auto") -> th.Tensor:
         if kind not in ("auto", "flow"):
             return super().imitation_loss(features, actions, mask, kind)
         target = self.to_unit(actions)
+        length, width = self.expert.chunk_shape
+        target = F.pad(target, (0, width - self.action_dim, 0, length - self.chunk_size))
         noise = th.randn_like(target)
         times = Beta(target.new_tensor(_ALPHA), target.new_tensor(_BETA)).sample((len(target),))
         t = _MIN_TIME + (1 - _MIN_TIME) * times
         weight = t.view(-1, 1, 1)
-        velocity = self.velocity(features.action, weight * noise + (1 - weight) * target, t)
-        return masked_mse(velocity, noise - target, mask)
+        error = self.expert(features, weight * noise + (1 - weight) * target, t) - (noise - target)
+        error = error[:, : self.chunk_size, : self.action_dim]
+        return masked_mse(error, th.zeros_like(error), mask)
 
     def restart(self, changed: Collection[str]) -> None:
         if "log_std_init" in changed:
@@ -236,6 +266,24 @@ class FlowHead(ActionHead):
             "noise_level": self.noise_level,
             "net_arch": self.net_arch,
         }
+
+
+class MLPExpert(ActionExpert):
+    """
+    A network without layers of attention, for backbones that have no expert of their own.
+
+    :param chunk_shape: ``(h, d)``
+    :param features_dim: Length of the features
+    :param net_arch: Widths of its hidden layers
+    """
+
+    def __init__(self, chunk_shape: tuple[int, int], features_dim: int, net_arch: Sequence[int]) -> None:
+        super().__init__(chunk_shape)
+        n_numbers = math.prod(chunk_shape)
+        self.net = nn.Sequential(*create_mlp(features_dim + n_numbers + _TIME_DIM, n_numbers, list(net_arch), nn.SiLU))
+
+    def forward(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
+        return self.net(th.cat([features.action, x.flatten(1), _embed_time(t)], dim=1)).view_as(x)
 
 
 def _embed_time(t: th.Tensor) -> th.Tensor:

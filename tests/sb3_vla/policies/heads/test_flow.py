@@ -30,7 +30,7 @@ def gaussian_flow(n, noise, n_steps, scale=0.7, mean=0.3, std=0.2) -> FlowDistri
         variance = t**2 + (1 - t) ** 2 * std**2
         return -mean + (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean)
 
-    return FlowDistribution(velocity, th.zeros(n, 1, 1), n_steps, noise, th.tensor(scale), lambda x: x)
+    return FlowDistribution(velocity, th.zeros(n, 1, 1), n_steps, noise, th.tensor(scale), lambda x: x, (1, 1))
 
 
 def test_the_velocity_leads_from_noise_to_the_actions():
@@ -105,7 +105,7 @@ def test_shapes_and_gradients_of_each_primitive_step(noise):
     flat = ChunkSample(sample.actions.flatten(1), sample.extras)
     assert th.equal(distribution.step_log_prob(flat), distribution.step_log_prob(sample))
     distribution.step_log_prob(sample).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.net.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.expert.parameters())
     assert (head.log_std.grad is not None) == (noise == "noise")
 
 
@@ -147,11 +147,11 @@ def test_unexecuted_steps_do_not_count_in_imitation():
     actions, mask = th.zeros(4, 3, 2), th.tensor([[1.0, 1, 0]] * 4)
     losses = []
     for last in (0.0, 0.9):
-        head.net[-1].weight.data[4:] = 0  # the last step's velocity does not look at the chunk
+        head.expert.net[-1].weight.data[4:] = 0  # the last step's velocity does not look at the chunk
         actions[:, 2] = last
         th.manual_seed(3)
         loss = head.imitation_loss(features(), actions, mask)
-        (gradient,) = th.autograd.grad(loss, head.net[-1].bias)
+        (gradient,) = th.autograd.grad(loss, head.expert.net[-1].bias)
         losses.append(gradient)
     assert (losses[0][4:] == 0).all() and (losses[0][:4] != 0).all() and losses[1].shape == losses[0].shape
 
