@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
+
+from sb3_vla_envs.durable_files import replace_text
 
 from ..common.run_folder import software_versions
 
@@ -161,15 +162,9 @@ class EvaluationResult:
         """
         Write a JSON file, whole or not at all: an interrupted write leaves what was there before.
 
-        :param path: The file; its folder must exist
+        :param path: The file
         """
-        path = Path(path)
-        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial_file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(partial_file, path)
-        finally:
-            partial_file.unlink(missing_ok=True)
+        replace_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":

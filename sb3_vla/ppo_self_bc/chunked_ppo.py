@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
 from ..common.argument_checks import check_keywords
@@ -35,6 +36,7 @@ from .environment_checks import (
 )
 from .episode_recorder import EpisodeRecorder
 from .finite import check_last_observation, check_observations, check_rewards
+from .model_file import open_model, zip_path
 from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
@@ -380,13 +382,18 @@ class ChunkedPPO(PPO):
         """
         Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
 
-        :param path: Path to the file, or a file
+        :param path: Path to the file, which ends in ``.zip`` if it has no other ending, or a file. One that is there already
+            is replaced only once the new one is complete and on the disk
         :param exclude: Names of attributes that are left out, beside the default ones
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
         check_weights(self.policy, "it is not saved")
-        super().save(path, exclude, include)
+        if isinstance(path, str | pathlib.Path):
+            with replacing(zip_path(path)) as file:
+                super().save(file, exclude, include)  # type: ignore[arg-type]
+        else:
+            super().save(path, exclude, include)
 
     @classmethod
     def load(
@@ -412,9 +419,11 @@ class ChunkedPPO(PPO):
             change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
             ``policy_kwargs=dict(frozen=("vision",))``
         :return: The model
-        :raises ValueError: If ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that the
-            model has learned with, or has one that it has not
+        :raises ValueError: If the file is truncated or damaged, ``policy_kwargs`` would make another network, or ``env`` lacks
+            the ``VecNormalize`` that the model has learned with, or has one that it has not
         """
+        with open_model(path):
+            pass  # it is whole, or else this says so
         if "policy_kwargs" in kwargs:
             given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
             merged = merge_policy_kwargs(path, given, custom_objects)
@@ -428,6 +437,8 @@ class ChunkedPPO(PPO):
     ) -> None:
         params: Any = load_path_or_dict
         if not isinstance(params, dict):
+            with open_model(params):
+                pass
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
         check_shapes(self.policy, params.get("policy", {}))
         if "policy.optimizer" in params:

@@ -4,14 +4,15 @@ import copy
 import inspect
 import io
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.save_util import json_to_data, open_path
+from stable_baselines3.common.save_util import json_to_data
 from torch import nn
+
+from .model_file import open_model
 
 # What makes the networks whose weights are in the file, or only those weights' first values
 _NETWORKS = (
@@ -55,17 +56,8 @@ def _read_data(path: str | pathlib.Path | io.BufferedIOBase, custom_objects: dic
     :return: What it holds beside the weights, which need not be read twice
     :raises ValueError: If it is no zip file of a model
     """
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return json_to_data(archive.read("data").decode(), custom_objects=custom_objects)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path!s:.200} is no model's zip file: {error}") from error
-    finally:
-        if isinstance(path, str | pathlib.Path):
-            file.close()
-        else:
-            file.seek(0)
+    with open_model(path) as archive:
+        return json_to_data(archive.read("data").decode(), custom_objects=custom_objects)
 
 
 def _defaults(maker: Any) -> dict[str, Any]:
