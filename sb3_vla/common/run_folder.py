@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sb3_vla_envs import registered_suites
+from sb3_vla_envs.durable_files import replace_text
 
 _PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
 
@@ -70,10 +71,9 @@ class RunFolder:
                 f"'{path}' already holds something, and a run is never overwritten. "
                 "Give another folder, remove this one, or continue a training in it with `sb3-vla train --resume`."
             )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.versions_file.write_text(json.dumps(software_versions(), indent=2) + "\n", encoding="utf-8")
+        replace_text(folder.versions_file, json.dumps(software_versions(), indent=2) + "\n")
         for file in (folder.began_file, folder.config_file):
-            file.write_text(text, encoding="utf-8")
+            replace_text(file, text)
         return folder
 
     @classmethod
@@ -142,9 +142,9 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
-    def checkpoint(self) -> Path:
-        """The folder of what ``--resume`` continues from."""
-        return self.path / "checkpoint"
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, from the newest of which ``--resume`` continues."""
+        return self.path / "checkpoints"
 
     @property
     def curves(self) -> Path:

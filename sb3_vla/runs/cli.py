@@ -253,10 +253,11 @@ def _resume(arguments: argparse.Namespace) -> Work:
         )
     folder = RunFolder.open(arguments.resume)
     config = load_config(folder.config_file, device=arguments.device)
-    check_resuming(config, folder)
+    checkpoint = check_resuming(config, folder)
 
     def work() -> None:
-        resume_training(config, folder)
+        print(f"Going on from {checkpoint}")
+        resume_training(config, folder, checkpoint)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -272,8 +273,6 @@ def _eval(arguments: argparse.Namespace) -> Work:
         protocol["n_goals"] = arguments.n_goals
 
     def work() -> None:
-        if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         result = evaluate_model(config, model, **protocol)
         if arguments.out:
             result.save(arguments.out)
@@ -309,7 +308,6 @@ def _probe(arguments: argparse.Namespace) -> Work:
     def work() -> None:
         result = probe_model(config, model, arguments.episodes)
         if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
             result.save(arguments.out)
         print(result.table())
 

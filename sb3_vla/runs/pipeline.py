@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_vla_envs import Demonstration, collect_demonstrations, make_vla_env, save_demonstrations
+from sb3_vla_envs.durable_files import replace_text
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
@@ -30,7 +31,7 @@ from ..imitation.sft import fine_tune
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
-from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint
+from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint, newest_checkpoint
 from .config import Config, load_config
 from .plotting import plot_comparison, plot_learning_curves
 from .settings import deep_update
@@ -100,22 +101,25 @@ def check_experts(config: Config) -> None:
         )
 
 
-def check_resuming(config: Config, folder: RunFolder) -> None:
+def check_resuming(config: Config, folder: RunFolder) -> Path:
     """
     :param config: Configuration with which a run is to go on
     :param folder: The run's folder
-    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, or the run
-        is further than it says
+    :return: The checkpoint to go on from
+    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
+        further than it says, or all checkpoints are damaged
     :raises FileNotFoundError: If there is no checkpoint
     :raises RuntimeError: If there is no such device
     """
     config.check_resumes(load_config(folder.began_file))
     get_device(config.device)
-    done = checkpoint_timesteps(folder.checkpoint)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    done = checkpoint_timesteps(checkpoint)
     if config.train.total_timesteps < done:
         raise ValueError(
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
+    return checkpoint
 
 
 @contextmanager
@@ -138,7 +142,6 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     """
     if Path(path).exists():
         raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     preload_workers()
     demonstrations = collect_demonstrations(
         config.tasks, seed=config.seed, suite=config.suite, **vars(config.demos), **config.env_settings()
@@ -175,7 +178,7 @@ def run_sft(
         settings = vars(config.sft)
         losses = fine_tune(model, demonstrations, auxiliary_episodes=auxiliary_episodes, seed=config.seed, **settings)
         model.save(path)
-        Path(path).with_suffix(".json").write_text(json.dumps(asdict(losses), indent=1) + "\n", encoding="utf-8")
+        replace_text(Path(path).with_suffix(".json"), json.dumps(asdict(losses), indent=1) + "\n")
     finally:
         venv.close()
     return model
@@ -191,7 +194,6 @@ def collect_own_episodes(config: Config, model: PPOSelfBC, path: str | Path, n_p
     :param n_per_task: Episodes of each task
     :return: The episodes
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     episodes = collect_episodes(
         model,
         config.tasks,
@@ -233,19 +235,19 @@ def post_train(
         venv.close()
 
 
-def resume_training(config: Config, folder: RunFolder, progress: bool = True) -> PPOSelfBC:
+def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progress: bool = True) -> PPOSelfBC:
     """
-    Continue a run of :func:`post_train` from its last checkpoint.
+    Continue a run of :func:`post_train`.
 
     :param config: Configuration
     :param folder: The run's folder
+    :param checkpoint: What :func:`check_resuming` found there
     :param progress: Whether to show a progress bar
     :return: The model
-    :raises FileNotFoundError: If there is no checkpoint
     """
     venv = _training_env(config)
     try:
-        model = load_checkpoint(folder.checkpoint, venv, config.device)
+        model = load_checkpoint(checkpoint, venv, config.device)
         # Not the episodes of the run's beginning once more
         venv.seed(config.seed + model.num_timesteps)
         return _learn(config, folder, model, progress)
@@ -268,7 +270,7 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     """
     logger = _make_logger(folder, model.num_timesteps)
     model.set_logger(logger)
-    callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoint, config.train.checkpoint_every)]
+    callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoints, config.train.checkpoint_every)]
     if config.train.validate_every is not None:
         callbacks.append(_validation(config, folder, config.train.validate_every))
     try:
@@ -439,7 +441,7 @@ def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> Non
     :param results: Evaluations by name
     """
     content = {name: result.to_dict() for name, result in results.items()}
-    folder.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_text(folder.results, json.dumps(content, indent=1) + "\n")
 
 
 def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
@@ -451,7 +453,6 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param after: Model on the right
     :param folder: Where the GIFs go
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for task in tqdm(config.tasks, desc="film", unit="task"):
         films = []
         for name, model in (("sft", before), ("post_trained", after)):

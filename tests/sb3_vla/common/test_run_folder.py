@@ -65,11 +65,11 @@ def test_open_names_what_is_wrong(tmp_path: Path) -> None:
 def test_paths_are_the_documented_names(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     paths = (
-        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoint,
+        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoints,
         folder.curves, folder.gifs, folder.tensorboard, folder.progress, folder.config_file, folder.began_file,
     )  # fmt: skip
     assert [str(path.relative_to(tmp_path)) for path in paths] == [
-        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoint",
+        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoints",
         "curves.png", "gifs", "tensorboard", "progress.csv", "config.yaml", "began.yaml",
     ]  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
 def test_train_writes_models_checkpoint_and_the_command(made):
     run = RunFolder.open(made / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        *("config.yaml", "began.yaml", "versions.json", "model.zip", "checkpoint"),
+        *("config.yaml", "began.yaml", "versions.json", "model.zip", "checkpoints"),
         *("progress.csv", "log.txt", "tensorboard", "curves.png"),
     }
     content = yaml.safe_load(run.config_file.read_text())

@@ -22,7 +22,7 @@ from sb3_vla import PPOSelfBC
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.runs import pipeline
-from sb3_vla.runs.checkpoint import find_checkpoint
+from sb3_vla.runs.checkpoint import newest_checkpoint
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
 from sb3_vla_envs import load_demonstrations
@@ -69,7 +69,7 @@ def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys)
     assert [demo.task for demo in load_demonstrations(run.demos)] == [task for task in TASKS for _ in range(2)]
     assert PPOSelfBC.load(run.sft_model).num_timesteps == 0
     assert PPOSelfBC.load(run.model).num_timesteps == 48
-    assert (tmp_path / "run/checkpoint/replay_buffer.npz").is_file() and any(run.tensorboard.iterdir())
+    assert list((tmp_path / "run/checkpoints").glob("*/replay_buffer.npz")) and any(run.tensorboard.iterdir())
 
     results = {name: EvaluationResult.from_dict(content) for name, content in json.loads(run.results.read_text()).items()}
     assert list(results) == ["SFT", "post-trained"]
@@ -138,7 +138,7 @@ def killed(config_file, tmp_path):
     process = subprocess.Popen(
         [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    _wait_for(lambda: (run / "checkpoint").exists() or process.poll() is not None)
+    _wait_for(lambda: any((run / "checkpoints").glob("*[0-9]")) or process.poll() is not None)
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
@@ -146,7 +146,7 @@ def killed(config_file, tmp_path):
     _wait_for(lambda: not _is_alive(process.pid))
     assert not (run / "model.zip").exists()
     folder = RunFolder.open(run)
-    saved = shutil.copytree(find_checkpoint(folder.checkpoint), tmp_path / "saved")
+    saved = shutil.copytree(newest_checkpoint(folder.checkpoints), tmp_path / "saved")
     # Three updates to go
     content = yaml.safe_load(folder.config_file.read_text())
     total = PPOSelfBC.load(saved / "model.zip", device="cpu").num_timesteps + 48
