@@ -41,8 +41,8 @@ def record_tasks(
     **settings: Any,
 ) -> list[Path]:
     """
-    Write a GIF of each task, ``<folder>/<prefix>_<task>.gif``. The arguments that aren't listed are those of
-    :func:`~sb3_vla.evaluation.films.record_task_episode`.
+    Write a GIF of each task, ``<folder>/<prefix>_<task>.gif``, or none after an error. The arguments that aren't listed are
+    those of :func:`~sb3_vla.evaluation.films.record_task_episode`.
 
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them
     :param folder: Where to write; made if it isn't there
@@ -51,8 +51,13 @@ def record_tasks(
     :raises FileExistsError: If one of them is there already
     """
     paths = gif_paths(tasks, folder, prefix, suite)
-    for task, path in paths.items():
-        save_gif(record_task_episode(model, task, goal_index, split, seed, deterministic, suite, **settings), path)
+    try:
+        for task, path in paths.items():
+            save_gif(record_task_episode(model, task, goal_index, split, seed, deterministic, suite, **settings), path)
+    except BaseException:
+        for path in paths.values():  # so that the same call can be made again
+            path.unlink(missing_ok=True)
+        raise
     return list(paths.values())
 
 
