@@ -18,8 +18,11 @@ from sb3_vla_envs.durable_files import PARTIAL, replace_text, replacing, sync_fo
 
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .between_updates import BetweenUpdates
+from .interruption import StopRequest
 
 _CHECKSUMS = "checksums.json"
+# What a model counts while it collects
+_COUNTS = ("num_timesteps", "num_primitive_steps", "lifetime_timesteps")
 
 
 def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
@@ -81,7 +84,7 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     checkpoints = _checkpoints(Path(folder))
     if not checkpoints:
         raise FileNotFoundError(
-            f"there is no checkpoint in '{folder}': the run stopped before its first; begin it again in another folder"
+            f"there is no checkpoint in '{folder}': the run stopped before its first; repeat the command that began it"
         )
     damaged: list[str] = []
     for checkpoint in checkpoints:
@@ -104,20 +107,55 @@ def checkpoint_timesteps(checkpoint: Path) -> int:
 
 class RunCheckpoint(BetweenUpdates):
     """
-    Saves a checkpoint between two updates, after at least so many timesteps.
+    Saves a checkpoint between two updates, after at least so many timesteps, and where a training is to stop.
+
+    A training that is asked to stop in the middle of a rollout does so after the chunk in hand, as nothing has been learned
+    from the rollout yet: the checkpoint is of the moment before it. In the middle of an update the update is completed.
 
     :param folder: That of all checkpoints of the run
     :param every: Timesteps between two checkpoints
+    :param request: Says whether to stop
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], every: int, request: StopRequest) -> None:
         super().__init__(every)
         self.folder = Path(folder)
+        self.request = request
+        self.is_collecting = False
 
     def act(self) -> None:
         """Save it."""
         assert isinstance(self.model, PPOSelfBC)
         save_checkpoint(self.model, self.folder)
+
+    def save_before_rollout(self) -> None:
+        """Save the model as it was before the rollout that is being collected, but for demonstrations found since."""
+        assert isinstance(self.model, PPOSelfBC)
+        counts, random_states = self._before_rollout
+        vars(self.model).update(counts)
+        _restore_random_states(self.model, random_states)
+        self.is_collecting = False
+        if not (self.folder / str(self.model.num_timesteps)).exists():  # that of this very moment
+            self.act()
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
+        super()._on_rollout_start()
+        counts = {name: getattr(self.model, name) for name in _COUNTS}
+        self._before_rollout = (counts, _random_states(self.model))
+        self.is_collecting = True
+
+    def _on_step(self) -> bool:
+        return self.request.signal is None
+
+    def _on_rollout_end(self) -> None:
+        self.is_collecting = False
+
+    def _on_training_end(self) -> None:
+        if self.is_collecting:
+            self.save_before_rollout()
+        else:
+            super()._on_training_end()
 
 
 class ResumableCSV(CSVOutputFormat):

@@ -3,7 +3,8 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
 from .config import Config, load_config
+from .interruption import Interrupted, stopping_at_once
 
 # A command checks what it was given and returns the work to do
 Work = Callable[[], None]
@@ -26,21 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, 2 after a mistake, 130 after an interruption
+    :return: Exit status: 0, 2 after a mistake, 128 and the signal's number after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
     arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
-        try:
-            work = arguments.run(arguments)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        work()
-    except KeyboardInterrupt:
-        print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        with stopping_at_once():
+            try:
+                work = arguments.run(arguments)
+            except (ValueError, OSError, ImportError, RuntimeError) as error:
+                print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+            work()
+    except Interrupted as error:
+        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_status
     return 0
 
 
@@ -99,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
 
     quick = _add_command(commands, "quickstart", _quickstart, "all of the above on a few tasks, SFT against post-trained")
-    quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
+    quick.add_argument("--out", metavar="FOLDER", help="new run: its folder, new or empty")
+    quick.add_argument("--resume", metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was")
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
@@ -219,9 +223,40 @@ def _sft(arguments: argparse.Namespace) -> Work:
 
 
 def _train(arguments: argparse.Namespace) -> Work:
+    return _resume(arguments) if _is_resumed(arguments) else _train_anew(arguments)
+
+
+def _is_resumed(arguments: argparse.Namespace) -> bool:
+    """
+    :param arguments: Of ``train`` or ``quickstart``
+    :return: Whether a run is to go on
+    :raises ValueError: If neither or both of ``--out`` and ``--resume`` are given, or more with the latter
+    """
     if (arguments.out is None) == (arguments.resume is None):
         raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
-    return _train_anew(arguments) if arguments.resume is None else _resume(arguments)
+    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
+    given = [name for name in own if getattr(arguments, name, None) is not None]
+    if arguments.resume is not None and given:
+        raise ValueError(
+            f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}. What a run may change on "
+            "its way, such as train.total_timesteps, is changed in its config.yaml"
+        )
+    return arguments.resume is not None
+
+
+@contextmanager
+def _going_on(arguments: argparse.Namespace, folder: RunFolder) -> Iterator[None]:
+    """
+    Within it, who stops a run is told how to go on with it.
+
+    :param arguments: Of ``train`` or ``quickstart``
+    :param folder: The run's folder
+    """
+    try:
+        yield
+    except Interrupted:
+        print(f"To go on: sb3-vla {arguments.command} --resume {shlex.quote(str(folder.path))}", file=sys.stderr)
+        raise
 
 
 def _train_anew(arguments: argparse.Namespace) -> Work:
@@ -235,7 +270,8 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
     folder = _create_run(arguments, config)
 
     def work() -> None:
-        post_train(config, folder, arguments.init, demonstrations)
+        with _going_on(arguments, folder):
+            post_train(config, folder, arguments.init, demonstrations)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -244,20 +280,14 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 def _resume(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_resuming, resume_training
 
-    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
-    given = [name for name in own if getattr(arguments, name) is not None]
-    if given:
-        raise ValueError(
-            f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}. What a run may change on "
-            "its way, such as train.total_timesteps, is changed in its config.yaml"
-        )
     folder = RunFolder.open(arguments.resume)
     config = load_config(folder.config_file, device=arguments.device)
     checkpoint = check_resuming(config, folder)
 
     def work() -> None:
         print(f"Going on from {checkpoint}")
-        resume_training(config, folder, checkpoint)
+        with _going_on(arguments, folder):
+            resume_training(config, folder, checkpoint)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -347,15 +377,24 @@ def _record(arguments: argparse.Namespace) -> Work:
 
 
 def _quickstart(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_experts, check_training, quickstart
+    from .pipeline import check_experts, check_resuming, check_training, quickstart
 
-    config = _load(arguments)
-    check_experts(config)
-    check_training(config)
-    folder = _create_run(arguments, config)
+    if _is_resumed(arguments):
+        folder = RunFolder.open(arguments.resume)
+        config = load_config(folder.config_file, device=arguments.device)
+        if folder.has_checkpoints:
+            check_resuming(config, folder)
+        else:
+            config.check_resumes(load_config(folder.began_file))
+    else:
+        config = _load(arguments)
+        check_experts(config)
+        check_training(config)
+        folder = _create_run(arguments, config)
 
     def work() -> None:
-        quickstart(config, folder)
+        with _going_on(arguments, folder):
+            quickstart(config, folder)
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
 
     return work

@@ -14,7 +14,13 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from sb3_vla_envs import Demonstration, collect_demonstrations, make_vla_env, save_demonstrations
+from sb3_vla_envs import (
+    Demonstration,
+    collect_demonstrations,
+    load_demonstrations,
+    make_vla_env,
+    save_demonstrations,
+)
 from sb3_vla_envs.durable_files import replace_text
 from sb3_vla_envs.suite import get_suite
 
@@ -33,6 +39,7 @@ from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
 from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint, newest_checkpoint
 from .config import Config, load_config
+from .interruption import stopping_later
 from .plotting import plot_comparison, plot_learning_curves
 from .settings import deep_update
 from .validation import Validation
@@ -177,8 +184,8 @@ def run_sft(
         )
         settings = vars(config.sft)
         losses = fine_tune(model, demonstrations, auxiliary_episodes=auxiliary_episodes, seed=config.seed, **settings)
-        model.save(path)
         replace_text(Path(path).with_suffix(".json"), json.dumps(asdict(losses), indent=1) + "\n")
+        model.save(path)  # last: who finds it finds everything
     finally:
         venv.close()
     return model
@@ -267,23 +274,31 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :param model: New, or from a checkpoint
     :param progress: Whether to show a progress bar
     :return: The model, trained to the end and saved
+    :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
     """
     logger = _make_logger(folder, model.num_timesteps)
     model.set_logger(logger)
-    callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoints, config.train.checkpoint_every)]
-    if config.train.validate_every is not None:
-        callbacks.append(_validation(config, folder, config.train.validate_every))
-    try:
-        model.learn(
-            config.train.total_timesteps - model.num_timesteps,
-            callback=callbacks,
-            reset_num_timesteps=model.num_timesteps == 0,
-            progress_bar=progress,
-        )
-    finally:
-        logger.close()
-    model.save(folder.model)
-    plot_learning_curves(folder.progress, folder.curves)
+    with stopping_later("the training stops after what it is doing, with a checkpoint") as request:
+        checkpoint = RunCheckpoint(folder.checkpoints, config.train.checkpoint_every, request)
+        callbacks: list[BaseCallback] = [checkpoint]
+        if config.train.validate_every is not None:
+            callbacks.append(_validation(config, folder, config.train.validate_every))
+        try:
+            model.learn(
+                config.train.total_timesteps - model.num_timesteps,
+                callback=callbacks,
+                reset_num_timesteps=model.num_timesteps == 0,
+                progress_bar=progress,
+            )
+        except RuntimeError:
+            if request.signal is None or not checkpoint.is_collecting:
+                raise
+            checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
+        finally:
+            logger.close()
+        if model.num_timesteps >= config.train.total_timesteps:
+            model.save(folder.model)
+            plot_learning_curves(folder.progress, folder.curves)
     return model
 
 
@@ -409,7 +424,8 @@ def record_model(config: Config, model: PPOSelfBC, folder: str | Path, prefix: s
 
 def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
     """
-    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures.
+    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures. What the folder holds of it
+    already, as an earlier call was interrupted, is not done again.
 
     :param config: Configuration
     :param folder: The run's folder
@@ -417,22 +433,57 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     :return: The evaluations of ``"SFT"`` and ``"post-trained"``
     """
     say("1/5  Collecting demonstrations of the suite's expert")
-    demonstrations = collect(config, folder.demos)
+    demonstrations = load_demonstrations(folder.demos) if folder.demos.exists() else collect(config, folder.demos)
     say("2/5  Supervised fine-tuning (SFT)")
-    sft_model = run_sft(config, demonstrations, folder.sft_model)
+    if folder.sft_model.exists():
+        sft_model = load_model(folder.sft_model, config.device)
+    else:
+        sft_model = run_sft(config, demonstrations, folder.sft_model)
     say("3/5  Evaluating the SFT policy on goals that training does not see")
-    before = evaluate_model(config, sft_model)
+    results = load_results(folder)
+    if "SFT" not in results:
+        results["SFT"] = evaluate_model(config, sft_model)
+        save_results(folder, results)
     say("4/5  Post-training with PPOSelfBC")
-    model = post_train(config, folder, folder.sft_model, demonstrations)
+    model = _post_train_on(config, folder, demonstrations)
     say("5/5  Evaluating the post-trained policy on the same goals")
-    after = evaluate_model(config, model)
-    results = {"SFT": before, "post-trained": after}
-    save_results(folder, results)
-    plot_learning_curves(folder.progress, folder.curves, baseline=before)
-    plot_comparison(before, after, folder.path / "comparison.png")
-    record_comparison(config, sft_model, model, folder.gifs)
+    if "post-trained" not in results:
+        results["post-trained"] = evaluate_model(config, model)
+        save_results(folder, results)
     say("\n" + results_table(results))
+    plot_learning_curves(folder.progress, folder.curves, baseline=results["SFT"])
+    plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
+    record_comparison(config, sft_model, model, folder.gifs)
     return results
+
+
+def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration]) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: Folder of a quickstart
+    :param demonstrations: What the demonstration buffer holds at the start
+    :return: The post-trained model, whether its training has begun and ended already or not
+    """
+    if folder.model.exists():
+        return load_model(folder.model, config.device)
+    if folder.has_checkpoints:
+        return resume_training(config, folder, check_resuming(config, folder))
+    return post_train(config, folder, folder.sft_model, demonstrations)
+
+
+def load_results(folder: RunFolder) -> dict[str, EvaluationResult]:
+    """
+    :param folder: The folder of a quickstart
+    :return: The evaluations in its ``results.json`` by name, none if there is no such file
+    :raises ValueError: If the file is something else
+    """
+    if not folder.results.is_file():
+        return {}
+    try:
+        content = json.loads(folder.results.read_text(encoding="utf-8"))
+        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
 
 
 def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
@@ -469,7 +520,7 @@ def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
     """
     folder.tensorboard.mkdir(exist_ok=True)
     # Opened here, as SB3 would empty what a resumed run has; SB3 closes only what it takes for its own
-    text = HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8"))
+    text = HumanOutputFormat(open(folder.log, "a", encoding="utf-8"))
     text.own_file = True
     return Logger(
         str(folder.path),

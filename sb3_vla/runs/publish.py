@@ -67,7 +67,7 @@ def _read_results(path: Path, is_post_trained: bool) -> tuple[EvaluationResult |
         return None, None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "post-trained" not in content:
+        if "SFT" not in content and "post-trained" not in content:
             return EvaluationResult.from_dict(content), None
         before = EvaluationResult.from_dict(content["SFT"])
         return (EvaluationResult.from_dict(content["post-trained"]), before) if is_post_trained else (before, None)
@@ -80,8 +80,7 @@ def _find_buffer(run: RunFolder) -> Path:
     :param run: The run
     :return: The demonstration buffer of its newest checkpoint
     """
-    found = list(run.checkpoints.glob("[0-9]*/replay_buffer.npz"))
-    if not found:
+    if not any(run.checkpoints.glob("*[0-9]/replay_buffer.npz")):
         raise FileNotFoundError(f"there is no demonstration buffer in '{run.checkpoints}' to publish")
     return newest_checkpoint(run.checkpoints) / "replay_buffer.npz"
 

@@ -270,7 +270,10 @@ def run_worker(remote: Connection, inherited: Sequence[Connection]) -> None:
     """
     for connection in inherited:
         connection.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes its workers
+    # Ctrl-C and the end of a terminal are for the parent, which closes its workers
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # There is a worker for each CPU: more threads would get in their way. Mesa reads this with the first OpenGL context.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     th.set_num_threads(1)

@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_vla.runs.checkpoint import RunCheckpoint, load_checkpoint, newest_checkpoint
+from sb3_vla.runs.interruption import StopRequest
 
 
 class NaNOnce(gym.Wrapper):
@@ -47,7 +48,7 @@ def _check_good(folder, env):
 def test_one_reward(warmup, make_env, make_vec_env, make_model, tmp_path):
     model = make_model(DummyVecEnv([make_env, lambda: NaNOnce(make_env(task="pull"), 20)]), critic_warmup_steps=warmup)
     with pytest.raises(FloatingPointError, match=r"the reward of environment 1 \(task 'pull'\) is nan"):
-        model.learn(160, callback=RunCheckpoint(tmp_path, every=1))
+        model.learn(160, callback=RunCheckpoint(tmp_path, 1, StopRequest()))
     assert _check_good(tmp_path, make_vec_env()) == "32"
 
 
@@ -56,5 +57,5 @@ def test_one_gradient_of_the_critic(warmup, make_vec_env, make_model, tmp_path):
     model = make_model(critic_warmup_steps=warmup)
     next(model.policy.critic.parameters()).register_hook(NaNGradient(at=5))  # two minibatches an update
     with pytest.raises(FloatingPointError, match="the gradient of the critic is nan"):
-        model.learn(160, callback=RunCheckpoint(tmp_path, every=1))
+        model.learn(160, callback=RunCheckpoint(tmp_path, 1, StopRequest()))
     assert _check_good(tmp_path, make_vec_env()) == "32"

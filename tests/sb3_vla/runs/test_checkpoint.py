@@ -10,6 +10,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_vla import PPOSelfBC
 from sb3_vla.runs.checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from sb3_vla.runs.interruption import StopRequest
 
 TIMESTEPS = "time/total_timesteps"
 
@@ -110,7 +111,7 @@ def test_round_trip_before_the_first_success(make_model, make_vec_env, tmp_path)
 
 def test_no_checkpoint_is_a_clear_error(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*begin it again in another folder"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*repeat the command that began it"):
             newest_checkpoint(folder)
 
 
@@ -196,7 +197,7 @@ def test_checkpoints_are_taken_between_updates_at_the_distance_asked_for_and_at_
     monkeypatch.setattr(
         "sb3_vla.runs.checkpoint.save_checkpoint", lambda m, folder: saved.append((m.num_timesteps, m._n_updates))
     )
-    model.learn(80, callback=RunCheckpoint(tmp_path, every=20))
+    model.learn(80, callback=RunCheckpoint(tmp_path, 20, StopRequest()))
     assert saved == [(32, 2), (64, 4), (80, 5)]
 
 

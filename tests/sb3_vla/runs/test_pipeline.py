@@ -1,6 +1,7 @@
 import csv
 import gc
 import json
+import os
 import random
 import shutil
 import signal
@@ -241,6 +242,77 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
         assert {name: value for name, value in new.items() if value} == {name: value for name, value in old.items() if value}
     assert (folder.path / "log.txt").read_text().startswith(log)
     assert folder.curves.is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that is asked to stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd, number):
+    run, update = str(tmp_path / "run"), PPOSelfBC.train
+
+    def train(model):
+        if model.num_timesteps == 32:
+            os.kill(os.getpid(), number)
+        update(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", train)
+        assert main(["train", "--config", str(config_file), "--out", run]) == 128 + number
+    lines = capfd.readouterr().err.splitlines()
+    assert f"{number.name}: the training stops after what it is doing, with a checkpoint" in "\n".join(lines)
+    assert lines[-2:] == [f"To go on: sb3-vla train --resume {run}", f"sb3-vla train: stopped by {number.name}"]
+    folder = RunFolder.open(run)
+    assert newest_checkpoint(folder.checkpoints).name == "32" and not folder.model.exists()
+    assert main(["train", "--resume", run]) == 0
+    assert f"Going on from {folder.checkpoints / '32'}" in capfd.readouterr().out
+    assert PPOSelfBC.load(folder.model).num_timesteps == 48
+
+
+@pytest.mark.parametrize("stage", ["run_sft", "evaluate_model", "record_comparison"])
+def test_quickstart_goes_on_with_the_stage_that_it_was_stopped_in(config_file, tmp_path, monkeypatch, capfd, stage):
+    stages = ["collect", "run_sft", "evaluate_model", "post_train", "evaluate_model", "record_comparison"]
+    run, done = tmp_path / "run", []
+
+    def follow(name, work):
+        def followed(*args, **kwargs):
+            done.append(name)
+            if name == stage and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(pipeline, name, followed)
+
+    for name in dict.fromkeys(stages[:-1]):
+        follow(name, getattr(pipeline, name))
+    follow("record_comparison", lambda *args: None)
+    assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
+    assert f"To go on: sb3-vla quickstart --resume {run}" in capfd.readouterr().err
+    n_before = stages.index(stage)
+    assert done == stages[: n_before + 1]
+    done.clear()
+    assert main(["quickstart", "--resume", str(run)]) == 0
+    assert done == stages[n_before:]
+    assert json.loads((run / "results.json").read_text()).keys() == {"SFT", "post-trained"}
+
+
+def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path, monkeypatch):
+    run, update = tmp_path / "run", PPOSelfBC.train
+
+    def train(model):
+        if model.num_timesteps == 32:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", train)
+        assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
+    started = []
+    monkeypatch.setattr(PPOSelfBC, "train", lambda model: started.append(model.num_timesteps) or update(model))
+    assert main(["quickstart", "--resume", str(run)]) == 0
+    assert started == [48] and (run / "comparison.png").is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
