@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 #: Ending of what is not complete yet; a process that was killed leaves it behind
 PARTIAL = ".part"
+_BLOCK = 4096  # bytes, the least that a disk gives
 
 
 @contextmanager
@@ -71,6 +72,21 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in reversed(missing):
         sync_folder(each.parent)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """
+    See that files can be written into a folder, which need not be there yet. Nothing is left behind.
+
+    :param folder: The folder
+    :raises OSError: If they can't
+    """
+    existing = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(_BLOCK))
+    except OSError as error:
+        raise OSError(error.errno, f"can't write to '{folder}': {error.strerror}") from error
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:

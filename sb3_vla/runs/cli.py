@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sb3_vla_envs.durable_files import check_writable
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
@@ -61,58 +62,79 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, "config", _config, "print every setting and its value, as YAML")
 
     demos = _add_command(commands, "demos", _demos, "collect demonstrations of the suite's expert")
-    demos.add_argument("--out", required=True, metavar="FILE", help="where to write them (.npz)")
+    demos.add_argument("--out", type=_path, required=True, metavar="FILE", help="where to write them (.npz)")
     demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task (demos.n_per_task)")
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
-    sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
-    sft.add_argument("--auxiliary", metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too")
-    sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
+    sft.add_argument("--demos", type=_path, required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
+    sft.add_argument(
+        "--auxiliary", type=_path, metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too"
+    )
+    sft.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
     sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations (sft.n_epochs)")
 
     train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
     train.add_argument(
-        "--out", metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
+        "--out", type=_path, metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
     )
-    train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
-    train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
+    train.add_argument(
+        "--init", type=_path, metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy"
+    )
+    train.add_argument("--demos", type=_path, metavar="FILE", help="demonstrations that the buffer holds at the start")
     train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for (train.total_timesteps)")
-    train.add_argument("--resume", metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint")
+    train.add_argument(
+        "--resume", type=_path, metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint"
+    )
 
     of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
     evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
-    evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
+    evaluate.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    evaluate.add_argument("--out", type=_path, metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
     evaluate.add_argument("--protocol", metavar="NAME", help="evaluate as others do, e.g. lerobot: goals, horizon and so on")
 
     look = _add_command(commands, "probe", _probe, "say what a model's features know of object and goal", of_model)
-    look.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    look.add_argument("--out", metavar="FILE", help="where to write the figures (.json)")
+    look.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    look.add_argument("--out", type=_path, metavar="FILE", help="where to write the figures (.json)")
     look.add_argument("--episodes", type=int, default=50, metavar="N", help="of each task, twice (default 50)")
 
     play = _add_command(commands, "play", _play, "let a model act on goals of training, and keep all that it sees", of_model)
-    play.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    play.add_argument("--out", required=True, metavar="FILE", help="where to write the episodes (.npz)")
+    play.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    play.add_argument("--out", type=_path, required=True, metavar="FILE", help="where to write the episodes (.npz)")
     play.add_argument("--n-per-task", type=int, default=100, metavar="N", help="episodes of each task (default 100)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
-    record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
+    record.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    record.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="where to write the GIFs")
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
 
     quick = _add_command(commands, "quickstart", _quickstart, "all of the above on a few tasks, SFT against post-trained")
-    quick.add_argument("--out", metavar="FOLDER", help="new run: its folder, new or empty")
-    quick.add_argument("--resume", metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was")
+    quick.add_argument("--out", type=_path, metavar="FOLDER", help="new run: its folder, new or empty")
+    quick.add_argument(
+        "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
+    )
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
-    push.add_argument("run_folder", metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
-    push.add_argument("--local", metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded")
+    push.add_argument(
+        "--local", type=_path, metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded"
+    )
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--license", metavar="NAME", help="licence of the model, e.g. mit, for the model card")
     push.add_argument("--with-demos", action="store_true", help="publish the run's demonstration buffer too")
     return parser
+
+
+def _path(text: str) -> str:
+    """
+    :param text: An argument
+    :return: The same
+    :raises argparse.ArgumentTypeError: If no file can be called so
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: give the name of a file or folder")
+    return text
 
 
 def _add_command(
@@ -126,7 +148,7 @@ def _add_command(
     parser.set_defaults(run=run)
     if config_help is None:  # it has no configuration
         return parser
-    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument("--config", type=_path, metavar="FILE", help=config_help)
     parser.add_argument(
         "--suite",
         metavar="NAME",
@@ -173,13 +195,19 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     return config, model
 
 
-def _refuse_existing(path: str | None) -> None:
+def _check_new_file(path: str | None) -> None:
     """
+    See that a file can be written, before the work that makes it.
+
     :param path: File to write, or ``None``
     :raises FileExistsError: If there is one
+    :raises OSError: If it can't be written there
     """
-    if path and Path(path).exists():
+    if path is None:
+        return
+    if Path(path).exists():
         raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+    check_writable(Path(path).parent)
 
 
 def _config(arguments: argparse.Namespace) -> Work:
@@ -193,7 +221,7 @@ def _demos(arguments: argparse.Namespace) -> Work:
     config = _load(arguments, demos={"n_per_task": arguments.n_per_task})
     check_experts(config)
     check_acting(config)
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
 
     def work() -> None:
         demonstrations = collect(config, arguments.out)
@@ -296,7 +324,7 @@ def _resume(arguments: argparse.Namespace) -> Work:
 def _eval(arguments: argparse.Namespace) -> Work:
     from .pipeline import evaluate_model
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
     protocol = _protocol(config, arguments.protocol)
     if arguments.n_goals is not None:
@@ -327,7 +355,7 @@ def _protocol(config: Config, name: str | None) -> dict[str, Any]:
 def _probe(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_experts, probe_model
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     if arguments.episodes < 5:
         raise ValueError(f"--episodes must be at least 5, got {arguments.episodes}")
     config, model = _load_to_act(arguments)
@@ -347,7 +375,7 @@ def _probe(arguments: argparse.Namespace) -> Work:
 def _play(arguments: argparse.Namespace) -> Work:
     from .pipeline import collect_own_episodes
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     if arguments.n_per_task < 1:
         raise ValueError(f"--n-per-task must be at least 1, got {arguments.n_per_task}")
     config, model = _load_to_act(arguments)

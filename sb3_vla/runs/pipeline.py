@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
@@ -59,6 +59,7 @@ def check_training(
     :raises FileNotFoundError: If there is no such model
     :raises RuntimeError: If no OpenGL library is installed
     """
+    check_device(config.device)
     # All tasks in one environment, and as many chunks an update as from n_envs of them
     arguments = config.train.model_arguments()
     arguments["n_steps"] *= config.train.n_envs
@@ -114,12 +115,11 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
     :param folder: The run's folder
     :return: The checkpoint to go on from
     :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
-        further than it says, or all checkpoints are damaged
+        further than it says, all checkpoints are damaged, or PyTorch can't compute on its device here
     :raises FileNotFoundError: If there is no checkpoint
-    :raises RuntimeError: If there is no such device
     """
     config.check_resumes(load_config(folder.began_file))
-    get_device(config.device)
+    check_device(config.device)
     checkpoint = newest_checkpoint(folder.checkpoints)
     done = checkpoint_timesteps(checkpoint)
     if config.train.total_timesteps < done:
@@ -127,6 +127,20 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
     return checkpoint
+
+
+def check_device(name: str) -> None:
+    """
+    :param name: The setting ``device``
+    :raises ValueError: If PyTorch can't compute there on this machine; SB3 would take the CPU without a word
+    """
+    try:
+        th.zeros(1, device="cpu" if name == "auto" else name).item()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"device is {name!r}, but PyTorch can't compute there on this machine ({str(error).splitlines()[0]}): give "
+            "'auto', 'cpu', or a GPU that torch.cuda.is_available() finds"
+        ) from error
 
 
 @contextmanager
@@ -350,8 +364,9 @@ def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
     :param device: Where it goes
     :return: The model
     :raises FileNotFoundError: If there is no such file
-    :raises ValueError: If it is no PPOSelfBC model
+    :raises ValueError: If it is no PPOSelfBC model, or PyTorch can't compute on the device here
     """
+    check_device(device)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")
     try:
