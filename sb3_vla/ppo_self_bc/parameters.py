@@ -2,17 +2,12 @@
 
 import copy
 import inspect
-import io
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.save_util import json_to_data
 from torch import nn
-
-from .model_file import open_model
 
 # What makes the networks whose weights are in the file, or only those weights' first values
 _NETWORKS = (
@@ -21,18 +16,14 @@ _NETWORKS = (
 )
 
 
-def merge_policy_kwargs(
-    path: str | pathlib.Path | io.BufferedIOBase, given: Mapping[str, Any], custom_objects: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param path: A model's zip file
+    :param data: Attributes of a saved model
     :param given: ``policy_kwargs`` to change; those that the model was made with change nothing. Of the arguments of a class,
         such as ``head_kwargs``, those can be changed that it names as :attr:`~sb3_vla.ActionHead.adjustable`
-    :param custom_objects: See SB3's ``load``
     :return: All ``policy_kwargs``
     :raises ValueError: If they would make another network than the saved one, or are what its weights began with
     """
-    data = _read_data(path, custom_objects)
     saved = data["policy_kwargs"]
     at_first = _defaults(data["policy_class"]) | data.get("_given_policy_kwargs", {})
     merged = copy.copy(saved)
@@ -47,17 +38,6 @@ def merge_policy_kwargs(
             _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
         merged[name] = {**saved[name], **value} if is_both else value
     return merged
-
-
-def _read_data(path: str | pathlib.Path | io.BufferedIOBase, custom_objects: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    :param path: A model's zip file
-    :param custom_objects: See SB3's ``load``
-    :return: What it holds beside the weights, which need not be read twice
-    :raises ValueError: If it is no zip file of a model
-    """
-    with open_model(path) as archive:
-        return json_to_data(archive.read("data").decode(), custom_objects=custom_objects)
 
 
 def _defaults(maker: Any) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init", type=_path, metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy"
     )
+    _add_trust(train)
     train.add_argument("--demos", type=_path, metavar="FILE", help="demonstrations that the buffer holds at the start")
     train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for (train.total_timesteps)")
     train.add_argument(
@@ -89,22 +90,26 @@ def build_parser() -> argparse.ArgumentParser:
     of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
     evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
     evaluate.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(evaluate)
     evaluate.add_argument("--out", type=_path, metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
     evaluate.add_argument("--protocol", metavar="NAME", help="evaluate as others do, e.g. lerobot: goals, horizon and so on")
 
     look = _add_command(commands, "probe", _probe, "say what a model's features know of object and goal", of_model)
     look.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(look)
     look.add_argument("--out", type=_path, metavar="FILE", help="where to write the figures (.json)")
     look.add_argument("--episodes", type=int, default=50, metavar="N", help="of each task, twice (default 50)")
 
     play = _add_command(commands, "play", _play, "let a model act on goals of training, and keep all that it sees", of_model)
     play.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(play)
     play.add_argument("--out", type=_path, required=True, metavar="FILE", help="where to write the episodes (.npz)")
     play.add_argument("--n-per-task", type=int, default=100, metavar="N", help="episodes of each task (default 100)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
     record.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(record)
     record.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="where to write the GIFs")
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
 
@@ -124,6 +129,10 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--license", metavar="NAME", help="licence of the model, e.g. mit, for the model card")
     push.add_argument("--with-demos", action="store_true", help="publish the run's demonstration buffer too")
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="load a pickled model too, which can run anything")
 
 
 def _path(text: str) -> str:
@@ -190,7 +199,7 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     if arguments.config is None and own_config.is_file():
         arguments.config = own_config
     config = _load(arguments, **sections)
-    model = load_model(arguments.model, config.device)
+    model = load_model(arguments.model, config.device, arguments.trust)
     check_acting(config, model)
     return config, model
 
@@ -294,12 +303,12 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
     config = _load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-    check_training(config, arguments.init, demonstrations)
+    check_training(config, arguments.init, demonstrations, arguments.trust)
     folder = _create_run(arguments, config)
 
     def work() -> None:
         with _going_on(arguments, folder):
-            post_train(config, folder, arguments.init, demonstrations)
+            post_train(config, folder, arguments.init, demonstrations, trust_pickle=arguments.trust)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work

@@ -46,7 +46,10 @@ from .validation import Validation
 
 
 def check_training(
-    config: Config, initial_model: str | Path | None = None, demonstrations: Sequence[Demonstration] = ()
+    config: Config,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    trust_pickle: bool = False,
 ) -> None:
     """
     Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
@@ -55,6 +58,7 @@ def check_training(
     :param config: Configuration
     :param initial_model: Model to start from, or ``None``
     :param demonstrations: What to imitate
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
     :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
     :raises FileNotFoundError: If there is no such model
     :raises RuntimeError: If no OpenGL library is installed
@@ -69,7 +73,7 @@ def check_training(
             venv.reset()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run itself will warn
-                model = _new_model(config, arguments, venv, initial_model)
+                model = _new_model(config, arguments, venv, initial_model, trust_pickle)
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
@@ -234,6 +238,7 @@ def post_train(
     initial_model: str | Path | None = None,
     demonstrations: Sequence[Demonstration] = (),
     progress: bool = True,
+    trust_pickle: bool = False,
 ) -> PPOSelfBC:
     """
     Post-train with PPOSelfBC. Writes the model, checkpoints, ``progress.csv``, TensorBoard events and learning curves.
@@ -243,12 +248,13 @@ def post_train(
     :param initial_model: Model whose policy to start from; ``None`` starts from a new one
     :param demonstrations: What the demonstration buffer holds at the start
     :param progress: Whether to show a progress bar
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
     :return: The model
     :raises ValueError: If the initial model or the demonstrations do not fit the environment
     """
     venv = _training_env(config)
     try:
-        model = _new_model(config, config.train.model_arguments(), venv, initial_model)
+        model = _new_model(config, config.train.model_arguments(), venv, initial_model, trust_pickle)
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
         return _learn(config, folder, model, progress)
@@ -336,17 +342,20 @@ def _validation(config: Config, folder: RunFolder, every: int) -> Validation:
     return Validation(folder.validation, folder.best_model, every, arguments)
 
 
-def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+def _new_model(
+    config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None, trust_pickle: bool
+) -> PPOSelfBC:
     """
     :param config: Configuration
     :param arguments: Of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
     :param venv: Training environment
     :param initial_model: Model whose weights to take over, or ``None``
+    :param trust_pickle: Whether it may be a pickled file
     :return: The model to train
     """
     policy_kwargs = dict(vars(config.policy))
     if initial_model is not None:
-        initial = load_model(initial_model, config.device)
+        initial = load_model(initial_model, config.device, trust_pickle)
         check_model_fits(initial, venv)
         policy_kwargs = deep_update(initial.policy_kwargs, arguments["policy_kwargs"] or {})
     common = {"gamma": config.wrapping.gamma, "seed": config.seed, "device": config.device}
@@ -358,10 +367,11 @@ def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_
     return model
 
 
-def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
+def load_model(path: str | Path, device: str = "auto", trust_pickle: bool = False) -> PPOSelfBC:
     """
     :param path: A model's zip file
     :param device: Where it goes
+    :param trust_pickle: Whether to load a pickled file too, which can run anything
     :return: The model
     :raises FileNotFoundError: If there is no such file
     :raises ValueError: If it is no PPOSelfBC model, or PyTorch can't compute on the device here
@@ -370,8 +380,8 @@ def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")
     try:
-        return PPOSelfBC.load(path, device=device)
-    except (ValueError, KeyError, AssertionError) as error:
+        return PPOSelfBC.load(path, device=device, trust_pickle=trust_pickle)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ TINY_CONFIG: dict[str, Any] = {
 }
 
 
+_ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # Beyond, the memory of the attention weights counts
 _MAX_EAGER_TOKENS = 256
 
@@ -87,10 +89,11 @@ class SmolVLMBackbone(VLABackbone):
         model_type = config.pop("model_type")
         # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
         config.pop("dtype", None)
+        _check_attention(config)
         model_config = AutoConfig.for_model(model_type, **config)
         text_config = model_config.get_text_config()
         super().__init__(features_dim=text_config.hidden_size)
-        self.model = AutoModel.from_config(model_config)
+        self.model = AutoModel.from_config(model_config, trust_remote_code=False)
         self.tokenizer_files = tokenizer_files
         self.tokenizer = _load_tokenizer(tokenizer_files)
         self.image_size = image_size
@@ -297,13 +300,25 @@ def _load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     :raises ValueError: If there is no such checkpoint, or this part of it is missing
     """
     try:
-        return auto_class.from_pretrained(name_or_path, **kwargs)
+        return auto_class.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"there is no backbone {name_or_path!r}: give 'tiny', the name of a SmolVLM checkpoint on the Hugging Face Hub "
             f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
             f"tokenizer and image processor ({auto_class.__name__}: {error})"
         ) from error
+
+
+def _check_attention(config: dict[str, Any]) -> None:
+    """
+    :param config: A model's configuration, which may come from a stranger's file
+    :raises ValueError: If it names an attention that transformers would download and run
+    """
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_attention(value)
+        elif "attn_implementation" in str(name) and value not in _ATTENTIONS:
+            raise ValueError(f"{name} must be one of {_ATTENTIONS}, got {value!r:.200}")
 
 
 def _save_tokenizer(tokenizer: Any) -> dict[str, str]:
@@ -320,10 +335,13 @@ def _load_tokenizer(files: dict[str, str] | None) -> Any:
     """
     :param files: What :func:`_save_tokenizer` returned, or ``None`` for bytes as tokens
     :return: The tokenizer
+    :raises ValueError: If the name of a file is a path: it may come from a stranger's model
     """
     if files is None:
         return ByT5Tokenizer()
+    if wrong := [name for name in files if not re.fullmatch(r"\w[\w.-]*", name)]:
+        raise ValueError(f"the files of a tokenizer have bare names, got {wrong}")
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
