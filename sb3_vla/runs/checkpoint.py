@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from .between_updates import BetweenUpdates
 from .interruption import StopRequest
 
 _CHECKSUMS = "checksums.json"
+_TIMESTEPS = "time/total_timesteps"
 # What a model counts while it collects
 _COUNTS = ("num_timesteps", "num_primitive_steps", "lifetime_timesteps")
 
@@ -167,16 +169,30 @@ class ResumableCSV(CSVOutputFormat):
     """
 
     def __init__(self, filename: str, last_timestep: int) -> None:
-        lines = Path(filename).read_text(encoding="utf-8").splitlines() if Path(filename).exists() else []
+        # Of a file that is damaged, what can be read goes on: the checkpoint is what counts
+        path = Path(filename)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         super().__init__(filename)
-        if lines:
-            self.keys = lines[0].split(",")
-            column = self.keys.index("time/total_timesteps")
-            # A run that was killed may have left half a row
-            rows = [line for line in lines[1:] if line.count(",") == len(self.keys) - 1]
-            kept = [row for row in rows if float(row.split(",")[column] or "inf") <= last_timestep]
-            self.file.write("".join(line + "\n" for line in [lines[0], *kept]))
-            self.file.flush()
+        keys = lines[0].split(",") if lines else []
+        if _TIMESTEPS not in keys:
+            return
+        self.keys = keys
+        kept = [line for line in lines[1:] if _timesteps_of(line, keys) <= last_timestep]
+        self.file.write("".join(line + "\n" for line in [lines[0], *kept]))
+        self.file.flush()
+
+
+def _timesteps_of(line: str, keys: list[str]) -> float:
+    """
+    :param line: A row of the log
+    :param keys: Its columns
+    :return: Its timesteps, infinite for half a row, which a run that was killed may have left, or a damaged one
+    """
+    cells = line.split(",")
+    try:
+        return float(cells[keys.index(_TIMESTEPS)]) if len(cells) == len(keys) else math.inf
+    except ValueError:
+        return math.inf
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -227,6 +227,21 @@ def test_csv_survives_half_a_row(tmp_path):
     assert [row[TIMESTEPS] for row in _log(path, 16, [{TIMESTEPS: 32}])] == ["16", "32"]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (b"", []),
+        (b"\xff\xfe\x00", []),
+        (b"loss\n0.5\n", []),
+        (b"time/total_timesteps,loss\n16,0.5\nx,0.5\n\n\xff,\xff\n16,0.5,1\n", ["16"]),
+    ],
+)
+def test_damaged_csv_is_in_nobodys_way(tmp_path, damaged, kept):
+    path = tmp_path / "progress.csv"
+    path.write_bytes(damaged)
+    assert [row[TIMESTEPS] for row in _log(path, 16, [{TIMESTEPS: 32, "loss": 0.5}])] == [*kept, "32"]
+
+
 def test_csv_of_a_run_killed_before_its_first_row(tmp_path):
     path = tmp_path / "progress.csv"
     path.touch()
