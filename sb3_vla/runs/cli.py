@@ -341,9 +341,9 @@ def _eval(arguments: argparse.Namespace) -> Work:
 
     def work() -> None:
         result = evaluate_model(config, model, **protocol)
+        print(result.table())  # before it is saved: a disk may be full
         if arguments.out:
             result.save(arguments.out)
-        print(result.table())
 
     return work
 
@@ -374,9 +374,9 @@ def _probe(arguments: argparse.Namespace) -> Work:
 
     def work() -> None:
         result = probe_model(config, model, arguments.episodes)
+        print(result.table())
         if arguments.out:
             result.save(arguments.out)
-        print(result.table())
 
     return work
 

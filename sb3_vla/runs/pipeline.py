@@ -474,8 +474,8 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     say("5/5  Evaluating the post-trained policy on the same goals")
     if "post-trained" not in results:
         results["post-trained"] = evaluate_model(config, model)
-        save_results(folder, results)
-    say("\n" + results_table(results))
+    say("\n" + results_table(results))  # before it is saved: a disk may be full
+    save_results(folder, results)
     plot_learning_curves(folder.progress, folder.curves, baseline=results["SFT"])
     plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
     record_comparison(config, sft_model, model, folder.gifs)

@@ -185,6 +185,16 @@ def test_evaluation_prints_its_table_and_is_deterministic(made, tmp_path, capsys
     assert again.episodes == first.episodes
 
 
+def test_evaluation_prints_its_table_even_if_the_disk_is_full(made, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sb3_vla.evaluation.result.replace_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(["eval", str(made / "run/model.zip"), "--n-goals", "1", "--out", str(tmp_path / "r.json")])
+    assert "success (95 % CI)" in capsys.readouterr().out
+
+
 def test_evaluation_by_anothers_protocol_says_in_its_file_what_that_is(made, tmp_path):
     file = tmp_path / "rlinf.json"
     command = ["eval", str(made / "run/model.zip"), "--protocol", "rlinf", "--n-goals", "1", "--out", str(file)]
