@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demonstrations import Demonstration
+from .durable_files import replacing
 
 FORMAT = "sb3-vla-demonstrations"
 VERSION = 2
@@ -50,28 +51,19 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, Valu
 
 def save_demonstrations(path: str | os.PathLike[str], demonstrations: Iterable[Demonstration]) -> None:
     """
-    Write demonstrations to a file, replacing it only once the new one is complete.
+    Write demonstrations to a file, replacing it only once the new one is complete and on the disk.
 
     :param path: The file, used as given
     :param demonstrations: All with the same observation keys, shapes and dtypes; of an iterator, pictures and prompts wait in
         a temporary file beside this one, so that there may be more of them than fit into memory
     :raises ValueError: If they do not fit together
     """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file, tempfile.TemporaryFile(dir=target.parent) as waiting:
-            if not isinstance(demonstrations, Sequence):
-                demonstrations = _in_file(demonstrations, waiting)
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                _write(archive, demonstrations, _signature(demonstrations))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as file, tempfile.TemporaryFile(dir=Path(path).parent) as waiting:
+        if not isinstance(demonstrations, Sequence):
+            demonstrations = _in_file(demonstrations, waiting)
+        signature = _signature(demonstrations)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            _write(archive, demonstrations, signature)
 
 
 def load_demonstrations(path: str | os.PathLike[str]) -> list[Demonstration]:
@@ -264,9 +256,3 @@ def _check_format(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]])
             f"{path} is a demonstration file of version {version}, this sb3-vla reads versions "
             f"{' and '.join(map(str, _READABLE))}: collect the demonstrations again, or use the release that wrote it"
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,6 +5,7 @@ from .common import openmp  # noqa: F401  # before anything imports torch
 # isort: split
 from .callbacks.sft_callback import SFTCallback
 from .callbacks.success_eval_callback import SuccessEvalCallback
+from .common.trusted_names import trust
 from .evaluation.collect import collect_episodes
 from .evaluation.episode_schedule import EpisodeSchedule, episode_jobs
 from .evaluation.evaluate import evaluate, evaluate_on_tasks
@@ -68,4 +69,5 @@ __all__ = [
     "make_vla_vec_env",
     "push_to_hub",
     "save_for_hub",
+    "trust",
 ]

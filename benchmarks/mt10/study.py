@@ -67,7 +67,7 @@ class Run:
             self.call("probe", self.sft_model, "--out", self.results / "probe.json")
         post_trained = self.model.parent
         if not (post_trained / "model.zip").exists():  # which is written last
-            if (post_trained / "checkpoint").exists():
+            if any((post_trained / "checkpoints").glob("[0-9]*")):
                 command = [*CLI, "train", "--resume", post_trained]
                 subprocess.run(command, check=True, cwd=ROOT)
             else:

@@ -54,7 +54,7 @@ class FetchEnv(MujocoTaskEnv[FetchSimulator]):
         goals = sample_fetch_goals(self.task, self.goal_split, self.n_goals, self.goal_seed)
         self._seen = self._simulator.begin(goals[self.goal_index])
 
-    def _advance(self, action: NDArray[np.float32]) -> Outcome:
+    def _simulate(self, action: NDArray[np.float32]) -> Outcome:
         self._seen, dense, _, _, result = self._simulator.step(action)
         return Outcome(bool(result["is_success"]), float(dense))
 

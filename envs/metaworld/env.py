@@ -67,7 +67,7 @@ class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
         space = simulator.sawyer_observation_space
         self._full_observation = np.clip(simulator._get_obs(), space.low, space.high)  # as its step() does
 
-    def _advance(self, action: NDArray[np.float32]) -> Outcome:
+    def _simulate(self, action: NDArray[np.float32]) -> Outcome:
         self._full_observation, dense, _, _, result = self._simulator.step(action)
         return Outcome(bool(result["success"]), dense)
 

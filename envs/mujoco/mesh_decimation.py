@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import tempfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from ..durable_files import replacing
 
 _INSTALL_HINT = (
     'quality="fast" needs fast-simplification: pip install fast-simplification, or ask for quality="plain", which '
@@ -93,12 +94,9 @@ def cache_directory() -> Path:
 
 
 def _write(path: Path, vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Elsewhere first: many workers start at once, and none may read what another has half written.
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        written = Path(directory, path.name)
-        np.savez(written, vertices=vertices, faces=faces)
-        written.replace(path)
+    # Whole or not at all: many workers start at once, and none may read what another has half written.
+    with replacing(path) as file:
+        np.savez(file, vertices=vertices, faces=faces)
 
 
 def decimate(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> Mesh:

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..task_env import MultiTaskEnv
+from ..task_env import MultiTaskEnv, Outcome
 from .camera import Camera
 
 if TYPE_CHECKING:
     import mujoco
 
     from .rendering import SceneRenderer
+
+# Those of MuJoCo's warnings (mjtWarning) that say so: bad positions, velocities, accelerations or controls; the others are
+# of its memory. Not by name, as importing this package imports no MuJoCo
+_UNSTABLE = slice(4, 8)
 
 
 class Simulator(Protocol):
@@ -34,8 +38,12 @@ class MujocoTaskEnv(MultiTaskEnv, Generic[SimulatorT]):
     """
     A :class:`MultiTaskEnv` with a simulator a task, which is built when the task is first drawn, and kept.
 
+    A simulation that MuJoCo warns has become unstable ends the episode, without success or reward in that step: MuJoCo puts
+    everything back to its initial state then, which some tasks take for success.
+
     A subclass sets :attr:`video_camera` and implements, beside the methods of :class:`MultiTaskEnv` except for
-    :meth:`picture`, :meth:`_build_simulator`. It plays on :attr:`_simulator`, that of the current task.
+    :meth:`picture` and :meth:`_advance`, :meth:`_build_simulator` and :meth:`_simulate`. It plays on :attr:`_simulator`, that
+    of the current task, whose ``data`` an episode begins with resetting (``mj_resetData``).
     """
 
     #: What a human sees the scene through
@@ -52,6 +60,15 @@ class MujocoTaskEnv(MultiTaskEnv, Generic[SimulatorT]):
         :return: A new simulator of ``self.task``
         """
 
+    @abstractmethod
+    def _simulate(self, action: Any) -> Outcome:
+        """
+        Take a primitive step.
+
+        :param action: Of the action space's type; a ``Box``'s finite and within its bounds
+        :return: What it led to
+        """
+
     @property
     def model(self) -> mujoco.MjModel:
         """The MuJoCo model of the current task."""
@@ -63,6 +80,12 @@ class MujocoTaskEnv(MultiTaskEnv, Generic[SimulatorT]):
         """The MuJoCo state of the current task."""
         data: mujoco.MjData = self._simulator.data
         return data
+
+    def _advance(self, action: Any) -> Outcome:
+        outcome = self._simulate(action)
+        if self.data.warning.number[_UNSTABLE].any():
+            return Outcome(success=False, reward=0.0, terminated=True)
+        return outcome
 
     def picture(self) -> NDArray[np.uint8]:
         """

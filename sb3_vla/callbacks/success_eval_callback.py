@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopT
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 from ..evaluation.model_fit import check_model_fits
@@ -183,15 +184,17 @@ class SuccessEvalCallback(EvalCallback):
         if self._is_success_buffer:
             self.evaluations_successes.append(self._is_success_buffer)
             arrays["successes"] = self.evaluations_successes
-        np.savez(
-            log_path,
-            timesteps=self.evaluations_timesteps,
-            results=self.evaluations_results,
-            ep_lengths=self.evaluations_length,
-            steps=self.evaluations_steps,
-            steps_to_success=self.evaluations_steps_to_success,
-            **arrays,
-        )
+        # As np.savez does
+        with replacing(log_path if log_path.endswith(".npz") else f"{log_path}.npz") as file:
+            np.savez(
+                file,
+                timesteps=self.evaluations_timesteps,
+                results=self.evaluations_results,
+                ep_lengths=self.evaluations_length,
+                steps=self.evaluations_steps,
+                steps_to_success=self.evaluations_steps_to_success,
+                **arrays,
+            )
 
     def _log_evaluation(self, rewards: list[float], lengths: list[int]) -> None:
         """

@@ -80,6 +80,8 @@ class Limits:
     :param above: A number that it must be greater than
     :param below: A number that it must be less than
     :param choices: All that is allowed
+    :param whole: Whether only whole numbers are allowed
+    :param may_be_infinite: Whether infinity is a number of those allowed
     """
 
     at_least: float | None = None
@@ -87,19 +89,24 @@ class Limits:
     above: float | None = None
     below: float | None = None
     choices: Sequence[Any] | None = None
+    whole: bool = False
+    may_be_infinite: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """
         :param name: Of the argument, or the full name of a setting
         :param value: Its value; limits of numbers concern numbers alone, as it may be something else, such as a schedule
+        :raises TypeError: If it is a number that is not whole, and must be
         :raises ValueError: If it is not one of those allowed, or a number that is not finite
         """
         if self.choices is not None and value not in self.choices:
             raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r}")
         if isinstance(value, bool) or not isinstance(value, Real):
             return
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+        if self.whole and not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, got {value}")
+        if math.isnan(value) or (math.isinf(value) and not self.may_be_infinite):
+            raise ValueError(f"{name} must be {'a number' if self.may_be_infinite else 'finite'}, got {value}")
         rules = (
             ("at least", self.at_least, operator.ge),
             ("at most", self.at_most, operator.le),
@@ -109,6 +116,19 @@ class Limits:
         for words, limit, is_within in rules:
             if limit is not None and not is_within(value, limit):
                 raise ValueError(f"{name} must be {words} {limit}, got {value}")
+
+    def check_number(self, name: str, value: Any) -> None:
+        """
+        The same of what can't be anything but a number.
+
+        :param name: Of the value
+        :param value: The value
+        :raises TypeError: If it is no number, or not whole, and must be
+        :raises ValueError: See :meth:`check`
+        """
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r:.200}")
+        self.check(name, value)
 
 
 def _is_whole(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from sb3_vla_envs import registered_suites
+from sb3_vla_envs.durable_files import PARTIAL, replace_text
 
 _PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
 
@@ -48,7 +50,8 @@ class RunFolder:
     def create(cls, path: str | Path, command: str, config: Mapping[str, Any]) -> "RunFolder":
         """
         Start a run in a new or empty folder, and write into it ``config.yaml``, ``versions.json``, and the configuration once
-        more as ``began.yaml``: the first may be edited to change a run on its way.
+        more as ``began.yaml``: the first may be edited to change a run on its way. The folder of a run that failed before it
+        had made anything but logs counts as empty.
 
         :param path: The folder; its parents are made too
         :param command: The command that makes the run, as one would type it
@@ -65,15 +68,20 @@ class RunFolder:
                 f"The configuration of the run '{path}' can't be written as YAML: {error}. "
                 "Give plain numbers, strings, lists and dicts."
             ) from error
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        if folder.path.exists() and not folder._is_free():
             raise FileExistsError(
                 f"'{path}' already holds something, and a run is never overwritten. "
-                "Give another folder, remove this one, or continue a training in it with `sb3-vla train --resume`."
+                "Give another folder, remove this one, or go on with the run in it: `sb3-vla train --resume` or "
+                "`sb3-vla quickstart --resume`."
             )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.versions_file.write_text(json.dumps(software_versions(), indent=2) + "\n", encoding="utf-8")
+        for path in folder._logs:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        replace_text(folder.versions_file, json.dumps(software_versions(), indent=2) + "\n")
         for file in (folder.began_file, folder.config_file):
-            file.write_text(text, encoding="utf-8")
+            replace_text(file, text)
         return folder
 
     @classmethod
@@ -95,6 +103,18 @@ class RunFolder:
                 "Give the folder that a run wrote (the one with config.yaml in it)."
             )
         return folder
+
+    @property
+    def _logs(self) -> tuple[Path, ...]:
+        return (self.progress, self.log, self.tensorboard)
+
+    def _is_free(self) -> bool:
+        """:return: Whether a run may begin here: there is nothing, or what one that made nothing but logs has left"""
+        if not self.path.is_dir():
+            return False
+        there = {path.name for path in self.path.iterdir() if path.suffix != PARTIAL}
+        own = {path.name for path in (self.config_file, self.began_file, self.versions_file)}
+        return not there or own <= there <= own | {path.name for path in self._logs}
 
     @property
     def config_file(self) -> Path:
@@ -142,9 +162,14 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
-    def checkpoint(self) -> Path:
-        """The folder of what ``--resume`` continues from."""
-        return self.path / "checkpoint"
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, from the newest of which ``--resume`` continues."""
+        return self.path / "checkpoints"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a checkpoint was completed."""
+        return any(self.checkpoints.glob("*[0-9]"))
 
     @property
     def curves(self) -> Path:
@@ -160,6 +185,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """The same as text."""
+        return self.path / "log.txt"
 
     @property
     def progress(self) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_vla_envs import Suite, resolve_tasks
+from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_caption import (
     BACKGROUND,
     FAILURE,
@@ -40,8 +41,8 @@ def record_tasks(
     **settings: Any,
 ) -> list[Path]:
     """
-    Write a GIF of each task, ``<folder>/<prefix>_<task>.gif``. The arguments that aren't listed are those of
-    :func:`~sb3_vla.evaluation.films.record_task_episode`.
+    Write a GIF of each task, ``<folder>/<prefix>_<task>.gif``, or none after an error. The arguments that aren't listed are
+    those of :func:`~sb3_vla.evaluation.films.record_task_episode`.
 
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them
     :param folder: Where to write; made if it isn't there
@@ -50,9 +51,13 @@ def record_tasks(
     :raises FileExistsError: If one of them is there already
     """
     paths = gif_paths(tasks, folder, prefix, suite)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for task, path in paths.items():
-        save_gif(record_task_episode(model, task, goal_index, split, seed, deterministic, suite, **settings), path)
+    try:
+        for task, path in paths.items():
+            save_gif(record_task_episode(model, task, goal_index, split, seed, deterministic, suite, **settings), path)
+    except BaseException:
+        for path in paths.values():  # so that the same call can be made again
+            path.unlink(missing_ok=True)
+        raise
     return list(paths.values())
 
 
@@ -79,7 +84,7 @@ def save_gif(recording: Recording, path: str | Path, fps: int = 20, max_size: in
     Write an episode as a GIF with a caption strip above the pictures: instruction, step, success.
 
     :param recording: The episode
-    :param path: The file; its folder must exist
+    :param path: The file
     :param fps: Pictures a second, 1..50 (browsers slow down faster GIFs)
     :param max_size: Pictures are scaled down to at most so many pixels on the longer side
     :raises ValueError: If ``fps`` or ``max_size`` is out of range
@@ -103,7 +108,7 @@ def save_comparison_gif(
     :param before: The left episode
     :param after: The right episode, with pictures as often as the left one
     :param labels: What to call them, for example ``("SFT", "post-trained")``
-    :param path: The file; its folder must exist
+    :param path: The file
     :param fps: Pictures a second, 1..50
     :param max_size: Each side is scaled down to at most so many pixels on the longer side
     :raises ValueError: If ``fps`` or ``max_size`` is out of range
@@ -174,4 +179,5 @@ def _write_gif(pictures: Sequence["Image.Image"], path: str | Path, fps: int) ->
     palette = sample.quantize(_N_COLORS)
     frames = [picture.quantize(palette=palette, dither=image_module.Dither.NONE) for picture in pictures]
     durations = [round(100 / fps) * 10] * (len(frames) - 1) + [_LAST_FRAME_MS]
-    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+    with replacing(path) as file:
+        frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)

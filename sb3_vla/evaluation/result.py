@@ -2,13 +2,15 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
+from sb3_vla_envs.durable_files import replace_text
+
+from ..common.argument_checks import Limits
 from ..common.run_folder import software_versions
 
 _FILE_FORMAT = "sb3-vla evaluation"
@@ -49,6 +51,8 @@ class EpisodeRecord:
     :param steps_to_success: Primitive steps until it was, ``None`` if it wasn't
     :param n_steps: Primitive steps of the whole episode
     :param episode_return: Sum of the rewards that the vectorised environment gave
+    :raises TypeError: If a value is of another type
+    :raises ValueError: If it can't be that of an episode
     """
 
     task: str
@@ -57,6 +61,17 @@ class EpisodeRecord:
     steps_to_success: int | None
     n_steps: int
     episode_return: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.task, str) or not isinstance(self.success, bool):
+            raise TypeError(f"task must be a text and success true or false, got {self.task!r} and {self.success!r}")
+        for name, least in (("goal_index", 0), ("n_steps", 1)):
+            Limits(at_least=least, whole=True).check_number(name, getattr(self, name))
+        Limits().check_number("episode_return", self.episode_return)
+        if self.success != (self.steps_to_success is not None):
+            raise ValueError(f"success is {self.success}, but steps_to_success {self.steps_to_success}")
+        if self.steps_to_success is not None:
+            Limits(at_least=1, at_most=self.n_steps, whole=True).check_number("steps_to_success", self.steps_to_success)
 
 
 @dataclass(frozen=True)
@@ -153,23 +168,19 @@ class EvaluationResult:
             )
         try:
             episodes = [EpisodeRecord(**episode) for episode in content["episodes"]]
+            if not episodes or not isinstance(content["settings"], dict) or not isinstance(content["versions"], dict):
+                raise ValueError("it needs episodes, settings and versions")
             return cls(episodes, content["settings"], content["versions"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"This evaluation result is damaged ({error}). Evaluate the model again.") from error
 
     def save(self, path: str | Path) -> None:
         """
         Write a JSON file, whole or not at all: an interrupted write leaves what was there before.
 
-        :param path: The file; its folder must exist
+        :param path: The file
         """
-        path = Path(path)
-        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial_file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(partial_file, path)
-        finally:
-            partial_file.unlink(missing_ok=True)
+        replace_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "EvaluationResult":

@@ -13,6 +13,7 @@ _LOAD = """\
 from huggingface_hub import hf_hub_download
 from sb3_vla import PPOSelfBC
 
+# JSON and tensors: nothing in the file is run
 model = PPOSelfBC.load(hf_hub_download("{repo_id}", "{filename}"))
 """
 _ACT = """\

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_vla_envs import Demonstration
+from sb3_vla_envs.durable_files import replace_text
 
 from ..common.observation_normalization import observation_normalizer
 from ..common.run_folder import software_versions
@@ -69,7 +69,7 @@ class ProbeResult:
         """
         :param path: JSON file to write
         """
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def probe(

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_vla_envs import decode_instruction
+from sb3_vla_envs.durable_files import replacing
 
 from ..common.argument_checks import check_keywords, check_known, check_names, check_widths
 from ..common.chunk_mask import executed_mask
@@ -454,7 +455,8 @@ class VLAPolicy(ActorCriticPolicy):
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
         check_weights(self, "it is not saved")
-        super().save(path)
+        with replacing(path) as file:
+            super().save(file)  # type: ignore[arg-type]
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import warnings
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
@@ -12,11 +13,11 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
 from ..common.argument_checks import check_keywords
@@ -35,6 +36,7 @@ from .environment_checks import (
 )
 from .episode_recorder import EpisodeRecorder
 from .finite import check_last_observation, check_observations, check_rewards
+from .model_file import ModelContent, open_model, read_model, write_model, zip_path
 from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
@@ -369,7 +371,9 @@ class ChunkedPPO(PPO):
                 rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * terminal_value
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder"]
+        # The last ones are made again by _setup_model
+        made_again = ["lr_schedule", "_part_schedules", "_bc_rule"]
+        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again]
 
     def save(
         self,
@@ -380,14 +384,23 @@ class ChunkedPPO(PPO):
         """
         Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
 
-        :param path: Path to the file, or a file
+        :param path: Path to the file, which ends in ``.zip`` if it has no other ending, or a file. One that is there already
+            is replaced only once the new one is complete and on the disk
         :param exclude: Names of attributes that are left out, beside the default ones
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
         check_weights(self.policy, "it is not saved")
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}  # adapters may have been merged
-        super().save(path, exclude, include)
+        excluded = {*(exclude or ()), *self._excluded_save_params()}.difference(include or ())
+        parameters = self.get_parameters()
+        excluded |= {name.partition(".")[0] for name in parameters}
+        content = ModelContent({name: value for name, value in vars(self).items() if name not in excluded}, parameters, {})
+        if isinstance(path, str | pathlib.Path):
+            with replacing(zip_path(path)) as file:
+                write_model(file, content)
+        else:
+            write_model(path, content)
 
     @classmethod
     def load(
@@ -398,10 +411,11 @@ class ChunkedPPO(PPO):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trust_pickle: bool = False,
         **kwargs: Any,
     ) -> SelfChunkedPPO:
         """
-        Load a model, as SB3 does.
+        Load a model, as SB3 does, but without running anything that the file says.
 
         :param path: Path to the file, or a file
         :param env: The environment to run the model on, ``None`` for prediction alone
@@ -409,18 +423,46 @@ class ChunkedPPO(PPO):
         :param custom_objects: Objects that replace those of the file by name
         :param print_system_info: Whether to print the system of the saved model and this one
         :param force_reset: Whether ``learn`` begins with a reset of the environment
+        :param trust_pickle: Whether to load a file that SB3 or an earlier sb3-vla saved, too, which can run anything
         :param kwargs: Arguments of the constructor to change. ``policy_kwargs`` go over those of the model; what they can't
             change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
             ``policy_kwargs=dict(frozen=("vision",))``
         :return: The model
-        :raises ValueError: If ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that the
-            model has learned with, or has one that it has not
+        :raises ValueError: If the file is truncated or damaged, is pickled, or names a class that is not trusted (see
+            :func:`sb3_vla.trust`), ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that
+            the model has learned with, or has one that it has not
         """
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print("== SAVED MODEL SYSTEM INFO ==")
+            with open_model(path) as archive:
+                print(archive.read("system_info.txt").decode())
+        data, parameters, left_out = read_model(path, custom_objects, trust_pickle)
+        if missing := {name: text for name, text in left_out.items() if name not in kwargs}:
+            warnings.warn(
+                f"The file could not hold {missing}: what is an argument has its default, unless you give it, as in "
+                f"load(path, {next(iter(missing))}=...)",
+                stacklevel=2,
+            )
+        if wrong := [name for name in data if callable(getattr(cls, name, None))]:
+            raise ValueError(f"{str(path)!r:.200} can't be read: it has {wrong} in place of methods")
         if "policy_kwargs" in kwargs:
             given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
-            merged = merge_policy_kwargs(path, given, custom_objects)
-            custom_objects = {**(custom_objects or {}), "policy_kwargs": merged}
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            data["policy_kwargs"] = merge_policy_kwargs(data, given)
+        if env is not None:
+            env = cls._wrap_env(env, data["verbose"])
+            check_for_correct_spaces(env, data["observation_space"], data["action_space"])
+            if force_reset:  # see SB3 issue #597
+                data["_last_obs"] = None
+            data["n_envs"] = env.num_envs  # see SB3 issue #1018
+        model = cls(data["policy_class"], env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
+        vars(model).update(data)
+        vars(model).update(kwargs)
+        model._setup_model()
+        model.set_parameters(parameters, device=device)
+        if model.use_sde:
+            model.policy.reset_noise()  # on the right device, see SB3 issue #44
         model._hold_against_training()  # only now its weights say whether it was fine-tuned
         return model
 
@@ -429,7 +471,7 @@ class ChunkedPPO(PPO):
     ) -> None:
         params: Any = load_path_or_dict
         if not isinstance(params, dict):
-            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+            params = read_model(params).parameters
         check_shapes(self.policy, params.get("policy", {}))
         if "policy.optimizer" in params:
             params = {**params, "policy.optimizer": fit_optimizer_state(self.policy.optimizer, params["policy.optimizer"])}

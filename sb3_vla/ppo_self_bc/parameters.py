@@ -2,15 +2,11 @@
 
 import copy
 import inspect
-import io
-import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.save_util import json_to_data, open_path
 from torch import nn
 
 # What makes the networks whose weights are in the file, or only those weights' first values
@@ -30,18 +26,14 @@ _NETWORKS = (
 )
 
 
-def merge_policy_kwargs(
-    path: str | pathlib.Path | io.BufferedIOBase, given: Mapping[str, Any], custom_objects: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param path: A model's zip file
+    :param data: Attributes of a saved model
     :param given: ``policy_kwargs`` to change; those that the model was made with change nothing. Of the arguments of a class,
         such as ``head_kwargs``, those can be changed that it names as :attr:`~sb3_vla.ActionHead.adjustable`
-    :param custom_objects: See SB3's ``load``
     :return: All ``policy_kwargs``
     :raises ValueError: If they would make another network than the saved one, or are what its weights began with
     """
-    data = _read_data(path, custom_objects)
     saved = data["policy_kwargs"]
     at_first = _defaults(data["policy_class"]) | data.get("_given_policy_kwargs", {})
     merged = copy.copy(saved)
@@ -56,26 +48,6 @@ def merge_policy_kwargs(
             _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
         merged[name] = {**saved[name], **value} if is_both else value
     return merged
-
-
-def _read_data(path: str | pathlib.Path | io.BufferedIOBase, custom_objects: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    :param path: A model's zip file
-    :param custom_objects: See SB3's ``load``
-    :return: What it holds beside the weights, which need not be read twice
-    :raises ValueError: If it is no zip file of a model
-    """
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return json_to_data(archive.read("data").decode(), custom_objects=custom_objects)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path!s:.200} is no model's zip file: {error}") from error
-    finally:
-        if isinstance(path, str | pathlib.Path):
-            file.close()
-        else:
-            file.seek(0)
 
 
 def _defaults(maker: Any) -> dict[str, Any]:

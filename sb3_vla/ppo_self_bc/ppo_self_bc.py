@@ -89,13 +89,17 @@ class PPOSelfBC(ChunkedPPO):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
 
-    #: What its arguments may be, beside what SB3 itself checks
+    #: What its arguments may be; a schedule may fall to 0
     argument_limits: ClassVar[dict[str, Limits]] = {
         **dict.fromkeys(("learning_rate", "backbone_learning_rate", "critic_learning_rate"), Limits(at_least=0)),
         **dict.fromkeys(("gamma", "gae_lambda"), Limits(at_least=0, at_most=1)),
-        **dict.fromkeys(("micro_batch_size", "bc_batch_size"), Limits(at_least=1)),
-        "clip_range": Limits(above=0),
-        "critic_warmup_steps": Limits(at_least=0),
+        **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "critic_epochs"), Limits(at_least=1, whole=True)),
+        **dict.fromkeys(("micro_batch_size", "bc_batch_size"), Limits(at_least=1, whole=True)),
+        **dict.fromkeys(("clip_range", "clip_range_vf", "target_kl"), Limits(above=0)),
+        "max_grad_norm": Limits(above=0, may_be_infinite=True),
+        "ent_coef": Limits(),
+        "vf_coef": Limits(at_least=0),
+        "critic_warmup_steps": Limits(at_least=0, whole=True),
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
@@ -229,24 +233,37 @@ class PPOSelfBC(ChunkedPPO):
             )
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        self._scheduled("learning_rate", self.lr_schedule)
         super()._update_learning_rate(optimizers)
         for group in self.policy.optimizer.param_groups:
             if group.get("name") in self._part_schedules:
-                group["lr"] = self._part_schedules[group["name"]](self._current_progress_remaining)
+                group["lr"] = self._scheduled(f"{group['name']}_learning_rate", self._part_schedules[group["name"]])
+
+    def _scheduled(self, name: str, schedule: Schedule) -> float:
+        """
+        :param name: Of an argument
+        :param schedule: What it is
+        :return: Its value now
+        :raises ValueError: If it is not finite, or negative
+        """
+        value = schedule(self._current_progress_remaining)
+        Limits(at_least=0).check(f"{name} at a progress of {1 - self._current_progress_remaining:.3g}", value)
+        return value
 
     def train(self) -> None:
         """
         Update the policy with the rollout buffer, and with demonstrations beside it.
 
         :raises FloatingPointError: If a gradient is not finite; the weights are those of before
+        :raises ValueError: If a schedule gives what a learning rate or clip range can't be
         """
         self._rate_demonstrations()  # by the critic as it acts
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range = self._scheduled("clip_range", self.clip_range)  # type: ignore[arg-type]
         clip_range_vf = None
         if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            clip_range_vf = self._scheduled("clip_range_vf", self.clip_range_vf)  # type: ignore[arg-type]
         if self.normalize_advantage == "task":
             self.rollout_buffer.normalize_advantages_per_task()
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 class BetweenUpdates(BaseCallback, ABC):
     """
     Does something after at least so many timesteps, at the one moment at which the last rollout has been learned from and the
-    next one has not begun, and at the end of the training.
+    next one has not begun, and at the end of a training that comes to it.
 
     A subclass implements :meth:`act`.
 
@@ -26,7 +26,8 @@ class BetweenUpdates(BaseCallback, ABC):
         self._act_after(self.every)
 
     def _on_training_end(self) -> None:
-        self._act_after(1)  # not if nothing was done: resuming a run that is complete changes nothing
+        if self.num_timesteps >= self.model._total_timesteps:
+            self._act_after(1)  # not if nothing was done: resuming a run that is complete changes nothing
 
     def _on_step(self) -> bool:
         return True

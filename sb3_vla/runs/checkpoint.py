@@ -1,104 +1,163 @@
 """Everything that a run needs to go on where it stopped."""
 
+import hashlib
+import json
+import math
 import os
 import random
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import CSVOutputFormat
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_vla_envs.durable_files import PARTIAL, replace_text, replacing, sync_folder
 
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .between_updates import BetweenUpdates
+from .interruption import StopRequest
+
+_CHECKSUMS = "checksums.json"
+_TIMESTEPS = "time/total_timesteps"
+# What a model counts while it collects
+_COUNTS = ("num_timesteps", "num_primitive_steps", "lifetime_timesteps")
 
 
-def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
     """
-    Write model, optimizer, demonstration buffer and random states to a folder, all or nothing: a folder of that name is
-    replaced only once the new one is complete.
+    Write model, optimizer, demonstration buffer and random states to a folder named after the model's timesteps. It gets
+    that name once everything is complete and on the disk; only then all others of its run are removed but the last one.
 
     :param model: The model, between two updates
-    :param folder: Where to write
+    :param folder: That of all checkpoints of its run
+    :return: The checkpoint
     """
     folder = Path(folder)
-    new, old = _complete_swap(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    model.save(new / "model.zip")
+    checkpoint = folder / str(model.num_timesteps)
+    partial = checkpoint.with_name(checkpoint.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save(partial / "model.zip")
     if model.replay_buffer is not None:
-        model.save_replay_buffer(new / "replay_buffer.npz")
-    th.save(_random_states(model), new / "random_states.pt")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        model.save_replay_buffer(partial / "replay_buffer.npz")
+    with replacing(partial / "random_states.pt") as file:
+        th.save(_random_states(model), file)
+    checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+    replace_text(partial / _CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
+    if checkpoint.exists():  # the run has been here before, and had to go on from an earlier one
+        shutil.rmtree(checkpoint)
+    partial.rename(checkpoint)
+    sync_folder(folder)
+    _remove_others(checkpoint)
+    return checkpoint
 
 
-def load_checkpoint(folder: str | os.PathLike[str], env: VecEnv, device: str = "auto") -> PPOSelfBC:
+def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str = "auto") -> PPOSelfBC:
     """
     Continue from what :func:`save_checkpoint` wrote: step count, weights, optimizer, schedules, demonstration buffer and the
     random states of Python, NumPy, torch and the buffer. The environments begin new episodes.
 
-    :param folder: The checkpoint
+    :param checkpoint: The checkpoint
     :param env: Environments like those of the run
     :param device: Where the model goes
     :return: The model
-    :raises FileNotFoundError: If there is no complete checkpoint
     """
-    folder = find_checkpoint(folder)
-    model = PPOSelfBC.load(folder / "model.zip", env=env, device=device)
+    checkpoint = Path(checkpoint)
+    model = PPOSelfBC.load(checkpoint / "model.zip", env=env, device=device)
     if model.replay_buffer is not None:
-        model.load_replay_buffer(folder / "replay_buffer.npz")
-    _restore_random_states(model, th.load(folder / "random_states.pt", weights_only=True))
+        model.load_replay_buffer(checkpoint / "replay_buffer.npz")
+    _restore_random_states(model, th.load(checkpoint / "random_states.pt", weights_only=True))
     return model
 
 
-def find_checkpoint(folder: str | os.PathLike[str]) -> Path:
+def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """
-    :param folder: Where :func:`save_checkpoint` wrote, even if it was killed while doing so
-    :return: The folder, with a complete checkpoint in it
-    :raises FileNotFoundError: If there is no complete checkpoint
+    Find the newest checkpoint of a run whose files are as :func:`save_checkpoint` wrote them; a warning names those that are
+    not.
+
+    :param folder: That of all checkpoints of the run
+    :return: The checkpoint
+    :raises FileNotFoundError: If there is none
+    :raises ValueError: If all are damaged
     """
-    folder = Path(folder)
-    _complete_swap(folder)
-    if not (folder / "model.zip").exists():
+    checkpoints = _checkpoints(Path(folder))
+    if not checkpoints:
         raise FileNotFoundError(
-            f"there is no checkpoint in {str(folder)!r}: the run stopped before its first; remove its folder and start anew"
+            f"there is no checkpoint in '{folder}': the run stopped before its first; repeat the command that began it"
         )
-    return folder
+    damaged: list[str] = []
+    for checkpoint in checkpoints:
+        damage = _damage(checkpoint)
+        if damage is None:
+            for line in damaged:
+                warnings.warn(f"{line}; the run goes on from the one before it, '{checkpoint}'", stacklevel=2)
+            return checkpoint
+        damaged.append(f"the checkpoint '{checkpoint}' is damaged: {damage}")
+    raise ValueError(f"{'; '.join(damaged)}: restore one of them from a backup, or begin the run again in another folder")
 
 
-def checkpoint_timesteps(folder: str | os.PathLike[str]) -> int:
+def checkpoint_timesteps(checkpoint: Path) -> int:
     """
-    :param folder: Where :func:`save_checkpoint` wrote
+    :param checkpoint: What :func:`newest_checkpoint` found
     :return: Timesteps that the run had done by then
-    :raises FileNotFoundError: If there is no complete checkpoint
     """
-    data, _, _ = load_from_zip_file(find_checkpoint(folder) / "model.zip", device="cpu")
-    assert data is not None
-    return int(data["num_timesteps"])
+    return int(checkpoint.name)
 
 
 class RunCheckpoint(BetweenUpdates):
     """
-    Saves a checkpoint between two updates, after at least so many timesteps.
+    Saves a checkpoint between two updates, after at least so many timesteps, and where a training is to stop.
 
-    :param folder: Where to write
+    A training that is asked to stop in the middle of a rollout does so after the chunk in hand, as nothing has been learned
+    from the rollout yet: the checkpoint is of the moment before it. In the middle of an update the update is completed.
+
+    :param folder: That of all checkpoints of the run
     :param every: Timesteps between two checkpoints
+    :param request: Says whether to stop
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], every: int, request: StopRequest) -> None:
         super().__init__(every)
         self.folder = Path(folder)
+        self.request = request
+        self.is_collecting = False
 
     def act(self) -> None:
         """Save it."""
         assert isinstance(self.model, PPOSelfBC)
         save_checkpoint(self.model, self.folder)
+
+    def save_before_rollout(self) -> None:
+        """Save the model as it was before the rollout that is being collected, but for demonstrations found since."""
+        assert isinstance(self.model, PPOSelfBC)
+        counts, random_states = self._before_rollout
+        vars(self.model).update(counts)
+        _restore_random_states(self.model, random_states)
+        self.is_collecting = False
+        if not (self.folder / str(self.model.num_timesteps)).exists():  # that of this very moment
+            self.act()
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
+        super()._on_rollout_start()
+        counts = {name: getattr(self.model, name) for name in _COUNTS}
+        self._before_rollout = (counts, _random_states(self.model))
+        self.is_collecting = True
+
+    def _on_step(self) -> bool:
+        return self.request.signal is None
+
+    def _on_rollout_end(self) -> None:
+        self.is_collecting = False
+
+    def _on_training_end(self) -> None:
+        if self.is_collecting:
+            self.save_before_rollout()
+        else:
+            super()._on_training_end()
 
 
 class ResumableCSV(CSVOutputFormat):
@@ -110,31 +169,80 @@ class ResumableCSV(CSVOutputFormat):
     """
 
     def __init__(self, filename: str, last_timestep: int) -> None:
-        lines = Path(filename).read_text(encoding="utf-8").splitlines() if Path(filename).exists() else []
+        # Of a file that is damaged, what can be read goes on: the checkpoint is what counts
+        path = Path(filename)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         super().__init__(filename)
-        if lines:
-            self.keys = lines[0].split(",")
-            column = self.keys.index("time/total_timesteps")
-            # A run that was killed may have left half a row
-            rows = [line for line in lines[1:] if line.count(",") == len(self.keys) - 1]
-            kept = [row for row in rows if float(row.split(",")[column] or "inf") <= last_timestep]
-            self.file.write("".join(line + "\n" for line in [lines[0], *kept]))
-            self.file.flush()
+        keys = lines[0].split(",") if lines else []
+        if _TIMESTEPS not in keys:
+            return
+        self.keys = keys
+        kept = [line for line in lines[1:] if _timesteps_of(line, keys) <= last_timestep]
+        self.file.write("".join(line + "\n" for line in [lines[0], *kept]))
+        self.file.flush()
 
 
-def _complete_swap(folder: Path) -> tuple[Path, Path]:
+def _timesteps_of(line: str, keys: list[str]) -> float:
     """
-    Finish what a :func:`save_checkpoint` that was killed between its renames left.
-
-    :param folder: The checkpoint
-    :return: Where the next checkpoint is written, and where the last one is moved meanwhile; the latter is not there
+    :param line: A row of the log
+    :param keys: Its columns
+    :return: Its timesteps, infinite for half a row, which a run that was killed may have left, or a damaged one
     """
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        # The new one was complete when the old one moved
-        (new if new.exists() else old).rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return new, old
+    cells = line.split(",")
+    try:
+        return float(cells[keys.index(_TIMESTEPS)]) if len(cells) == len(keys) else math.inf
+    except ValueError:
+        return math.inf
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """
+    :param folder: That of all checkpoints of a run
+    :return: Those that were completed, the newest first
+    """
+    found = [path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir()]
+    return sorted(found, key=checkpoint_timesteps, reverse=True)
+
+
+def _remove_others(checkpoint: Path) -> None:
+    """
+    Remove a run's checkpoints but this and the one before it. Those with more timesteps were damaged, or the run would not
+    have gone on from an earlier one.
+
+    :param checkpoint: The newest one
+    """
+    earlier = [
+        each for each in _checkpoints(checkpoint.parent) if checkpoint_timesteps(each) < checkpoint_timesteps(checkpoint)
+    ]
+    kept = (checkpoint, *earlier[:1])
+    for path in checkpoint.parent.iterdir():
+        if path not in kept and path.is_dir():
+            shutil.rmtree(path)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """
+    :param checkpoint: A checkpoint
+    :return: What is wrong with its files, ``None`` if nothing is
+    """
+    try:
+        checksums = json.loads((checkpoint / _CHECKSUMS).read_text(encoding="utf-8"))
+        changed = [name for name, checksum in checksums.items() if _checksum(checkpoint / name) != checksum]
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return f"{', '.join(changed)} changed since it was written" if changed else None
+
+
+def _checksum(path: Path) -> str:
+    """
+    :param path: A file
+    :return: Its SHA-256 in hexadecimal digits
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _random_states(model: PPOSelfBC) -> dict[str, Any]:

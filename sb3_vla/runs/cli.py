@@ -4,17 +4,20 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from sb3_vla_envs.durable_files import check_writable
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
 from .config import Config, load_config
+from .interruption import Interrupted, stopping_at_once
 
 # A command checks what it was given and returns the work to do
 Work = Callable[[], None]
@@ -27,21 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, 2 after a mistake, 130 after an interruption
+    :return: Exit status: 0, 2 after a mistake, 128 and the signal's number after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
     arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
-        try:
-            work = arguments.run(arguments)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        work()
-    except KeyboardInterrupt:
-        print(f"sb3-vla {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        with stopping_at_once():
+            try:
+                work = arguments.run(arguments)
+            except (ValueError, OSError, ImportError, RuntimeError) as error:
+                print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+            work()
+    except Interrupted as error:
+        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_status
     return 0
 
 
@@ -59,60 +63,91 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, "config", _config, "print every setting and its value, as YAML")
 
     demos = _add_command(commands, "demos", _demos, "collect demonstrations of the suite's expert, or convert LeRobot's")
-    demos.add_argument("--out", metavar="FILE", help="where to write them (.npz)")
+    demos.add_argument("--out", type=_path, metavar="FILE", help="where to write them (.npz)")
     demos.add_argument("--n-per-task", type=int, metavar="N", help="successful episodes of each task (demos.n_per_task)")
-    demos.add_argument("--from-lerobot", metavar="FOLDER", help="read them from this LeRobot dataset instead")
-    demos.add_argument("--to-lerobot", metavar="FOLDER", help="instead of --out: write --demos as a LeRobot dataset")
-    demos.add_argument("--demos", metavar="FILE", help="for --to-lerobot: what `sb3-vla demos` or `play` wrote")
+    demos.add_argument("--from-lerobot", type=_path, metavar="FOLDER", help="read them from this LeRobot dataset instead")
+    demos.add_argument("--to-lerobot", type=_path, metavar="FOLDER", help="instead of --out: write --demos as such a dataset")
+    demos.add_argument("--demos", type=_path, metavar="FILE", help="for --to-lerobot: what `sb3-vla demos` or `play` wrote")
 
     sft = _add_command(commands, "sft", _sft, "fine-tune a new policy on demonstrations")
-    sft.add_argument("--demos", required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
-    sft.add_argument("--auxiliary", metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too")
-    sft.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
+    sft.add_argument("--demos", type=_path, required=True, metavar="FILE", help="what `sb3-vla demos` wrote")
+    sft.add_argument(
+        "--auxiliary", type=_path, metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too"
+    )
+    sft.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
     sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations (sft.n_epochs)")
 
     train = _add_command(commands, "train", _train, "post-train a policy with PPOSelfBC")
     train.add_argument(
-        "--out", metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
+        "--out", type=_path, metavar="FOLDER", help="new run: its folder, new or empty; gets model.zip, curves.png and logs"
     )
-    train.add_argument("--init", metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy")
-    train.add_argument("--demos", metavar="FILE", help="demonstrations that the buffer holds at the start")
+    train.add_argument(
+        "--init", type=_path, metavar="MODEL", help="model to start from, e.g. FOLDER/sft_model.zip; default: a new policy"
+    )
+    _add_trust(train)
+    train.add_argument("--demos", type=_path, metavar="FILE", help="demonstrations that the buffer holds at the start")
     train.add_argument("--timesteps", type=int, metavar="N", help="chunks to train for (train.total_timesteps)")
-    train.add_argument("--resume", metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint")
+    train.add_argument(
+        "--resume", type=_path, metavar="FOLDER", help="instead of --out: continue this run from its last checkpoint"
+    )
 
     of_model = "YAML file with settings to change; default: the config.yaml beside the model, if there is one"
     evaluate = _add_command(commands, "eval", _eval, "evaluate a model on goals that training never saw", of_model)
-    evaluate.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    evaluate.add_argument("--out", metavar="FILE", help="where to write the episodes and their summary (.json)")
+    evaluate.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(evaluate)
+    evaluate.add_argument("--out", type=_path, metavar="FILE", help="where to write the episodes and their summary (.json)")
     evaluate.add_argument("--n-goals", type=int, metavar="N", help="goals of each task, one episode each (eval.n_goals)")
     evaluate.add_argument("--protocol", metavar="NAME", help="evaluate as others do, e.g. lerobot: goals, horizon and so on")
 
     look = _add_command(commands, "probe", _probe, "say what a model's features know of object and goal", of_model)
-    look.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    look.add_argument("--out", metavar="FILE", help="where to write the figures (.json)")
+    look.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(look)
+    look.add_argument("--out", type=_path, metavar="FILE", help="where to write the figures (.json)")
     look.add_argument("--episodes", type=int, default=50, metavar="N", help="of each task, twice (default 50)")
 
     play = _add_command(commands, "play", _play, "let a model act on goals of training, and keep all that it sees", of_model)
-    play.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    play.add_argument("--out", required=True, metavar="FILE", help="where to write the episodes (.npz)")
+    play.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(play)
+    play.add_argument("--out", type=_path, required=True, metavar="FILE", help="where to write the episodes (.npz)")
     play.add_argument("--n-per-task", type=int, default=100, metavar="N", help="episodes of each task (default 100)")
 
     record = _add_command(commands, "record", _record, "film a model, one GIF a task", of_model)
-    record.add_argument("model", metavar="MODEL", help="model.zip or sft_model.zip")
-    record.add_argument("--out", required=True, metavar="FOLDER", help="where to write the GIFs")
+    record.add_argument("model", type=_path, metavar="MODEL", help="model.zip or sft_model.zip")
+    _add_trust(record)
+    record.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="where to write the GIFs")
     record.add_argument("--goal", type=int, default=0, metavar="I", help="number of the test goal (default 0)")
 
     quick = _add_command(commands, "quickstart", _quickstart, "all of the above on a few tasks, SFT against post-trained")
-    quick.add_argument("--out", required=True, metavar="FOLDER", help="run folder, new or empty")
+    quick.add_argument("--out", type=_path, metavar="FOLDER", help="new run: its folder, new or empty")
+    quick.add_argument(
+        "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
+    )
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
-    push.add_argument("run_folder", metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
-    push.add_argument("--local", metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded")
+    push.add_argument(
+        "--local", type=_path, metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded"
+    )
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--license", metavar="NAME", help="licence of the model, e.g. mit, for the model card")
     push.add_argument("--with-demos", action="store_true", help="publish the run's demonstration buffer too")
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="load a pickled model too, which can run anything")
+
+
+def _path(text: str) -> str:
+    """
+    :param text: An argument
+    :return: The same
+    :raises argparse.ArgumentTypeError: If no file can be called so
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: give the name of a file or folder")
+    return text
 
 
 def _add_command(
@@ -126,7 +161,7 @@ def _add_command(
     parser.set_defaults(run=run)
     if config_help is None:  # it has no configuration
         return parser
-    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument("--config", type=_path, metavar="FILE", help=config_help)
     parser.add_argument(
         "--suite",
         metavar="NAME",
@@ -168,18 +203,24 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     if arguments.config is None and own_config.is_file():
         arguments.config = own_config
     config = _load(arguments, **sections)
-    model = load_model(arguments.model, config.device)
+    model = load_model(arguments.model, config.device, arguments.trust)
     check_acting(config, model)
     return config, model
 
 
-def _refuse_existing(path: str | None) -> None:
+def _check_new_file(path: str | None) -> None:
     """
+    See that a file can be written, before the work that makes it.
+
     :param path: File to write, or ``None``
     :raises FileExistsError: If there is one
+    :raises OSError: If it can't be written there
     """
-    if path and Path(path).exists():
+    if path is None:
+        return
+    if Path(path).exists():
         raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+    check_writable(Path(path).parent)
 
 
 def _config(arguments: argparse.Namespace) -> Work:
@@ -199,7 +240,7 @@ def _demos(arguments: argparse.Namespace) -> Work:
     config = _load(arguments, demos={"n_per_task": arguments.n_per_task})
     check_experts(config)
     check_acting(config)
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
 
     def work() -> None:
         demonstrations = collect(config, arguments.out)
@@ -216,7 +257,7 @@ def _from_lerobot(arguments: argparse.Namespace) -> Work:
 
     if arguments.n_per_task is not None:
         raise ValueError("--from-lerobot reads all episodes of the tasks: leave out --n-per-task")
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     config = _load(arguments)
     demonstrations = import_lerobot(config, arguments.from_lerobot, arguments.out)
     counts = Counter(demo.task for demo in demonstrations)
@@ -258,9 +299,40 @@ def _sft(arguments: argparse.Namespace) -> Work:
 
 
 def _train(arguments: argparse.Namespace) -> Work:
+    return _resume(arguments) if _is_resumed(arguments) else _train_anew(arguments)
+
+
+def _is_resumed(arguments: argparse.Namespace) -> bool:
+    """
+    :param arguments: Of ``train`` or ``quickstart``
+    :return: Whether a run is to go on
+    :raises ValueError: If neither or both of ``--out`` and ``--resume`` are given, or more with the latter
+    """
     if (arguments.out is None) == (arguments.resume is None):
         raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
-    return _train_anew(arguments) if arguments.resume is None else _resume(arguments)
+    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
+    given = [name for name in own if getattr(arguments, name, None) is not None]
+    if arguments.resume is not None and given:
+        raise ValueError(
+            f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}. What a run may change on "
+            "its way, such as train.total_timesteps, is changed in its config.yaml"
+        )
+    return arguments.resume is not None
+
+
+@contextmanager
+def _going_on(arguments: argparse.Namespace, folder: RunFolder) -> Iterator[None]:
+    """
+    Within it, who stops a run is told how to go on with it.
+
+    :param arguments: Of ``train`` or ``quickstart``
+    :param folder: The run's folder
+    """
+    try:
+        yield
+    except Interrupted:
+        print(f"To go on: sb3-vla {arguments.command} --resume {shlex.quote(str(folder.path))}", file=sys.stderr)
+        raise
 
 
 def _train_anew(arguments: argparse.Namespace) -> Work:
@@ -270,11 +342,12 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
     config = _load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-    check_training(config, arguments.init, demonstrations)
+    check_training(config, arguments.init, demonstrations, arguments.trust)
     folder = _create_run(arguments, config)
 
     def work() -> None:
-        post_train(config, folder, arguments.init, demonstrations)
+        with _going_on(arguments, folder):
+            post_train(config, folder, arguments.init, demonstrations, trust_pickle=arguments.trust)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -283,19 +356,14 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 def _resume(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_resuming, resume_training
 
-    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
-    given = [name for name in own if getattr(arguments, name) is not None]
-    if given:
-        raise ValueError(
-            f"--resume continues a run with its own configuration: leave out --{' --'.join(given)}. What a run may change on "
-            "its way, such as train.total_timesteps, is changed in its config.yaml"
-        )
     folder = RunFolder.open(arguments.resume)
     config = load_config(folder.config_file, device=arguments.device)
-    check_resuming(config, folder)
+    checkpoint = check_resuming(config, folder)
 
     def work() -> None:
-        resume_training(config, folder)
+        print(f"Going on from {checkpoint}")
+        with _going_on(arguments, folder):
+            resume_training(config, folder, checkpoint)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -304,19 +372,17 @@ def _resume(arguments: argparse.Namespace) -> Work:
 def _eval(arguments: argparse.Namespace) -> Work:
     from .pipeline import evaluate_model
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
     protocol = _protocol(config, arguments.protocol)
     if arguments.n_goals is not None:
         protocol["n_goals"] = arguments.n_goals
 
     def work() -> None:
-        if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         result = evaluate_model(config, model, **protocol)
+        print(result.table())  # before it is saved: a disk may be full
         if arguments.out:
             result.save(arguments.out)
-        print(result.table())
 
     return work
 
@@ -337,7 +403,7 @@ def _protocol(config: Config, name: str | None) -> dict[str, Any]:
 def _probe(arguments: argparse.Namespace) -> Work:
     from .pipeline import check_experts, probe_model
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     if arguments.episodes < 5:
         raise ValueError(f"--episodes must be at least 5, got {arguments.episodes}")
     config, model = _load_to_act(arguments)
@@ -347,10 +413,9 @@ def _probe(arguments: argparse.Namespace) -> Work:
 
     def work() -> None:
         result = probe_model(config, model, arguments.episodes)
-        if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-            result.save(arguments.out)
         print(result.table())
+        if arguments.out:
+            result.save(arguments.out)
 
     return work
 
@@ -358,7 +423,7 @@ def _probe(arguments: argparse.Namespace) -> Work:
 def _play(arguments: argparse.Namespace) -> Work:
     from .pipeline import collect_own_episodes
 
-    _refuse_existing(arguments.out)
+    _check_new_file(arguments.out)
     if arguments.n_per_task < 1:
         raise ValueError(f"--n-per-task must be at least 1, got {arguments.n_per_task}")
     config, model = _load_to_act(arguments)
@@ -388,15 +453,24 @@ def _record(arguments: argparse.Namespace) -> Work:
 
 
 def _quickstart(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_experts, check_training, quickstart
+    from .pipeline import check_experts, check_resuming, check_training, quickstart
 
-    config = _load(arguments)
-    check_experts(config)
-    check_training(config)
-    folder = _create_run(arguments, config)
+    if _is_resumed(arguments):
+        folder = RunFolder.open(arguments.resume)
+        config = load_config(folder.config_file, device=arguments.device)
+        if folder.has_checkpoints:
+            check_resuming(config, folder)
+        else:
+            config.check_resumes(load_config(folder.began_file))
+    else:
+        config = _load(arguments)
+        check_experts(config)
+        check_training(config)
+        folder = _create_run(arguments, config)
 
     def work() -> None:
-        quickstart(config, folder)
+        with _going_on(arguments, folder):
+            quickstart(config, folder)
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
 
     return work

@@ -59,19 +59,9 @@ EvalSettings: Any = arguments_of(
 _PPOArguments: Any = arguments_of(
     PPOSelfBC,
     without=(*_SAID_ONCE, "tensorboard_log"),
-    at_least={
-        "n_steps": 1,
-        "batch_size": 2,
-        "n_epochs": 1,
-        "critic_epochs": 1,
-        "bc_weight": 0,
-        "vf_coef": 0,
-        "stats_window_size": 1,
-    },
-    limits={
-        **PPOSelfBC.argument_limits,
-        **dict.fromkeys(("clip_range_vf", "max_grad_norm", "target_kl"), Limits(above=0)),
-    },
+    at_least={"bc_weight": 0, "stats_window_size": 1},
+    # One sample alone has no standardised advantage
+    limits={**PPOSelfBC.argument_limits, "batch_size": Limits(at_least=2)},
 )
 
 

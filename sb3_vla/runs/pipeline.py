@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
@@ -24,6 +24,7 @@ from sb3_vla_envs import (
     save_demonstrations,
     write_lerobot,
 )
+from sb3_vla_envs.durable_files import replace_text
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
@@ -39,15 +40,19 @@ from ..imitation.sft import fine_tune
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env, preload_workers
-from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint
+from .checkpoint import ResumableCSV, RunCheckpoint, checkpoint_timesteps, load_checkpoint, newest_checkpoint
 from .config import Config, load_config
+from .interruption import stopping_later
 from .plotting import plot_comparison, plot_learning_curves
 from .settings import deep_update
 from .validation import Validation
 
 
 def check_training(
-    config: Config, initial_model: str | Path | None = None, demonstrations: Sequence[Demonstration] = ()
+    config: Config,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    trust_pickle: bool = False,
 ) -> None:
     """
     Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
@@ -56,10 +61,12 @@ def check_training(
     :param config: Configuration
     :param initial_model: Model to start from, or ``None``
     :param demonstrations: What to imitate
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
     :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
     :raises FileNotFoundError: If there is no such model
     :raises RuntimeError: If no OpenGL library is installed
     """
+    check_device(config.device)
     # All tasks in one environment, and as many chunks an update as from n_envs of them
     arguments = config.train.model_arguments()
     arguments["n_steps"] *= config.train.n_envs
@@ -69,7 +76,7 @@ def check_training(
             venv.reset()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run itself will warn
-                model = _new_model(config, arguments, venv, initial_model)
+                model = _new_model(config, arguments, venv, initial_model, trust_pickle)
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
@@ -109,22 +116,38 @@ def check_experts(config: Config) -> None:
         )
 
 
-def check_resuming(config: Config, folder: RunFolder) -> None:
+def check_resuming(config: Config, folder: RunFolder) -> Path:
     """
     :param config: Configuration with which a run is to go on
     :param folder: The run's folder
-    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, or the run
-        is further than it says
+    :return: The checkpoint to go on from
+    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
+        further than it says, all checkpoints are damaged, or PyTorch can't compute on its device here
     :raises FileNotFoundError: If there is no checkpoint
-    :raises RuntimeError: If there is no such device
     """
     config.check_resumes(load_config(folder.began_file))
-    get_device(config.device)
-    done = checkpoint_timesteps(folder.checkpoint)
+    check_device(config.device)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    done = checkpoint_timesteps(checkpoint)
     if config.train.total_timesteps < done:
         raise ValueError(
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
+    return checkpoint
+
+
+def check_device(name: str) -> None:
+    """
+    :param name: The setting ``device``
+    :raises ValueError: If PyTorch can't compute there on this machine; SB3 would take the CPU without a word
+    """
+    try:
+        th.zeros(1, device="cpu" if name == "auto" else name).item()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"device is {name!r}, but PyTorch can't compute there on this machine ({str(error).splitlines()[0]}): give "
+            "'auto', 'cpu', or a GPU that torch.cuda.is_available() finds"
+        ) from error
 
 
 @contextmanager
@@ -166,7 +189,6 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     """
     if Path(path).exists():
         raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     preload_workers()
     demonstrations = collect_demonstrations(
         config.tasks, seed=config.seed, suite=config.suite, **vars(config.demos), **config.env_settings()
@@ -255,8 +277,8 @@ def run_sft(
         )
         settings = vars(config.sft)
         losses = fine_tune(model, demonstrations, auxiliary_episodes=auxiliary_episodes, seed=config.seed, **settings)
-        model.save(path)
-        Path(path).with_suffix(".json").write_text(json.dumps(asdict(losses), indent=1) + "\n", encoding="utf-8")
+        replace_text(Path(path).with_suffix(".json"), json.dumps(asdict(losses), indent=1) + "\n")
+        model.save(path)  # last: who finds it finds everything
     finally:
         venv.close()
     return model
@@ -272,7 +294,6 @@ def collect_own_episodes(config: Config, model: PPOSelfBC, path: str | Path, n_p
     :param n_per_task: Episodes of each task
     :return: The episodes
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     episodes = collect_episodes(
         model,
         config.tasks,
@@ -292,6 +313,7 @@ def post_train(
     initial_model: str | Path | None = None,
     demonstrations: Sequence[Demonstration] = (),
     progress: bool = True,
+    trust_pickle: bool = False,
 ) -> PPOSelfBC:
     """
     Post-train with PPOSelfBC. Writes the model, checkpoints, ``progress.csv``, TensorBoard events and learning curves.
@@ -301,12 +323,13 @@ def post_train(
     :param initial_model: Model whose policy to start from; ``None`` starts from a new one
     :param demonstrations: What the demonstration buffer holds at the start
     :param progress: Whether to show a progress bar
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
     :return: The model
     :raises ValueError: If the initial model or the demonstrations do not fit the environment
     """
     venv = _training_env(config)
     try:
-        model = _new_model(config, config.train.model_arguments(), venv, initial_model)
+        model = _new_model(config, config.train.model_arguments(), venv, initial_model, trust_pickle)
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
         return _learn(config, folder, model, progress)
@@ -314,19 +337,19 @@ def post_train(
         venv.close()
 
 
-def resume_training(config: Config, folder: RunFolder, progress: bool = True) -> PPOSelfBC:
+def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progress: bool = True) -> PPOSelfBC:
     """
-    Continue a run of :func:`post_train` from its last checkpoint.
+    Continue a run of :func:`post_train`.
 
     :param config: Configuration
     :param folder: The run's folder
+    :param checkpoint: What :func:`check_resuming` found there
     :param progress: Whether to show a progress bar
     :return: The model
-    :raises FileNotFoundError: If there is no checkpoint
     """
     venv = _training_env(config)
     try:
-        model = load_checkpoint(folder.checkpoint, venv, config.device)
+        model = load_checkpoint(checkpoint, venv, config.device)
         # Not the episodes of the run's beginning once more
         venv.seed(config.seed + model.num_timesteps)
         return _learn(config, folder, model, progress)
@@ -346,23 +369,31 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :param model: New, or from a checkpoint
     :param progress: Whether to show a progress bar
     :return: The model, trained to the end and saved
+    :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
     """
     logger = _make_logger(folder, model.num_timesteps)
     model.set_logger(logger)
-    callbacks: list[BaseCallback] = [RunCheckpoint(folder.checkpoint, config.train.checkpoint_every)]
-    if config.train.validate_every is not None:
-        callbacks.append(_validation(config, folder, config.train.validate_every))
-    try:
-        model.learn(
-            config.train.total_timesteps - model.num_timesteps,
-            callback=callbacks,
-            reset_num_timesteps=model.num_timesteps == 0,
-            progress_bar=progress,
-        )
-    finally:
-        logger.close()
-    model.save(folder.model)
-    plot_learning_curves(folder.progress, folder.curves)
+    with stopping_later("the training stops after what it is doing, with a checkpoint") as request:
+        checkpoint = RunCheckpoint(folder.checkpoints, config.train.checkpoint_every, request)
+        callbacks: list[BaseCallback] = [checkpoint]
+        if config.train.validate_every is not None:
+            callbacks.append(_validation(config, folder, config.train.validate_every))
+        try:
+            model.learn(
+                config.train.total_timesteps - model.num_timesteps,
+                callback=callbacks,
+                reset_num_timesteps=model.num_timesteps == 0,
+                progress_bar=progress,
+            )
+        except RuntimeError:
+            if request.signal is None or not checkpoint.is_collecting:
+                raise
+            checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
+        finally:
+            logger.close()
+        if model.num_timesteps >= config.train.total_timesteps:
+            model.save(folder.model)
+            plot_learning_curves(folder.progress, folder.curves)
     return model
 
 
@@ -386,17 +417,20 @@ def _validation(config: Config, folder: RunFolder, every: int) -> Validation:
     return Validation(folder.validation, folder.best_model, every, arguments)
 
 
-def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None) -> PPOSelfBC:
+def _new_model(
+    config: Config, arguments: dict[str, Any], venv: VecEnv, initial_model: str | Path | None, trust_pickle: bool
+) -> PPOSelfBC:
     """
     :param config: Configuration
     :param arguments: Of PPOSelfBC; ``policy_kwargs`` go over those of the initial model, and count only with one
     :param venv: Training environment
     :param initial_model: Model whose weights to take over, or ``None``
+    :param trust_pickle: Whether it may be a pickled file
     :return: The model to train
     """
     policy_kwargs = dict(vars(config.policy))
     if initial_model is not None:
-        initial = load_model(initial_model, config.device)
+        initial = load_model(initial_model, config.device, trust_pickle)
         check_model_fits(initial, venv)
         policy_kwargs = deep_update(initial.policy_kwargs, arguments["policy_kwargs"] or {})
     common = {"gamma": config.wrapping.gamma, "seed": config.seed, "device": config.device}
@@ -408,19 +442,21 @@ def _new_model(config: Config, arguments: dict[str, Any], venv: VecEnv, initial_
     return model
 
 
-def load_model(path: str | Path, device: str = "auto") -> PPOSelfBC:
+def load_model(path: str | Path, device: str = "auto", trust_pickle: bool = False) -> PPOSelfBC:
     """
     :param path: A model's zip file
     :param device: Where it goes
+    :param trust_pickle: Whether to load a pickled file too, which can run anything
     :return: The model
     :raises FileNotFoundError: If there is no such file
-    :raises ValueError: If it is no PPOSelfBC model
+    :raises ValueError: If it is no PPOSelfBC model, or PyTorch can't compute on the device here
     """
+    check_device(device)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model {str(path)!r}: give the zip file of `sb3-vla sft` or `sb3-vla train`")
     try:
-        return PPOSelfBC.load(path, device=device)
-    except (ValueError, KeyError, AssertionError) as error:
+        return PPOSelfBC.load(path, device=device, trust_pickle=trust_pickle)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
 
 
@@ -488,7 +524,8 @@ def record_model(config: Config, model: PPOSelfBC, folder: str | Path, prefix: s
 
 def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
     """
-    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures.
+    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures. What the folder holds of it
+    already, as an earlier call was interrupted, is not done again.
 
     :param config: Configuration
     :param folder: The run's folder
@@ -496,22 +533,57 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     :return: The evaluations of ``"SFT"`` and ``"post-trained"``
     """
     say("1/5  Collecting demonstrations of the suite's expert")
-    demonstrations = collect(config, folder.demos)
+    demonstrations = load_demonstrations(folder.demos) if folder.demos.exists() else collect(config, folder.demos)
     say("2/5  Supervised fine-tuning (SFT)")
-    sft_model = run_sft(config, demonstrations, folder.sft_model)
+    if folder.sft_model.exists():
+        sft_model = load_model(folder.sft_model, config.device)
+    else:
+        sft_model = run_sft(config, demonstrations, folder.sft_model)
     say("3/5  Evaluating the SFT policy on goals that training does not see")
-    before = evaluate_model(config, sft_model)
+    results = load_results(folder)
+    if "SFT" not in results:
+        results["SFT"] = evaluate_model(config, sft_model)
+        save_results(folder, results)
     say("4/5  Post-training with PPOSelfBC")
-    model = post_train(config, folder, folder.sft_model, demonstrations)
+    model = _post_train_on(config, folder, demonstrations)
     say("5/5  Evaluating the post-trained policy on the same goals")
-    after = evaluate_model(config, model)
-    results = {"SFT": before, "post-trained": after}
+    if "post-trained" not in results:
+        results["post-trained"] = evaluate_model(config, model)
+    say("\n" + results_table(results))  # before it is saved: a disk may be full
     save_results(folder, results)
-    plot_learning_curves(folder.progress, folder.curves, baseline=before)
-    plot_comparison(before, after, folder.path / "comparison.png")
+    plot_learning_curves(folder.progress, folder.curves, baseline=results["SFT"])
+    plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
     record_comparison(config, sft_model, model, folder.gifs)
-    say("\n" + results_table(results))
     return results
+
+
+def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration]) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: Folder of a quickstart
+    :param demonstrations: What the demonstration buffer holds at the start
+    :return: The post-trained model, whether its training has begun and ended already or not
+    """
+    if folder.model.exists():
+        return load_model(folder.model, config.device)
+    if folder.has_checkpoints:
+        return resume_training(config, folder, check_resuming(config, folder))
+    return post_train(config, folder, folder.sft_model, demonstrations)
+
+
+def load_results(folder: RunFolder) -> dict[str, EvaluationResult]:
+    """
+    :param folder: The folder of a quickstart
+    :return: The evaluations in its ``results.json`` by name, none if there is no such file
+    :raises ValueError: If the file is something else
+    """
+    if not folder.results.is_file():
+        return {}
+    try:
+        content = json.loads(folder.results.read_text(encoding="utf-8"))
+        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
 
 
 def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
@@ -520,7 +592,7 @@ def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> Non
     :param results: Evaluations by name
     """
     content = {name: result.to_dict() for name, result in results.items()}
-    folder.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_text(folder.results, json.dumps(content, indent=1) + "\n")
 
 
 def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
@@ -532,7 +604,6 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param after: Model on the right
     :param folder: Where the GIFs go
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for task in tqdm(config.tasks, desc="film", unit="task"):
         films = []
         for name, model in (("sft", before), ("post_trained", after)):
@@ -549,7 +620,7 @@ def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
     """
     folder.tensorboard.mkdir(exist_ok=True)
     # Opened here, as SB3 would empty what a resumed run has; SB3 closes only what it takes for its own
-    text = HumanOutputFormat(open(folder.path / "log.txt", "a", encoding="utf-8"))
+    text = HumanOutputFormat(open(folder.log, "a", encoding="utf-8"))
     text.own_file = True
     return Logger(
         str(folder.path),

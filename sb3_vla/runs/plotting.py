@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_vla_envs.durable_files import replacing
+
 from ..evaluation.result import EvaluationResult, EvaluationSummary
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ def plot_learning_curves(progress_csv: str | Path, path: str | Path, baseline: E
             _draw_pair(axes, panel, columns)
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
-    figure.savefig(path, format="png", dpi=_DPI)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI)
 
 
 def plot_comparison(
@@ -122,7 +125,8 @@ def plot_comparison(
         axes.grid(visible=False, axis="y")
         axes.axhline(len(tasks) - 0.5, color=_GREY, linewidth=0.8)  # the mean is no task
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, format="png", dpi=_DPI)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI)
 
 
 def _read_progress(path: str | Path) -> dict[str, NDArray[np.float64]]:

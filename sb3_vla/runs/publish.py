@@ -7,6 +7,7 @@ from typing import Any
 from ..common.run_folder import RunFolder
 from ..evaluation.result import EvaluationResult
 from ..hub.model_folder import check_results
+from .checkpoint import newest_checkpoint
 from .config import load_config
 from .pipeline import load_model
 
@@ -30,9 +31,7 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
         raise FileNotFoundError(f"'{path}' holds no model.zip or sft_model.zip: let the training come to its end first")
     config = load_config(run.config_file)
     result, baseline = _read_results(run.results, is_post_trained)
-    buffer = run.checkpoint / "replay_buffer.npz"
-    if demonstrations and not buffer.is_file():
-        raise FileNotFoundError(f"there is no demonstration buffer '{buffer}' to publish")
+    buffer = _find_buffer(run) if demonstrations else None
     videos = _find_videos(run.gifs, is_post_trained)
     missing = []
     if result is None:
@@ -53,7 +52,7 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
         "baseline": baseline,
         "videos": videos,
         "run": run.path,
-        "demonstrations": buffer if demonstrations else None,
+        "demonstrations": buffer,
     }
     return arguments, missing
 
@@ -68,12 +67,22 @@ def _read_results(path: Path, is_post_trained: bool) -> tuple[EvaluationResult |
         return None, None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "post-trained" not in content:
+        if "SFT" not in content and "post-trained" not in content:
             return EvaluationResult.from_dict(content), None
         before = EvaluationResult.from_dict(content["SFT"])
         return (EvaluationResult.from_dict(content["post-trained"]), before) if is_post_trained else (before, None)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Cannot read '{path}': {error}") from error
+
+
+def _find_buffer(run: RunFolder) -> Path:
+    """
+    :param run: The run
+    :return: The demonstration buffer of its newest checkpoint
+    """
+    if not any(run.checkpoints.glob("*[0-9]/replay_buffer.npz")):
+        raise FileNotFoundError(f"there is no demonstration buffer in '{run.checkpoints}' to publish")
+    return newest_checkpoint(run.checkpoints) / "replay_buffer.npz"
 
 
 def _find_videos(folder: Path, is_post_trained: bool) -> list[Path]:

@@ -1,10 +1,13 @@
 """Which of a training's models is the best: evaluations on goals for that alone, on its way."""
 
 import csv
+import io
 import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from sb3_vla_envs.durable_files import replace_text
 
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.result import EvaluationResult
@@ -65,7 +68,8 @@ class Validation(BetweenUpdates):
         if all(episode_steps < float(before["episode_steps"]) for before in self.rows):
             self.model.save(self.best_model)
         self.rows.append({name: "" if value is None else str(value) for name, value in row.items()})
-        with self.csv_file.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self.csv_file, text.getvalue())

@@ -20,11 +20,12 @@ import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from .shared_memory_worker import END, SharedSteps, WorkerFailure, run_worker
+from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
 
 # What workers may take to close their environments. After an error they should not keep it from being raised.
 _SECONDS_TO_CLOSE = 10.0
 _SECONDS_TO_CLOSE_AFTER_ERROR = 2.0
+_SECONDS_TO_PRINT = 0.5
 
 # What most often keeps workers from starting
 _MAIN_GUARD = (
@@ -61,8 +62,10 @@ class SharedMemoryVecEnv(VecEnv):
     :param probe_steps: With 0 the workers get environments in turn. Otherwise each environment is first built only to take
         so many random steps, and closed: the workers then get about equal cost. For environments that differ in cost and
         don't mind (files, ports, robots) being built twice
+    :param timeout: Seconds after which a worker that has not answered is given up, with all others; ``None`` waits for ever
     :raises ValueError: If there is no environment, or no worker
     :raises RuntimeError: If a worker dies
+    :raises TimeoutError: If one does not answer: its simulator hangs, or the process was stopped
     :raises Exception: What an environment raises
     """
 
@@ -72,12 +75,16 @@ class SharedMemoryVecEnv(VecEnv):
         n_workers: int | None = None,
         start_method: str | None = None,
         probe_steps: int = 0,
+        timeout: float | None = 600.0,
     ) -> None:
         if len(env_fns) == 0:
             raise ValueError("There are no environments to run: give at least one function that builds one.")
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"n_workers must be at least 1, got {n_workers}. Leave it out for one for each CPU.")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {timeout}. Give None to wait for ever.")
         self.num_envs = len(env_fns)
+        self.timeout = timeout
         self.waiting = False
         self.closed = False
         self._steps: SharedSteps | None = None
@@ -226,12 +233,13 @@ class SharedMemoryVecEnv(VecEnv):
         inherited: list[connection.Connection] = []
         for _ in range(n_workers):
             remote, work_remote = context.Pipe()
+            stack_remote, work_stack_remote = context.Pipe(duplex=False)
             if start_method == "fork":
                 # A worker must not hold this side of any pipe, or it would not see this process end. And it needs the
                 # tracker of shared memory that is ours: its own would complain of what we unlink.
                 inherited.append(remote)
                 resource_tracker.ensure_running()
-            process = context.Process(target=run_worker, args=(work_remote, inherited), daemon=True)
+            process = context.Process(target=run_worker, args=(work_remote, work_stack_remote, inherited), daemon=True)
             try:
                 process.start()
             except (EOFError, OSError) as error:
@@ -239,8 +247,9 @@ class SharedMemoryVecEnv(VecEnv):
                     f"Worker {len(self._workers)} of {n_workers} could not be started ({type(error).__name__}: {error}). "
                     f"What starts it may have ended, or the machine may be out of processes or memory. {_MAIN_GUARD}"
                 ) from error
-            self._workers.append(_Worker(process, remote))
+            self._workers.append(_Worker(process, remote, stack_remote))
             work_remote.close()  # so that its end is noticed here
+            work_stack_remote.close()
 
     def _assign(self, costs: Sequence[float]) -> list["_Worker"]:
         """The worker of each environment."""
@@ -286,7 +295,11 @@ class SharedMemoryVecEnv(VecEnv):
         replies: dict[_Worker, Any] = {}
         failure: WorkerFailure | None = None
         while busy := {worker.remote: worker for worker in self._workers if worker.busy}:
-            for remote in connection.wait(busy):
+            ready = connection.wait(busy, self.timeout)
+            if not ready:
+                error, cause = self._silence_of(list(busy.values()))
+                raise error from cause
+            for remote in ready:
                 worker = busy[remote]  # type: ignore[index]  # of the things that one can wait for, there are only these
                 try:
                     message = worker.remote.recv_bytes()
@@ -306,7 +319,7 @@ class SharedMemoryVecEnv(VecEnv):
     def _death_of(self, worker: "_Worker") -> RuntimeError:
         worker.process.join(_SECONDS_TO_CLOSE_AFTER_ERROR)  # its pipe is closed: it has ended, or is just about to
         code = worker.process.exitcode or 0
-        numbers = [number for number, runs_in in enumerate(self._worker_of) if runs_in is worker]
+        numbers = self._numbers_of(worker)
         how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
         hint = (
             "If it was killed by signal 9, the machine may be out of memory; if it crashed, PYTHONFAULTHANDLER=1 in the "
@@ -316,6 +329,19 @@ class SharedMemoryVecEnv(VecEnv):
             hint = f"It had not built an environment yet. {_MAIN_GUARD}"
         self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
         return RuntimeError(f"The worker process of environments {numbers} {how}. It may have printed why, above. {hint}")
+
+    def _silence_of(self, workers: Sequence["_Worker"]) -> tuple[TimeoutError, WorkerTraceback]:
+        stacks = [f"In environments {self._numbers_of(worker)}:\n{worker.stack()}" for worker in workers]
+        where = "; ".join(f"{self._numbers_of(worker)} in process {worker.process.pid}" for worker in workers)
+        self._shut_down(0.0)
+        error = TimeoutError(
+            f"Environments {where} have not answered for {self.timeout:g} seconds, and all were closed. Where they hang "
+            "stands above, unless the process was stopped. For slow ones give a longer timeout."
+        )
+        return error, WorkerTraceback("\n".join(stacks))
+
+    def _numbers_of(self, worker: "_Worker") -> list[int]:
+        return [number for number, runs_in in enumerate(self._worker_of) if runs_in is worker]
 
     def _shut_down(self, seconds: float) -> None:
         if self.closed:
@@ -327,6 +353,7 @@ class SharedMemoryVecEnv(VecEnv):
             with suppress(OSError):  # it may be dead
                 worker.remote.send_bytes(END)
             worker.remote.close()  # so that it is not held up by a reply that nobody reads
+            worker.stack_remote.close()
         deadline = time.monotonic() + seconds
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -343,7 +370,18 @@ class SharedMemoryVecEnv(VecEnv):
 class _Worker:
     process: Any  # the class of processes differs between start methods
     remote: connection.Connection
+    stack_remote: connection.Connection
     busy: bool = False  # owes a reply
+
+    def stack(self) -> str:
+        """:return: Where it is, unless the process was stopped"""
+        if STACK_SIGNAL is None:
+            return ""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, STACK_SIGNAL)
+        time.sleep(_SECONDS_TO_PRINT)
+        # Python's fault handler writes bytes, not messages
+        return os.read(self.stack_remote.fileno(), 1 << 16).decode() if self.stack_remote.poll() else ""
 
 
 def balance(costs: Sequence[float], n_workers: int) -> list[int]:

@@ -1,5 +1,6 @@
 """What a worker process of :class:`SharedMemoryVecEnv` does: it runs some of the environments, on command."""
 
+import faulthandler
 import math
 import os
 import pickle
@@ -25,6 +26,8 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from stable_baselines3.common.vec_env.util import obs_space_info
 
 END = b"end"  # instead of a command
+# Upon which a worker says where it is; Windows has no such signal
+STACK_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 
 class WorkerFailure(NamedTuple):
@@ -261,16 +264,22 @@ class EnvWorker:
         self.running = None
 
 
-def run_worker(remote: Connection, inherited: Sequence[Connection]) -> None:
+def run_worker(remote: Connection, stack_remote: Connection, inherited: Sequence[Connection]) -> None:
     """
     The main function of a worker process: does what it is told, until it is told to end or nobody is left to tell it.
 
     :param remote: Where commands come from and replies go to
+    :param stack_remote: Where it says where it is, when it is asked by a signal
     :param inherited: Other ends of connections, which a forked process got without asking
     """
     for connection in inherited:
         connection.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes its workers
+    # Ctrl-C and the end of a terminal are for the parent, which closes its workers
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if STACK_SIGNAL is not None:
+        faulthandler.register(STACK_SIGNAL, stack_remote.fileno())
     # There is a worker for each CPU: more threads would get in their way. Mesa reads this with the first OpenGL context.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     th.set_num_threads(1)

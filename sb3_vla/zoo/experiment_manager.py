@@ -10,9 +10,10 @@ import optuna
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, get_wrapper_class
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from ..callbacks.success_eval_callback import SuccessEvalCallback
@@ -140,7 +141,11 @@ class ChunkExperimentManager(ExperimentManager):
             if hyperparams.get(name) is not None:
                 schedule = ExperimentManager._preprocess_schedules({"learning_rate": hyperparams[name]})
                 hyperparams[name] = schedule["learning_rate"]
-        return hyperparams
+        # SB3's class for the same: a model's file names no classes of the zoo
+        return {
+            name: LinearSchedule(value.initial_value, 0.0, 1.0) if isinstance(value, SimpleLinearSchedule) else value
+            for name, value in hyperparams.items()
+        }
 
     def _preprocess_hyperparams(self, hyperparams: Hyperparams) -> tuple[Hyperparams, Any, list[BaseCallback], Any]:
         self._wrappers = {key: copy.deepcopy(hyperparams[key]) for key in ("env_wrapper",) if key in hyperparams}

@@ -242,7 +242,10 @@ def test_spaces_are_pickled(make_model):
 
 def test_custom_objects_replace_what_was_saved(make_model, make_vec_env, tmp_path):
     model = make_model(learning_rate=lambda progress: 1e-3 * progress, clip_range=0.3).learn(16)
-    model.save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match="saved without its learning_rate"):
+        model.save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match=r"could not hold .*learning_rate.*lambda.*load\(path, learning_rate=\.\.\.\)"):
+        PPOSelfBC.load(tmp_path / "model.zip")
     custom_objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.1, "n_epochs": 3}
     loaded = PPOSelfBC.load(tmp_path / "model.zip", env=make_vec_env(), custom_objects=custom_objects)
     assert loaded.learning_rate == 0.0 and loaded.clip_range(1.0) == 0.1 and loaded.n_epochs == 3

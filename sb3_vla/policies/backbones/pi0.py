@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch as th
 from torch.nn import functional as F
-from transformers import AutoConfig, DynamicCache, PI0ForConditionalGeneration
+from transformers import DynamicCache, PI0ForConditionalGeneration
 
 from .base import ActionExpert, BackboneFeatures
 from .pretrained import PretrainedBackbone
+from .stored_config import restore_config
 
 # Tokens of an instruction; shorter ones are padded, as pi0's are, so that all observations are of one size
 _MAX_TEXT_TOKENS = 48
@@ -97,7 +98,7 @@ class PI0Backbone(PretrainedBackbone):
         model: PI0ForConditionalGeneration | None = None,
         **kwargs: Any,
     ) -> None:
-        pi0_config: Any = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "dtype"})
+        pi0_config = restore_config(config)
         if state_dim > pi0_config.max_state_dim:
             raise ValueError(f"pi0's state has at most {pi0_config.max_state_dim} numbers, the environment's has {state_dim}")
         whole = PI0ForConditionalGeneration(pi0_config) if model is None else model

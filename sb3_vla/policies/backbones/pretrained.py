@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import BackboneFeatures, VLABackbone
 from .families import FAMILIES, Family, TokenSequence
+from .stored_config import restore_config
 from .tokenizer_files import load_tokenizer, save_tokenizer
 
 # The robot's state, and where the action and the value are read out
@@ -62,15 +63,13 @@ class PretrainedBackbone(VLABackbone):
         gradient_checkpointing: bool = False,
         model: PreTrainedModel | None = None,
     ) -> None:
-        # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
-        config = {key: value for key, value in config.items() if key != "dtype"}
         family = family_of(config["model_type"], "the configuration")
-        model_config = AutoConfig.for_model(**config)
+        model_config = restore_config(config)
         text_config = model_config.get_text_config()
         super().__init__(features_dim=text_config.hidden_size)
         self.family = family
         self.image_size = _check_image_size(family, model_config, image_size)
-        self.model = AutoModel.from_config(model_config) if model is None else model
+        self.model = AutoModel.from_config(model_config, trust_remote_code=False) if model is None else model
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable()
@@ -101,7 +100,7 @@ class PretrainedBackbone(VLABackbone):
         """
         config = load_pretrained(AutoConfig, name_or_path)
         cls._check_model_type(config.model_type, f"checkpoint {name_or_path!r}")
-        model = load_pretrained(cls._auto_class, name_or_path, dtype=th.float32)
+        model = load_pretrained(cls._auto_class, name_or_path, dtype=th.float32, use_safetensors=True)
         tokenizer = load_pretrained(AutoTokenizer, name_or_path)
         processor = load_pretrained(AutoImageProcessor, name_or_path)
         settings: dict[str, Any] = {
@@ -263,7 +262,7 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     :raises ValueError: If there is no such checkpoint, or this part of it is missing
     """
     try:
-        return auto_class.from_pretrained(name_or_path, **kwargs)
+        return auto_class.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"there is no backbone {name_or_path!r}: give 'tiny', the name of a vision-language model on the Hugging Face Hub "

@@ -8,9 +8,10 @@ from typing import Any
 import torch as th
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, ByT5Tokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModel, ByT5Tokenizer, DynamicCache, PreTrainedModel
 
 from .base import BackboneFeatures, VLABackbone
+from .stored_config import restore_config
 from .tokenizer_files import load_tokenizer
 
 # Small enough to be trained from scratch on two CPU cores. 384 tokens are the bytes and the special tokens of ByT5.
@@ -82,14 +83,10 @@ class SmolVLMBackbone(VLABackbone):
         image_size: int | None = None,
         conv_stem: bool = False,
     ) -> None:
-        config = copy.deepcopy(TINY_CONFIG if config is None else config)
-        model_type = config.pop("model_type")
-        # float32 as the master copy whatever the checkpoint says: bfloat16 weights would swallow PPO's small steps
-        config.pop("dtype", None)
-        model_config = AutoConfig.for_model(model_type, **config)
+        model_config = restore_config(copy.deepcopy(TINY_CONFIG if config is None else config))
         text_config = model_config.get_text_config()
         super().__init__(features_dim=text_config.hidden_size)
-        self.model = AutoModel.from_config(model_config)
+        self.model = AutoModel.from_config(model_config, trust_remote_code=False)
         self.tokenizer_files = tokenizer_files
         self.tokenizer = ByT5Tokenizer() if tokenizer_files is None else load_tokenizer(tokenizer_files)
         self.image_size = image_size

@@ -1,8 +1,15 @@
+import numpy as np
 import pytest
 from gymnasium import spaces
 
 from sb3_vla_envs import Camera, Outcome, get_suite
 from sb3_vla_envs.mujoco.task_env import MujocoTaskEnv
+
+# MuJoCo puts the scene back to where everything began, which these take for success
+SUCCEED_WHEN_RESET = [
+    *("door-close-v3", "door-unlock-v3", "drawer-close-v3", "handle-pull-side-v3", "handle-pull-v3"),
+    *("plate-slide-back-v3", "window-close-v3"),
+]
 
 
 class Simulator:
@@ -30,7 +37,7 @@ class Stub(MujocoTaskEnv[Simulator]):
     def _begin(self):
         assert self._simulator.is_open
 
-    def _advance(self, action):
+    def _simulate(self, action):
         return Outcome(False, 0.0)
 
     def _observe(self):
@@ -61,3 +68,23 @@ def test_suites_environments_are_such(make_task):
     assert isinstance(env, MujocoTaskEnv)
     env.reset(seed=0)
     assert env.model.camera(env.video_camera.name).id >= 0
+
+
+@pytest.mark.parametrize(
+    ("suite", "task"),
+    [*(("metaworld", task) for task in SUCCEED_WHEN_RESET), ("fetch", "FetchReach-v4"), ("fetch", "FetchPush-v4")],
+)
+@pytest.mark.parametrize("value", [1e12, np.nan])
+def test_an_unstable_simulation_ends_the_episode_as_failed(suite, task, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
+    env = get_suite(suite).make_simulation([task], reward="dense")
+    nothing = np.zeros(4, np.float32)
+    env.reset(seed=0)
+    assert not env.step(nothing)[2]
+    env.data.qvel[:] = value
+    observation, reward, terminated, truncated, info = env.step(nothing)
+    assert terminated and not truncated and reward == 0 and not info["is_success"] and "steps_to_success" not in info
+    assert np.isfinite(observation["state"]).all()
+    # The next episode is none of its business
+    env.reset()
+    assert not env.step(nothing)[2]

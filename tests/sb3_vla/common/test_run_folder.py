@@ -30,16 +30,28 @@ def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_create_never_overwrites_another_run(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path, "train", CONFIG)
+    RunFolder.create(tmp_path, "train", CONFIG).demos.touch()
     before = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(FileExistsError, match="--resume"):
         RunFolder.create(tmp_path, "train", {"seed": 1})
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
+def test_a_run_that_made_nothing_but_logs_is_in_nobodys_way(tmp_path: Path) -> None:
+    failed = RunFolder.create(tmp_path, "train", CONFIG)
+    failed.tensorboard.mkdir()
+    for file in (failed.log, failed.progress, failed.tensorboard / "events", tmp_path / ".model.zip.x.part"):
+        file.write_text("of the first try")
+    again = RunFolder.create(tmp_path, "train", {"seed": 1})
+    assert yaml.safe_load(again.config_file.read_text())["config"] == {"seed": 1}
+    assert not again.log.exists() and not again.progress.exists() and not again.tensorboard.exists()
+
+
 def test_create_refuses_a_folder_of_something_else_and_a_file(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    for path in (tmp_path, tmp_path / "holiday.jpg"):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").touch()
+    for path in (tmp_path, tmp_path / "holiday.jpg", tmp_path / "mine"):
         with pytest.raises(FileExistsError, match="another folder"):
             RunFolder.create(path, "train", CONFIG)
 
@@ -65,11 +77,11 @@ def test_open_names_what_is_wrong(tmp_path: Path) -> None:
 def test_paths_are_the_documented_names(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     paths = (
-        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoint,
+        folder.demos, folder.sft_model, folder.model, folder.results, folder.checkpoints,
         folder.curves, folder.gifs, folder.tensorboard, folder.progress, folder.config_file, folder.began_file,
     )  # fmt: skip
     assert [str(path.relative_to(tmp_path)) for path in paths] == [
-        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoint",
+        "demos.npz", "sft_model.zip", "model.zip", "results.json", "checkpoints",
         "curves.png", "gifs", "tensorboard", "progress.csv", "config.yaml", "began.yaml",
     ]  # fmt: skip
 

@@ -126,3 +126,15 @@ def test_files_are_named_after_the_tasks(tmp_path: Path) -> None:
         "window-open-v3": tmp_path / "sft_window-open-v3.gif",
         "reach-v3": tmp_path / "sft_reach-v3.gif",
     }
+
+
+def test_an_error_leaves_no_film_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def film(model: Any, task: str, *args: Any, **kwargs: Any) -> Recording:
+        if task == "reach-v3":
+            raise KeyboardInterrupt
+        return record(4)
+
+    monkeypatch.setattr("sb3_vla.evaluation.gif.record_task_episode", film)
+    with pytest.raises(KeyboardInterrupt):
+        record_tasks(None, "window-open-v3,reach-v3", tmp_path, "sft")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

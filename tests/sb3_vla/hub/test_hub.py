@@ -18,8 +18,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_vla import EvaluationResult, PPOSelfBC, push_to_hub, save_for_hub
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EpisodeRecord
+from sb3_vla.runs.checkpoint import save_checkpoint
 from sb3_vla.runs.publish import read_run
-from sb3_vla_envs import MT10
+from sb3_vla_envs import MT10, load_demonstrations
 
 TASKS = ["drawer-close-v3", "window-open-v3"]
 CONFIG = {
@@ -84,7 +85,7 @@ def _result(steps: int = 30, chunk_size: int = 3, **settings: Any) -> Evaluation
 
 
 @pytest.fixture
-def run(tmp_path, make_model) -> RunFolder:
+def run(tmp_path, make_model, make_demonstrations) -> RunFolder:
     """A run folder as ``sb3-vla quickstart`` leaves it, the models being toys."""
     run = RunFolder.create(tmp_path / "run", "sb3-vla quickstart --out run", CONFIG)
     make_model(seed=1).save(run.sft_model)
@@ -96,8 +97,9 @@ def run(tmp_path, make_model) -> RunFolder:
         for task in TASKS:
             (run.gifs / f"{name}_{task}.gif").write_bytes(f"film of {name}".encode())
     run.curves.write_bytes(b"curves")
-    run.checkpoint.mkdir()
-    (run.checkpoint / "replay_buffer.npz").write_bytes(b"episodes")
+    model = make_model(seed=2)
+    model.replay_buffer.extend(make_demonstrations())
+    save_checkpoint(model, run.checkpoints)
     return run
 
 
@@ -320,12 +322,12 @@ def test_demonstrations_are_published_only_if_asked_for(run, tmp_path):
     _package(run, tmp_path / "without")
     assert not list((tmp_path / "without").rglob("*.npz"))
     card, _ = _package(run, tmp_path / "with", demonstrations=True)
-    assert (tmp_path / "with/demonstrations.npz").read_bytes() == b"episodes"
+    assert len(load_demonstrations(tmp_path / "with/demonstrations.npz")) == 4
     assert "demonstrations.npz" in card.text
 
 
 def test_unusable_runs(run, tmp_path):
-    (run.checkpoint / "replay_buffer.npz").unlink()
+    shutil.rmtree(run.checkpoints)
     with pytest.raises(FileNotFoundError, match="no demonstration buffer"):
         read_run(run.path, demonstrations=True)
     for content in ("{", "[]", '{"SFT": 1, "post-trained": 2}', '{"post-trained": {}}'):

@@ -168,11 +168,15 @@ def test_hyperparameters_in_the_card_make_the_same_algorithm(card, make_model, m
     assert "16 timesteps" in card(model).text
 
 
+def _falling_rate(remaining: float) -> float:
+    return 1e-3 * remaining
+
+
 def test_hyperparameters_that_are_objects_are_recognised(card, make_model):
-    model = make_model(learning_rate=lambda progress: 1e-3 * progress, bc_weight=ConstantWeight(0.125)).learn(16)
+    model = make_model(learning_rate=_falling_rate, bc_weight=ConstantWeight(0.125)).learn(16)
     hyperparameters = yaml.safe_load(_blocks(card(model), "yaml")[0])
     assert hyperparameters["bc_weight"] == "ConstantWeight(weight=0.125)" and hyperparameters["learning_rate"].endswith(
-        "<lambda>"
+        "_falling_rate"
     )
 
 

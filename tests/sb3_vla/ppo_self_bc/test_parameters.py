@@ -138,12 +138,6 @@ def test_weights_of_another_network_are_refused_by_name(saved, make_model):
             other.set_parameters(weights)
 
 
-def test_no_model_is_refused(tmp_path):
-    (tmp_path / "model.zip").write_text("not a zip file")
-    with pytest.raises(ValueError, match="is no model's zip file"):
-        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"frozen": ()})
-
-
 def test_warm_up_of_the_critic_happens_once_in_a_models_life(make_model, make_vec_env, tmp_path):
     """Loops of short calls, each of which counts timesteps from zero, train the policy, too."""
     model = make_model(critic_warmup_steps=32)

@@ -708,7 +708,7 @@ def test_demonstrations_are_not_in_the_models_zip(tmp_path, make_model, make_dem
         model.replay_buffer.add(demonstration)
     model.save(tmp_path / "full.zip")
     with zipfile.ZipFile(tmp_path / "full.zip") as archive:
-        data = archive.read("data").decode()
+        data = archive.read("model.json").decode()
     assert '"replay_buffer"' not in data and '"replay_buffer_kwargs"' in data
     sizes = [(tmp_path / name).stat().st_size for name in ("empty.zip", "full.zip")]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)

@@ -1,7 +1,6 @@
 import copy
 import csv
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_vla import PPOSelfBC
-from sb3_vla.runs.checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, save_checkpoint
+from sb3_vla.runs.checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from sb3_vla.runs.interruption import StopRequest
 
 TIMESTEPS = "time/total_timesteps"
 
@@ -58,10 +58,10 @@ def test_next_update_after_a_round_trip_is_the_same_bit_for_bit(trained, make_ve
     with monkeypatch.context() as patch:
         patch.setattr(PPOSelfBC, "train", lambda model: rollouts.append(copy.deepcopy(model.rollout_buffer)))
         trained.learn(16, reset_num_timesteps=False)
-    save_checkpoint(trained, tmp_path / "latest")
+    checkpoint = save_checkpoint(trained, tmp_path)
     before, after = _state(trained), _train_on(rollouts[0], trained)
     draws = _draws(trained)
-    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    loaded = load_checkpoint(checkpoint, make_vec_env(), device="cpu")
     assert any(not th.equal(before[name], after[name]) for name in before), "the update must change something"
     assert _state(loaded).keys() == before.keys() and any(name.startswith("optimizer") for name in before)
     for name, value in _state(loaded).items():
@@ -74,8 +74,7 @@ def test_next_update_after_a_round_trip_is_the_same_bit_for_bit(trained, make_ve
 
 
 def test_demonstrations_come_back_as_they_were(trained, make_vec_env, tmp_path):
-    save_checkpoint(trained, tmp_path / "latest")
-    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    loaded = load_checkpoint(save_checkpoint(trained, tmp_path), make_vec_env(), device="cpu")
     assert list(loaded.replay_buffer.episodes) == list(trained.replay_buffer.episodes)
     assert loaded.replay_buffer.summary() == trained.replay_buffer.summary() and len(loaded.replay_buffer) > 0
     # Sampling depends on the order of the episodes too, and on what the critic thinks of them
@@ -89,8 +88,7 @@ def test_demonstrations_come_back_as_they_were(trained, make_vec_env, tmp_path):
 
 
 def test_resumed_training_ends_at_the_total_with_schedules_in_the_middle(trained, make_vec_env, tmp_path):
-    save_checkpoint(trained, tmp_path / "latest")
-    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    loaded = load_checkpoint(save_checkpoint(trained, tmp_path), make_vec_env(), device="cpu")
     loaded.learn(64 - loaded.num_timesteps, reset_num_timesteps=False)
     assert loaded.num_timesteps == 64
     assert loaded.policy.optimizer.param_groups[0]["lr"] == pytest.approx(_falling_rate(0.0))
@@ -100,77 +98,92 @@ def test_resumed_training_ends_at_the_total_with_schedules_in_the_middle(trained
 def test_round_trip_without_behaviour_cloning(make_model, make_vec_env, tmp_path):
     model = make_model(bc_weight=0.0)
     model.learn(16)
-    save_checkpoint(model, tmp_path / "latest")
+    checkpoint = save_checkpoint(model, tmp_path)
     expected = _draws(model)
-    loaded = load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu")
+    loaded = load_checkpoint(checkpoint, make_vec_env(), device="cpu")
     assert loaded.replay_buffer is None and _draws(loaded) == expected
 
 
 def test_round_trip_before_the_first_success(make_model, make_vec_env, tmp_path):
-    save_checkpoint(make_model(), tmp_path / "latest")
-    assert len(load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu").replay_buffer) == 0
+    checkpoint = save_checkpoint(make_model(), tmp_path)
+    assert len(load_checkpoint(checkpoint, make_vec_env(), device="cpu").replay_buffer) == 0
 
 
-def test_no_checkpoint_is_a_clear_error(make_vec_env, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*latest.*start anew"):
-        load_checkpoint(tmp_path / "latest", make_vec_env())
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*repeat the command that began it"):
+            newest_checkpoint(folder)
 
 
 @pytest.fixture
-def two_checkpoints(make_model, tmp_path):
-    """Folders of a checkpoint at 16 and one at 32 timesteps."""
+def checkpoints(make_model, tmp_path):
+    """A model at 48 timesteps, and the folder of its checkpoints, one each 16."""
     model = make_model()
-    for number in (16, 32):
+    for _ in range(3):
         model.learn(16, reset_num_timesteps=False)
-        save_checkpoint(model, tmp_path / str(number))
-    return tmp_path / "16", tmp_path / "32"
+        save_checkpoint(model, tmp_path / "checkpoints")
+    return model, tmp_path / "checkpoints"
 
 
-@pytest.mark.parametrize("with_new", [True, False])
-def test_killed_between_the_two_renames(two_checkpoints, make_vec_env, tmp_path, with_new):
-    old, new = two_checkpoints
-    latest = tmp_path / "latest"
-    old.rename(tmp_path / "latest.old")
-    if with_new:
-        new.rename(tmp_path / "latest.new")
-    model = load_checkpoint(latest, make_vec_env(), device="cpu")
-    # The new one was complete before the old one moved
-    assert model.num_timesteps == (32 if with_new else 16)
-    save_checkpoint(model, latest)
-    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == model.num_timesteps
-    assert sorted(path.name for path in tmp_path.glob("latest*")) == ["latest"]
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_killed_while_the_replaced_one_is_deleted(two_checkpoints, make_vec_env, tmp_path):
-    old, new = two_checkpoints
-    new.rename(tmp_path / "latest")
-    old.rename(tmp_path / "latest.old")
-    (tmp_path / "latest.old/model.zip").unlink()
-    assert load_checkpoint(tmp_path / "latest", make_vec_env(), device="cpu").num_timesteps == 32
+def test_the_last_two_are_kept_and_the_newest_is_found(checkpoints):
+    _, folder = checkpoints
+    assert _names(folder) == ["32", "48"]
+    assert newest_checkpoint(folder) == folder / "48"
 
 
-@pytest.mark.parametrize("after_a_kill", [False, True])
-def test_killed_while_writing_leaves_the_last_one(two_checkpoints, make_vec_env, tmp_path, monkeypatch, after_a_kill):
-    old, _ = two_checkpoints
-    latest = tmp_path / "latest"
-    old.rename(tmp_path / "latest.old" if after_a_kill else latest)
-    model = PPOSelfBC.load(two_checkpoints[1] / "model.zip")
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "a bit flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.zip", "replay_buffer.npz", "random_states.pt", "checksums.json"])
+def test_a_damaged_one_is_named_and_the_one_before_it_used(checkpoints, make_vec_env, name, damage):
+    _, folder = checkpoints
+    DAMAGES[damage](folder / "48" / name)
+    with pytest.warns(UserWarning, match=r"the checkpoint '.*48' is damaged: .*goes on from the one before it, '.*32'"):
+        found = newest_checkpoint(folder)
+    assert load_checkpoint(found, make_vec_env(), device="cpu").num_timesteps == 32
+
+
+def test_all_damaged_is_an_error_that_names_them(checkpoints):
+    _, folder = checkpoints
+    for name in ("32", "48"):
+        DAMAGES["cut short"](folder / name / "model.zip")
+    with pytest.raises(ValueError, match=r"48' is damaged: model.zip changed.*32' is damaged"):
+        newest_checkpoint(folder)
+
+
+def test_going_on_from_an_earlier_one_replaces_the_damaged_ones(checkpoints, make_vec_env):
+    _, folder = checkpoints
+    DAMAGES["empty"](folder / "48" / "model.zip")
+    with pytest.warns(UserWarning, match="damaged"):
+        model = load_checkpoint(newest_checkpoint(folder), make_vec_env(), device="cpu")
+    model.num_timesteps = 40
+    save_checkpoint(model, folder)
+    assert _names(folder) == ["32", "40"]
+    assert newest_checkpoint(folder) == folder / "40"
+
+
+@pytest.mark.parametrize("killed_in", ["save", "save_replay_buffer"])
+def test_killed_while_writing_leaves_the_last_one(checkpoints, monkeypatch, killed_in):
+    model, folder = checkpoints
+    model.num_timesteps = 64
     with monkeypatch.context() as patch:
-        patch.setattr(PPOSelfBC, "save_replay_buffer", _killed)
+        patch.setattr(PPOSelfBC, killed_in, _killed)
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(model, latest)
-    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == 16
+            save_checkpoint(model, folder)
+    assert newest_checkpoint(folder) == folder / "48"
     # The half-written one is in nobody's way
-    save_checkpoint(model, latest)
-    assert load_checkpoint(latest, make_vec_env(), device="cpu").num_timesteps == 32
-
-
-def test_killed_while_writing_the_first_one(make_model, make_vec_env, tmp_path, monkeypatch):
-    monkeypatch.setattr(PPOSelfBC, "save_replay_buffer", _killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(make_model(), tmp_path / "latest")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load_checkpoint(tmp_path / "latest", make_vec_env())
+    save_checkpoint(model, folder)
+    assert _names(folder) == ["48", "64"]
 
 
 def _killed(*args) -> None:
@@ -184,7 +197,7 @@ def test_checkpoints_are_taken_between_updates_at_the_distance_asked_for_and_at_
     monkeypatch.setattr(
         "sb3_vla.runs.checkpoint.save_checkpoint", lambda m, folder: saved.append((m.num_timesteps, m._n_updates))
     )
-    model.learn(80, callback=RunCheckpoint(tmp_path / "latest", every=20))
+    model.learn(80, callback=RunCheckpoint(tmp_path, 20, StopRequest()))
     assert saved == [(32, 2), (64, 4), (80, 5)]
 
 
@@ -214,6 +227,21 @@ def test_csv_survives_half_a_row(tmp_path):
     assert [row[TIMESTEPS] for row in _log(path, 16, [{TIMESTEPS: 32}])] == ["16", "32"]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (b"", []),
+        (b"\xff\xfe\x00", []),
+        (b"loss\n0.5\n", []),
+        (b"time/total_timesteps,loss\n16,0.5\nx,0.5\n\n\xff,\xff\n16,0.5,1\n", ["16"]),
+    ],
+)
+def test_damaged_csv_is_in_nobodys_way(tmp_path, damaged, kept):
+    path = tmp_path / "progress.csv"
+    path.write_bytes(damaged)
+    assert [row[TIMESTEPS] for row in _log(path, 16, [{TIMESTEPS: 32, "loss": 0.5}])] == [*kept, "32"]
+
+
 def test_csv_of_a_run_killed_before_its_first_row(tmp_path):
     path = tmp_path / "progress.csv"
     path.touch()
@@ -221,6 +249,5 @@ def test_csv_of_a_run_killed_before_its_first_row(tmp_path):
 
 
 def test_checkpoint_is_complete_without_the_run(trained, make_vec_env, tmp_path):
-    save_checkpoint(trained, tmp_path / "latest")
-    moved = shutil.copytree(tmp_path / "latest", tmp_path / "elsewhere" / "copy")
+    moved = save_checkpoint(trained, tmp_path / "checkpoints").rename(tmp_path / "copy")
     assert load_checkpoint(moved, make_vec_env(), device="cpu").num_timesteps == 32

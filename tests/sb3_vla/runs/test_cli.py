@@ -102,7 +102,7 @@ def test_sft_leaves_a_model_that_fits_its_configuration(made):
 def test_train_writes_models_checkpoint_and_the_command(made):
     run = RunFolder.open(made / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        *("config.yaml", "began.yaml", "versions.json", "model.zip", "checkpoint"),
+        *("config.yaml", "began.yaml", "versions.json", "model.zip", "checkpoints"),
         *("progress.csv", "log.txt", "tensorboard", "curves.png"),
     }
     content = yaml.safe_load(run.config_file.read_text())
@@ -183,6 +183,16 @@ def test_evaluation_prints_its_table_and_is_deterministic(made, tmp_path, capsys
     assert "success (95 % CI)" in out and all(task in out for task in TASKS)
     again, first = (EvaluationResult.load(path) for path in (tmp_path / "again.json", made / "results/model.json"))
     assert again.episodes == first.episodes
+
+
+def test_evaluation_prints_its_table_even_if_the_disk_is_full(made, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sb3_vla.evaluation.result.replace_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(["eval", str(made / "run/model.zip"), "--n-goals", "1", "--out", str(tmp_path / "r.json")])
+    assert "success (95 % CI)" in capsys.readouterr().out
 
 
 def test_evaluation_by_anothers_protocol_says_in_its_file_what_that_is(made, tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import gc
 import json
+import os
 import random
 import shutil
 import signal
@@ -22,7 +23,7 @@ from sb3_vla import PPOSelfBC
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.runs import pipeline
-from sb3_vla.runs.checkpoint import find_checkpoint
+from sb3_vla.runs.checkpoint import newest_checkpoint
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
 from sb3_vla_envs import load_demonstrations
@@ -69,7 +70,7 @@ def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys)
     assert [demo.task for demo in load_demonstrations(run.demos)] == [task for task in TASKS for _ in range(2)]
     assert PPOSelfBC.load(run.sft_model).num_timesteps == 0
     assert PPOSelfBC.load(run.model).num_timesteps == 48
-    assert (tmp_path / "run/checkpoint/replay_buffer.npz").is_file() and any(run.tensorboard.iterdir())
+    assert list((tmp_path / "run/checkpoints").glob("*/replay_buffer.npz")) and any(run.tensorboard.iterdir())
 
     results = {name: EvaluationResult.from_dict(content) for name, content in json.loads(run.results.read_text()).items()}
     assert list(results) == ["SFT", "post-trained"]
@@ -138,7 +139,7 @@ def killed(config_file, tmp_path):
     process = subprocess.Popen(
         [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    _wait_for(lambda: (run / "checkpoint").exists() or process.poll() is not None)
+    _wait_for(lambda: any((run / "checkpoints").glob("*[0-9]")) or process.poll() is not None)
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
@@ -146,7 +147,7 @@ def killed(config_file, tmp_path):
     _wait_for(lambda: not _is_alive(process.pid))
     assert not (run / "model.zip").exists()
     folder = RunFolder.open(run)
-    saved = shutil.copytree(find_checkpoint(folder.checkpoint), tmp_path / "saved")
+    saved = shutil.copytree(newest_checkpoint(folder.checkpoints), tmp_path / "saved")
     # Three updates to go
     content = yaml.safe_load(folder.config_file.read_text())
     total = PPOSelfBC.load(saved / "model.zip", device="cpu").num_timesteps + 48
@@ -241,6 +242,77 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
         assert {name: value for name, value in new.items() if value} == {name: value for name, value in old.items() if value}
     assert (folder.path / "log.txt").read_text().startswith(log)
     assert folder.curves.is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that is asked to stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd, number):
+    run, update = str(tmp_path / "run"), PPOSelfBC.train
+
+    def train(model):
+        if model.num_timesteps == 32:
+            os.kill(os.getpid(), number)
+        update(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", train)
+        assert main(["train", "--config", str(config_file), "--out", run]) == 128 + number
+    lines = capfd.readouterr().err.splitlines()
+    assert f"{number.name}: the training stops after what it is doing, with a checkpoint" in "\n".join(lines)
+    assert lines[-2:] == [f"To go on: sb3-vla train --resume {run}", f"sb3-vla train: stopped by {number.name}"]
+    folder = RunFolder.open(run)
+    assert newest_checkpoint(folder.checkpoints).name == "32" and not folder.model.exists()
+    assert main(["train", "--resume", run]) == 0
+    assert f"Going on from {folder.checkpoints / '32'}" in capfd.readouterr().out
+    assert PPOSelfBC.load(folder.model).num_timesteps == 48
+
+
+@pytest.mark.parametrize("stage", ["run_sft", "evaluate_model", "record_comparison"])
+def test_quickstart_goes_on_with_the_stage_that_it_was_stopped_in(config_file, tmp_path, monkeypatch, capfd, stage):
+    stages = ["collect", "run_sft", "evaluate_model", "post_train", "evaluate_model", "record_comparison"]
+    run, done = tmp_path / "run", []
+
+    def follow(name, work):
+        def followed(*args, **kwargs):
+            done.append(name)
+            if name == stage and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(pipeline, name, followed)
+
+    for name in dict.fromkeys(stages[:-1]):
+        follow(name, getattr(pipeline, name))
+    follow("record_comparison", lambda *args: None)
+    assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
+    assert f"To go on: sb3-vla quickstart --resume {run}" in capfd.readouterr().err
+    n_before = stages.index(stage)
+    assert done == stages[: n_before + 1]
+    done.clear()
+    assert main(["quickstart", "--resume", str(run)]) == 0
+    assert done == stages[n_before:]
+    assert json.loads((run / "results.json").read_text()).keys() == {"SFT", "post-trained"}
+
+
+def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path, monkeypatch):
+    run, update = tmp_path / "run", PPOSelfBC.train
+
+    def train(model):
+        if model.num_timesteps == 32:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", train)
+        assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
+    started = []
+    monkeypatch.setattr(PPOSelfBC, "train", lambda model: started.append(model.num_timesteps) or update(model))
+    assert main(["quickstart", "--resume", str(run)]) == 0
+    assert started == [48] and (run / "comparison.png").is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -514,3 +514,62 @@ def _runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers that do not answer
+
+
+class Hanging(gym.Env):
+    """One of its steps takes an hour."""
+
+    observation_space = action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, at=None):
+        self.at = at
+
+    def reset(self, *, seed=None, options=None):
+        self.n = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.n += 1
+        if self.n == self.at:
+            self.a_simulator_that_hangs()
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def a_simulator_that_hangs(self):
+        time.sleep(3600)
+
+
+def _steps(env, n):
+    for _ in range(n):
+        env.step(np.zeros((env.num_envs, 1), np.float32))
+
+
+def test_a_simulator_that_hangs_is_named_with_its_stack(make):
+    env = make([Hanging, partial(Hanging, at=3)], n_workers=2)
+    env.reset()
+    env.timeout = 1.0
+    _steps(env, 2)
+    with pytest.raises(TimeoutError, match=r"Environments \[1\] in process \d+ have not answered for 1 seconds") as caught:
+        _steps(env, 1)
+    cause = caught.value.__cause__
+    assert isinstance(cause, WorkerTraceback) and "in a_simulator_that_hangs" in str(cause)
+    assert env.closed and not any(process.is_alive() for process in env.processes)
+
+
+def test_a_worker_that_was_stopped_is_noticed(make):
+    env = make([Hanging, Hanging], n_workers=2)
+    env.reset()
+    env.timeout = 1.0
+    os.kill(env.processes[0].pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match=rf"Environments \[0\] in process {env.processes[0].pid} have not answered"):
+        _steps(env, 1)
+    assert not any(process.is_alive() for process in env.processes)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_a_timeout_is_a_time(timeout):
+    with pytest.raises(ValueError, match="timeout must be above 0 seconds"):
+        SharedMemoryVecEnv([Hanging], timeout=timeout)

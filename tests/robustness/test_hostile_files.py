@@ -1,0 +1,228 @@
+"""A stranger's file runs nothing, whatever it says."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from safetensors.torch import save
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+import sb3_vla
+from sb3_vla import ConstantWeight, PPOSelfBC, SmolVLMBackbone
+from sb3_vla.common.plain_values import PlainValues
+from sb3_vla.common.trusted_names import find_trusted
+from sb3_vla.runs.cli import main
+
+
+class Run:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    model = make_model()
+    model.learn(16)
+    model.save(tmp_path / "model.zip")
+    return tmp_path / "model.zip"
+
+
+def _changed(path, change=lambda content: content, **members):
+    """The file with its content changed, and members replaced or added."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["model.json"] = json.dumps(change(json.loads(parts["model.json"]))).encode()
+    changed = path.with_name("hostile.zip")
+    with zipfile.ZipFile(changed, "w") as archive:
+        for name, content in {**parts, **members}.items():
+            archive.writestr(name, content)
+    return changed
+
+
+def test_nothing_in_a_model_is_pickled(saved):
+    with zipfile.ZipFile(saved) as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert b":serialized:" not in content and b"data.pkl" not in content
+
+
+@pytest.mark.parametrize("part", ["data", "policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"])
+def test_pickled_files_of_sb3_run_nothing(part, saved, tmp_path, make_model):
+    proof = tmp_path / "it ran"
+    hostile = io.BytesIO()
+    th.save({"x": Run(proof)}, hostile)
+    data = {"policy_class": {":type:": "x", ":serialized:": __import__("base64").b64encode(pickle.dumps(Run(proof))).decode()}}
+    content = json.dumps(data).encode() if part == "data" else hostile.getvalue()
+    path = _changed(saved, **{"data": b"{}", part: content})
+    for load in (
+        PPOSelfBC.load,
+        lambda path: PPOSelfBC.load(path, policy_kwargs={}),
+        lambda path: make_model().set_parameters(str(path)),
+    ):
+        with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True \(--trust\)"):
+            load(path)
+    for command in ("eval", "record", "probe", "play"):
+        assert main([command, str(path), "--tasks", "reach-v3", *(["--out", str(tmp_path / "out")])]) == 2
+    assert main(["train", "--init", str(path), "--tasks", "reach-v3", "--out", str(tmp_path / "out")]) == 2
+    assert not proof.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_pickled_file_that_is_trusted_is_loaded_and_can_be_saved_safely(saved, tmp_path):
+    from stable_baselines3.common.save_util import save_to_zip_file
+
+    model = PPOSelfBC.load(saved)
+    excluded = {*model._excluded_save_params(), "policy"}
+    data = {name: value for name, value in vars(model).items() if name not in excluded}
+    save_to_zip_file(tmp_path / "old.zip", data=data, params=model.get_parameters())
+    with pytest.warns(UserWarning, match="pickled file, which may run anything: save the model again"):
+        old = PPOSelfBC.load(tmp_path / "old.zip", trust_pickle=True)
+    old.save(tmp_path / "new.zip")
+    new = PPOSelfBC.load(tmp_path / "new.zip")
+    assert new.num_timesteps == 16
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, new.policy.state_dict()[name])
+
+
+HOSTILE_NAMES = [
+    *("os:system", "subprocess:Popen", "builtins:eval", "builtins:exec", "pickle:loads", "importlib:import_module"),
+    *("torch:load", "torch.hub:load", "torch.utils.cpp_extension:load", "torch.nn.modules.module:warnings"),
+    *("sb3_vla.ppo_self_bc.ppo_self_bc:PPOSelfBC", "stable_baselines3.common.policies:th", "numpy:load"),
+    *("sb3_vla.policies.backbones.smolvlm:_load_pretrained", "torch.nn.modules.module:Module.register_forward_hook"),
+    *("", ":", "os", "../evil:Run", "antigravity:x", "sb3_vla.policies.nowhere:X", "torch.optim.:X"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_only_parts_of_models_can_be_named(name):
+    with pytest.raises(ValueError, match=r"which is not trusted"):
+        find_trusted(name)
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "builtins:eval"])
+@pytest.mark.parametrize("kind", ["$class", "$function", "$instance"])
+@pytest.mark.parametrize("attribute", ["policy_class", "learning_rate", "rollout_buffer_class"])
+def test_names_in_a_model_run_nothing(attribute, kind, name, saved):
+    def change(content):
+        content["data"][attribute] = {kind: [name, {}] if kind == "$instance" else name}
+        return content
+
+    with pytest.raises(ValueError, match=f"hostile.zip' can't be read: the file names '{name}', which is not trusted"):
+        PPOSelfBC.load(_changed(saved, change))
+
+
+def test_networks_come_from_their_constructors_alone():
+    hook = {"$instance": ["torch.nn.modules.linear:Linear", {"_forward_hooks": {}}]}
+    with pytest.raises(ValueError, match="a file can't hold an object of"):
+        PlainValues().decode(hook)
+
+
+def test_methods_cannot_be_replaced(saved):
+    def change(content):
+        content["data"]["predict"] = {"$class": "torch.nn.modules.linear:Linear"}
+        return content
+
+    with pytest.raises(ValueError, match=r"\['predict'\] in place of methods"):
+        PPOSelfBC.load(_changed(saved, change))
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "a/b.json", "..", "a\\b.json"])
+def test_a_tokenizer_writes_no_other_files(name):
+    with pytest.raises(ValueError, match="bare names"):
+        SmolVLMBackbone(state_dim=3, tokenizer_files={name: "{}"})
+
+
+def test_no_attention_is_downloaded(tiny_config):
+    for key in ("attn_implementation", "_attn_implementation"):
+        for config in ({**tiny_config, key: "user/kernel"}, {**tiny_config, "text_config": {key: "user/kernel"}}):
+            with pytest.raises(ValueError, match=f"{key} must be one of"):
+                SmolVLMBackbone(state_dim=3, config=config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: [],
+        lambda content: {**content, "format": "another"},
+        lambda content: {**content, "version": 99},
+        lambda content: {**content, "data": 5},
+        lambda content: {**content, "parameters": {"policy": {"$tensor": "nowhere"}}},
+        lambda content: {**content, "data": {**content["data"], "action_space": {"$box": [1, 2]}}},
+        lambda content: {**content, "data": {**content["data"], "n_steps": {"$nonsense": 1}}},
+        lambda content: {**content, "data": {**content["data"], "n_steps": {"$instance": 7}}},
+        lambda content: {
+            **content,
+            "data": {name: value for name, value in content["data"].items() if name != "n_steps"}
+            | {"policy_class": {"$class": 5}},
+        },
+    ],
+)
+def test_content_that_makes_no_sense_is_named(change, saved):
+    with pytest.raises(ValueError, match=r"hostile\.zip' can't be read"):
+        PPOSelfBC.load(_changed(saved, change))
+
+
+def test_tensors_that_make_no_sense_are_named(saved):
+    for tensors in (b"", b"\xff" * 64, save({"0": th.zeros(1)})):
+        with pytest.raises(ValueError, match=r"hostile\.zip' can't be read"):
+            PPOSelfBC.load(_changed(saved, tensors=tensors))
+
+
+VALUES = [
+    *(None, True, 1, -0.5, "text", [1, [2]], (1, (2, "x")), {"a": {"b": ()}}, {1: "x", "$y": 2}, float("inf")),
+    *(np.arange(6, dtype=np.int16).reshape(2, 3), np.zeros((0, 2)), np.array(5.0), np.float32(0.5), np.bool_(True)),
+    *(np.dtype("float32"), th.device("cpu"), th.arange(3), th.zeros(2, 0), th.ones(2, dtype=th.bfloat16)),
+    *(spaces.Box(-1, 1, (2, 3)), spaces.Box(0, 255, (2,), np.uint8), spaces.Discrete(5, start=2), spaces.MultiBinary(3)),
+    *(spaces.MultiDiscrete([2, 3]), spaces.Dict({"b": spaces.Discrete(2), "a": spaces.MultiBinary([2, 2])})),
+    *(spaces.Tuple([spaces.Discrete(2), spaces.Box(-np.inf, np.inf, (1,))]), th.nn.ReLU, th.optim.AdamW, PlainValues),
+    *(ConstantWeight(0.25), FloatSchedule(LinearSchedule(1.0, 0.5, 0.25)), ConstantSchedule(2.0)),
+]
+
+
+def _same(one, other):
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, th.Tensor):
+        return one.dtype == other.dtype and th.equal(one, other)
+    if hasattr(one, "__dict__") and not isinstance(one, type | spaces.Space | th.device):
+        return vars(one).keys() == vars(other).keys() and all(_same(vars(one)[name], vars(other)[name]) for name in vars(one))
+    return one == other
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__} {value!r:.20}")
+def test_values_come_back_as_they_were(value):
+    values = PlainValues()
+    content = json.loads(json.dumps(values.encode(value)))
+    again = PlainValues(values.tensors).decode(content)
+    assert type(again) is type(value) and _same(value, again)
+
+
+def test_ones_own_classes_and_functions_are_trusted_by_name(make_model, tmp_path, monkeypatch):
+    from sb3_vla.common import trusted_names
+
+    model = make_model(policy_kwargs={"backbone": OwnBackbone}, learning_rate=own_rate)
+    model.save(tmp_path / "model.zip")
+    assert PPOSelfBC.load(tmp_path / "model.zip").learning_rate is own_rate  # the process that saved it trusts them
+    monkeypatch.setattr(trusted_names, "_trusted", {})
+    with pytest.raises(ValueError, match=r"not trusted: if it is yours, import it and call sb3_vla\.trust\("):
+        PPOSelfBC.load(tmp_path / "model.zip")
+    sb3_vla.trust(OwnBackbone, own_rate)
+    assert isinstance(PPOSelfBC.load(tmp_path / "model.zip").policy.backbone, OwnBackbone)
+    with pytest.raises(TypeError, match="give it a name"):
+        sb3_vla.trust(lambda: None)
+
+
+class OwnBackbone(SmolVLMBackbone):
+    pass
+
+
+def own_rate(remaining):
+    return 1e-3 * remaining
