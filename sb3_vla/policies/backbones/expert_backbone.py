@@ -15,7 +15,21 @@ class ExpertBackbone(PretrainedBackbone):
     reads keys and values of the text model; other heads, and the value function, see the mean of the last hidden states.
 
     A subclass implements :meth:`forward` and calls :meth:`_keep_expert` in its constructor.
+
+    :param state_dim: Length of the state vector
+    :param config: Of the vision-language model, as a plain dictionary
+    :param gradient_checkpointing: Not supported: layers that are computed again keep no keys and values
+    :param kwargs: See :class:`~sb3_vla.PretrainedBackbone`
+    :raises ValueError: If gradient checkpointing is asked for
     """
+
+    def __init__(self, state_dim: int, config: dict[str, Any], *, gradient_checkpointing: bool = False, **kwargs: Any) -> None:
+        if gradient_checkpointing:
+            raise ValueError(
+                f"{type(self).__name__} has no gradient_checkpointing: its expert reads keys and values, which layers that "
+                "are computed again don't keep; take a smaller micro_batch_size, or lora=dict(...)"
+            )
+        super().__init__(state_dim, config, **kwargs)
 
     def _make_new_tokens(self, state_dim: int) -> None:
         """There are none: the checkpoint has a place for the state."""
