@@ -151,6 +151,8 @@ class VLAPolicy(ActorCriticPolicy):
         if (expert := self.backbone.take_action_expert()) is not None:
             self.head.use_expert(expert)
         self.state_normalizer = Normalizer(state_dim)
+        if (normalization := self.backbone.normalization.get("state")) is not None:
+            self.state_normalizer.use(normalization.shift, normalization.scale)
         critic_dim = self.backbone.features_dim
         if self.privileged:
             critic_dim = self.observation_space["privileged"].shape[0]  # type: ignore[index]

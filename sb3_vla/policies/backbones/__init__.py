@@ -5,16 +5,19 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ...common.argument_checks import check_known
-from .base import ActionExpert, BackboneFeatures, VLABackbone
+from .base import ActionExpert, BackboneFeatures, Normalization, VLABackbone
 from .pi0 import PI0Backbone
-from .pretrained import PretrainedBackbone, load_pretrained
+from .pretrained import PretrainedBackbone, load_pretrained, read_config
+from .smolvla import SmolVLABackbone
 from .smolvlm import SmolVLMBackbone
 
 __all__ = [
     "ActionExpert",
     "BackboneFeatures",
+    "Normalization",
     "PI0Backbone",
     "PretrainedBackbone",
+    "SmolVLABackbone",
     "SmolVLMBackbone",
     "VLABackbone",
     "make_backbone",
@@ -42,6 +45,9 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     if backbone == "tiny":
         check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
+    if "type" in read_config(str(backbone)):  # LeRobot's
+        check_known("backbone_kwargs", kwargs, SmolVLABackbone.from_pretrained, ("name_or_path", "state_dim"))
+        return SmolVLABackbone.from_pretrained(str(backbone), state_dim, **kwargs)
     check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
     config = load_pretrained(AutoConfig, str(backbone))
     kind = PI0Backbone if config.model_type == "pi0" else PretrainedBackbone
