@@ -22,7 +22,7 @@ from lerobot_python import on_lerobot_side, versions
 from sb3_vla import VLAPolicy
 from sb3_vla_envs import encode_instruction
 
-MODES = ("MEAN_STD", "MIN_MAX")
+MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY")
 TOLERANCE = 1e-4
 LEROBOT_SIDE = Path(__file__).with_name("lerobot_smolvla.py")
 

@@ -1,7 +1,7 @@
 """
 LeRobot's part of ``check_smolvla.py``, which runs it with the Python that has LeRobot: makes a small SmolVLA.
 
-    python lerobot_smolvla.py FOLDER MODE   # MODE: how states and actions are normalised, MEAN_STD or MIN_MAX
+    python lerobot_smolvla.py FOLDER MODE   # MODE: how states and actions are normalised, such as MEAN_STD
 
 The folder then holds the checkpoint as LeRobot saves it, ``vlm``, the vision-language model that it names, and
 ``expected.npz``: observations, noise, and the chunks that LeRobot makes of them.
@@ -143,7 +143,8 @@ def statistics(rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
     :return: As a dataset has them
     """
     mean, std = rng.normal(size=length), rng.uniform(0.1, 0.5, size=length)
-    return {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 3 * std}
+    low, high = mean - 2 * std, mean + 3 * std
+    return {"mean": mean, "std": std, "min": low, "max": high, "q01": 0.9 * low, "q99": 0.9 * high, "count": np.array([9])}
 
 
 if __name__ == "__main__":

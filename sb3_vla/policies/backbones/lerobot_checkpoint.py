@@ -47,39 +47,47 @@ class LeRobotCheckpoint:
         :return: How it is normalised, ``None`` if the checkpoint has no statistics of it
         :raises ValueError: If a file is missing or broken, or normalises in a way that is not known
         """
+        found = self._step(pipeline, step)
+        if found is None or feature not in found["config"]["features"]:
+            return None
+        config, file = found["config"], found.get("state_file", "")
+        mode = config["norm_map"].get(kind, "IDENTITY")
+        if mode == "IDENTITY":
+            (length,) = config["features"][feature]["shape"]
+            return Normalization([0.0] * length, [1.0] * length, f"{pipeline}.json of {self.name_or_path!r}")
+        statistics = self._read_tensors(file) if file else {}
+        # Such as "action.mean"
+        known = {name.rpartition(".")[2]: tensor for name, tensor in statistics.items() if name.startswith(f"{feature}.")}
+        return self._normalization(known, mode, config["eps"], file) if known else None
+
+    def _step(self, pipeline: str, name: str) -> dict[str, Any] | None:
+        """
+        :param pipeline: Whose file need not be there
+        :param name: Of one of its steps
+        :return: What the file says of it
+        """
         if self._find(f"{pipeline}.json", required=False) is None:
             return None
-        for each in self._read_json(f"{pipeline}.json")["steps"]:
-            if each.get("registry_name") == step and "state_file" in each:
-                file, config = each["state_file"], each["config"]
-                statistics = self._read_tensors(file)
-                # Such as "action.mean"
-                known = {name.rpartition(".")[2]: statistics[name] for name in statistics if name.startswith(f"{feature}.")}
-                return self._normalization(known, config["norm_map"].get(kind, "IDENTITY"), config["eps"], file)
-        return None
+        steps = self._read_json(f"{pipeline}.json")["steps"]
+        return next((step for step in steps if step.get("registry_name") == name), None)
 
-    def _normalization(self, known: dict[str, th.Tensor], mode: str, eps: float, file: str) -> Normalization | None:
+    def _normalization(self, known: dict[str, th.Tensor], mode: str, eps: float, file: str) -> Normalization:
         """
         :param known: Statistics of a feature by name
         :param mode: LeRobot's name of how they are used
         :param eps: Keeps it from dividing by zero
         :param file: Where they are from
-        :return: The same as shift and scale, ``None`` if there are none
+        :return: The same as shift and scale
         """
-        if not known:
-            return None
         whose = f"{file} of {self.name_or_path!r}"
-        length = len(next(iter(known.values())))
         needed = ("mean", "std") if mode == "MEAN_STD" else _RANGES.get(mode, ())
-        if (mode != "IDENTITY" and not needed) or any(name not in known for name in needed):
+        if not needed or any(name not in known for name in needed):
             raise ValueError(
                 f"{whose} normalises by {mode!r} with the statistics {sorted(known)}; known are IDENTITY, MEAN_STD (mean, "
                 f"std) and {', '.join(f'{name} ({low}, {high})' for name, (low, high) in _RANGES.items())}: pass "
                 "backbone_kwargs=dict(use_statistics=False) to do without"
             )
-        if mode == "IDENTITY":
-            shift, scale = th.zeros(length), th.ones(length)
-        elif mode == "MEAN_STD":
+        if mode == "MEAN_STD":
             shift, scale = known["mean"], known["std"] + eps
         else:
             low, high = (known[name] for name in _RANGES[mode])

@@ -112,7 +112,9 @@ def test_ranges_become_minus_one_to_one(mode, low, high, checkpoint):
                 step["config"]["norm_map"]["ACTION"] = mode
 
     edit(checkpoint / "policy_postprocessor.json", use)
-    save_file({f"action.{low}": th.tensor([2.0, -1.0]), f"action.{high}": th.tensor([4.0, 0.0])}, checkpoint / POSTPROCESSOR)
+    # LeRobot's statistics have the number of frames, too
+    statistics = {low: th.tensor([2.0, -1.0]), high: th.tensor([4.0, 0.0]), "count": th.tensor([9.0])}
+    save_file({f"action.{name}": value for name, value in statistics.items()}, checkpoint / POSTPROCESSOR)
     action = load(checkpoint).normalization["action"]
     assert action.shift == [3.0, -0.5] and action.scale == [1.0, 0.5]
 
@@ -248,7 +250,7 @@ def test_other_policies_of_lerobot_and_other_language_models_are_refused(checkpo
 def test_a_way_of_normalising_that_is_not_known_is_refused(checkpoint):
     edit(
         checkpoint / "policy_postprocessor.json",
-        lambda content: content["steps"][0]["config"]["norm_map"].update(ACTION="QUANTILES"),
+        lambda content: content["steps"][0]["config"]["norm_map"].update(ACTION="QUANTILE10"),
     )
-    with pytest.raises(ValueError, match=rf"{POSTPROCESSOR} of .* normalises by 'QUANTILES' .*use_statistics=False"):
+    with pytest.raises(ValueError, match=rf"{POSTPROCESSOR} of .* normalises by 'QUANTILE10' .*use_statistics=False"):
         LeRobotCheckpoint(str(checkpoint)).normalization("policy_postprocessor", "unnormalizer_processor", "action", "ACTION")
