@@ -52,10 +52,11 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
 
-check-lerobot: setup  ## Hold our LeRobot datasets against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)
+check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)
 	test -x $(LEROBOT_ENV)/bin/python || $(LEROBOT_PYTHON) -m venv $(LEROBOT_ENV)
 	$(LEROBOT_ENV)/bin/pip install --progress-bar off -q 'lerobot[smolvla,dataset]>=0.6,<0.7' $(TORCH_OPTIONS)
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/lerobot/check_datasets.py $(LEROBOT_ENV)/bin/python results/lerobot/datasets.json
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/lerobot/check_smolvla.py $(LEROBOT_ENV)/bin/python results/lerobot/smolvla.json
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

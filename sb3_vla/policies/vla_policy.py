@@ -1,5 +1,6 @@
 """The SB3 policy that hosts a vision-language-action model."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -152,6 +153,8 @@ class VLAPolicy(ActorCriticPolicy):
         if (expert := self.backbone.take_action_expert()) is not None:
             self.head.use_expert(expert)
         self.state_normalizer = Normalizer(state_dim)
+        if (normalization := self.backbone.normalization.get("state")) is not None:
+            self.state_normalizer.use(normalization.shift, normalization.scale)
         critic_dim = self.backbone.features_dim
         if self.privileged:
             critic_dim = self.observation_space["privileged"].shape[0]  # type: ignore[index]
@@ -205,8 +208,8 @@ class VLAPolicy(ActorCriticPolicy):
             backbone, backbone_kwargs = type(self.backbone), self.backbone.constructor_kwargs()
             # Of weights that are loaded after it is built
             lora = None if lora is None else {**lora, "base_fingerprint": None}
-        elif isinstance(backbone, str | Path) and Path(backbone).exists():
-            backbone = str(Path(backbone).resolve())
+        else:  # which are looked for again, maybe from another folder
+            backbone, backbone_kwargs = _absolute(backbone), {k: _absolute(value) for k, value in backbone_kwargs.items()}
         return {
             "backbone": backbone,
             "backbone_kwargs": backbone_kwargs,
@@ -474,6 +477,14 @@ def _bytes(obs: PyTorchObs, key: str) -> th.Tensor:
             "keys that it may normalise, e.g. VecNormalize(env, norm_obs_keys=['state'])"
         )
     return values
+
+
+def _absolute(value: Any) -> Any:
+    """
+    :param value: An argument
+    :return: The whole path, if it is a folder
+    """
+    return os.fspath(Path(value).resolve()) if isinstance(value, str | Path) and Path(value).is_dir() else value
 
 
 def _is_frozen(module: nn.Module) -> bool:

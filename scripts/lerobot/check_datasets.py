@@ -10,7 +10,6 @@ has an environment of its own, which `make check-lerobot` makes.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from lerobot_python import on_lerobot_side, versions
 
 from sb3_vla_envs import Demonstration, collect_demonstrations, decode_instruction, make_vla_env, read_lerobot, write_lerobot
 from sb3_vla_envs.lerobot.metadata import feature_name
@@ -27,6 +27,7 @@ TASKS = ("drawer-close-v3", "handle-press-v3")
 CAMERAS = ({"name": "corner4", "height": 96, "width": 96}, {"name": "gripperPOV", "height": 64, "width": 64})
 CHUNK_SIZE = 8
 FPS = 80
+LIBRARIES = ("av", "pyarrow", "numpy")
 LEROBOT_SIDE = Path(__file__).with_name("lerobot_datasets.py")
 
 
@@ -49,7 +50,10 @@ def main() -> int:
     env.close()
     result = {
         "passed": all(case["passed"] for case in cases.values()),
-        "versions": {"LeRobot's": versions(arguments.python, "lerobot"), "ours": versions(sys.executable, "sb3-vla")},
+        "versions": {
+            "LeRobot's": versions(arguments.python, "lerobot", *LIBRARIES),
+            "ours": versions(sys.executable, "sb3-vla", *LIBRARIES),
+        },
         "tasks": TASKS,
         "cases": cases,
     }
@@ -75,10 +79,10 @@ def check(
     write_lerobot(folder / "by_us", demos, fps=fps, use_videos=use_videos)
     info = json.loads((folder / "by_us/meta/info.json").read_text(encoding="utf-8"))
     np.savez(folder / "written.npz", **written, info=json.dumps(info))
-    on_lerobot_side(python, "write", folder / "by_lerobot", folder / "written.npz")
+    on_lerobot_side(python, LEROBOT_SIDE, "write", folder / "by_lerobot", folder / "written.npz")
     found: dict[str, Any] = {"episodes": len(demos), "frames": len(written["task"]), "passed": True}
     for writer in ("by_us", "by_lerobot"):
-        on_lerobot_side(python, "read", folder / writer, folder / "read.npz")
+        on_lerobot_side(python, LEROBOT_SIDE, "read", folder / writer, folder / "read.npz")
         theirs = dict(np.load(folder / "read.npz"))
         ours = as_arrays(
             list(read_lerobot(folder / writer, env.observation_space, env.action_space, fps=FPS, every_step=every_step))
@@ -159,28 +163,6 @@ def statistics_difference(folder: Path) -> float:
         for name in ("action", "observation.state")
         for kind in ("min", "max", "mean", "std")
     )
-
-
-def on_lerobot_side(python: str, *arguments: str | Path) -> None:
-    """
-    :param python: The Python that has LeRobot
-    :param arguments: Of ``lerobot_datasets.py``
-    """
-    done = subprocess.run([python, LEROBOT_SIDE, *arguments], capture_output=True, text=True)
-    if done.returncode:  # else it only tells which decoders are not there
-        sys.exit(done.stderr)
-
-
-def versions(python: str, package: str) -> dict[str, str]:
-    """
-    :param python: A Python
-    :param package: What is installed there
-    :return: Its version and those of what reads and writes the files, by name
-    """
-    code = "import sys, json; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
-    names = (package, "av", "pyarrow", "numpy")
-    found: dict[str, str] = json.loads(subprocess.run([python, "-c", code, *names], check=True, capture_output=True).stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from ...common.argument_checks import check_known
-from .base import ActionExpert, BackboneFeatures, VLABackbone
+from .base import ActionExpert, BackboneFeatures, Normalization, VLABackbone
 from .pi0 import PI0Backbone
-from .pretrained import PretrainedBackbone, load_pretrained
+from .pretrained import PretrainedBackbone, read_config
+from .smolvla import SmolVLABackbone
 from .smolvlm import SmolVLMBackbone
 
 __all__ = [
     "ActionExpert",
     "BackboneFeatures",
+    "Normalization",
     "PI0Backbone",
     "PretrainedBackbone",
+    "SmolVLABackbone",
     "SmolVLMBackbone",
     "VLABackbone",
     "make_backbone",
@@ -26,11 +27,12 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     Build a backbone from what a user may write in ``policy_kwargs``.
 
     :param backbone: ``"tiny"`` (a small SmolVLM built from its configuration, no download), the name on the Hugging
-        Face Hub or the local path of a vision-language model's checkpoint, or a subclass of :class:`VLABackbone`
+        Face Hub or the local path of a checkpoint (a vision-language model's, a pi0's, or a SmolVLA's in LeRobot's format), or
+        a subclass of :class:`VLABackbone`
     :param state_dim: Length of the state vector
     :param kwargs: Passed on to the backbone
     :return: The backbone
-    :raises ValueError: If there is no such checkpoint, or it is of no family that :class:`PretrainedBackbone` knows
+    :raises ValueError: If there is no such checkpoint, or it is of no kind that is known
     :raises TypeError: If ``backbone`` is neither a name, a path nor a subclass of :class:`VLABackbone`, or it has no such
         argument
     """
@@ -42,7 +44,10 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     if backbone == "tiny":
         check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
+    config = read_config(str(backbone))
+    if "type" in config and "model_type" not in config:  # LeRobot's
+        check_known("backbone_kwargs", kwargs, SmolVLABackbone.from_pretrained, ("name_or_path", "state_dim"))
+        return SmolVLABackbone.from_pretrained(str(backbone), state_dim, **kwargs)
     check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
-    config = load_pretrained(AutoConfig, str(backbone))
-    kind = PI0Backbone if config.model_type == "pi0" else PretrainedBackbone
+    kind = PI0Backbone if config.get("model_type") == "pi0" else PretrainedBackbone
     return kind.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)

@@ -25,19 +25,47 @@ class BackboneFeatures(NamedTuple):
     prefix: th.Tensor | None = None
 
 
+class Normalization(NamedTuple):
+    """
+    How a checkpoint normalises a vector x: ``(x - shift) / scale``, number by number.
+
+    :param shift: Such as the mean of the data that it learned from
+    :param scale: Such as their standard deviation
+    :param source: The file that says so
+    """
+
+    shift: Sequence[float]
+    scale: Sequence[float]
+    source: str
+
+    def check_length(self, what: str, length: int) -> None:
+        """
+        :param what: What the vectors are
+        :param length: How long the environment's are
+        :raises ValueError: If this is of others
+        """
+        if len(self.shift) != length:
+            raise ValueError(
+                f"{self.source} has statistics of {what}s of {len(self.shift)} numbers, the environment's have {length}: pass "
+                "backbone_kwargs=dict(use_statistics=False) to do without, or take another checkpoint"
+            )
+
+
 class ActionExpert(nn.Module, ABC):
     """
     A network that knows how to denoise chunks, which a flow head uses: a checkpoint's own, or a new one.
 
     :param chunk_shape: Length and width of the chunks that it knows, at least those of the environment
+    :param normalization: Of the environment's numbers of an action, if the head's units, half the range of their bounds, are
+        not its own
     """
 
     #: Whether it reads :attr:`BackboneFeatures.prefix`
     reads_prefix: bool = False
 
-    def __init__(self, chunk_shape: tuple[int, int]) -> None:
+    def __init__(self, chunk_shape: tuple[int, int], normalization: Normalization | None = None) -> None:
         super().__init__()
-        self.chunk_shape = chunk_shape
+        self.chunk_shape, self.normalization = chunk_shape, normalization
 
     @abstractmethod
     def forward(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
@@ -64,6 +92,8 @@ class VLABackbone(nn.Module, ABC):
     def __init__(self, features_dim: int) -> None:
         super().__init__()
         self.features_dim = features_dim
+        #: How the checkpoint normalises what it reads (``"state"``) and draws (``"action"``), if it has statistics
+        self.normalization: dict[str, Normalization] = {}
 
     @abstractmethod
     def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:

@@ -1,53 +1,19 @@
 """pi0 (Black et al. 2024, arXiv 2410.24164), as ``transformers`` has it: a PaliGemma, and an expert that draws the actions."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
 from torch.nn import functional as F
 from transformers import DynamicCache, PI0ForConditionalGeneration
 
 from .base import ActionExpert, BackboneFeatures
-from .pretrained import PretrainedBackbone
+from .expert_backbone import ExpertBackbone
+from .key_value_prefix import KeyValuePrefix
 from .stored_config import restore_config
 
 # Tokens of an instruction; shorter ones are padded, as pi0's are, so that all observations are of one size
 _MAX_TEXT_TOKENS = 48
-
-
-class PI0Prefix(NamedTuple):
-    """
-    What pi0's expert reads of an observation.
-
-    :param layers: Keys and values of each layer of the text model, ``(batch, heads, tokens, head_dim)`` each
-    :param mask: 0 on padding and 1 elsewhere, ``(batch, tokens)``
-    :param state: The robot's state, normalised, ``(batch, state_dim)``
-    """
-
-    layers: Sequence[tuple[th.Tensor, th.Tensor]]
-    mask: th.Tensor
-    state: th.Tensor
-
-    def pack(self) -> th.Tensor:
-        """:return: All of it as one tensor, ``(batch, tokens + 1, width)``, as backbones hand over a prefix"""
-        # (batch, tokens, 2 * layers * heads * head_dim + 1)
-        tensors = [tensor.transpose(1, 2).flatten(2) for layer in self.layers for tensor in layer]
-        rows = th.cat([*tensors, self.mask.unsqueeze(2).to(tensors[0].dtype)], dim=2)
-        state = F.pad(self.state, (0, rows.shape[2] - self.state.shape[1])).to(rows.dtype)
-        return th.cat([rows, state.unsqueeze(1)], dim=1)
-
-    @staticmethod
-    def unpack(packed: th.Tensor, n_layers: int, n_heads: int, state_dim: int) -> "PI0Prefix":
-        """
-        :param packed: What :meth:`pack` returned
-        :param n_layers: Layers of the text model
-        :param n_heads: Heads of its keys and values
-        :param state_dim: Length of the state
-        :return: The parts
-        """
-        rows, state = packed[:, :-1], packed[:, -1, :state_dim]
-        tensors = rows[:, :, :-1].unflatten(2, (n_layers, 2, n_heads, -1)).permute(2, 3, 0, 4, 1, 5)
-        return PI0Prefix([(layer[0], layer[1]) for layer in tensors], rows[:, :, -1].long(), state)
 
 
 class PI0Expert(ActionExpert):
@@ -69,18 +35,17 @@ class PI0Expert(ActionExpert):
 
     def forward(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
         assert features.prefix is not None
-        prefix = PI0Prefix.unpack(features.prefix, *self._shape)
+        prefix = KeyValuePrefix.unpack(features.prefix, *self._shape)
         cache = DynamicCache([(keys, values) for keys, values in prefix.layers])  # which the expert makes longer
         return self.model(
-            state=prefix.state, noise=x, timestep=t, attention_mask=prefix.mask, cache=cache, use_cache=True
+            state=prefix.numbers, noise=x, timestep=t, attention_mask=prefix.mask, cache=cache, use_cache=True
         ).logits
 
 
-class PI0Backbone(PretrainedBackbone):
+class PI0Backbone(ExpertBackbone):
     """
     The vision-language half of a pi0. Its other half is :class:`PI0Expert`, which the flow head takes over:
-    ``policy_kwargs=dict(backbone="lerobot/pi0_base", head="flow")``. Other heads, and the value function, see the mean of the
-    last hidden states.
+    ``policy_kwargs=dict(backbone="lerobot/pi0_base", head="flow")``.
 
     :param state_dim: Length of the state vector, at most the model's
     :param config: pi0's configuration as a plain dictionary
@@ -105,11 +70,7 @@ class PI0Backbone(PretrainedBackbone):
         vlm = whole.model.vlm
         super().__init__(state_dim, vlm.config.to_dict(), model=vlm, **kwargs)
         self.pi0_config = pi0_config
-        # In a list, as it is not a part of this module
-        self._experts = [PI0Expert(whole)]
-
-    def _make_new_tokens(self, state_dim: int) -> None:
-        """There are none: the expert reads the state."""
+        self._keep_expert(PI0Expert(whole))
 
     @classmethod
     def _check_model_type(cls, model_type: str, whose: str) -> None:
@@ -118,9 +79,6 @@ class PI0Backbone(PretrainedBackbone):
 
     def constructor_kwargs(self) -> dict[str, Any]:
         return {**super().constructor_kwargs(), "config": self.pi0_config.to_dict()}
-
-    def take_action_expert(self) -> PI0Expert:
-        return self._experts.pop()
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         """
@@ -136,8 +94,5 @@ class PI0Backbone(PretrainedBackbone):
             token_type_ids=th.zeros_like(sequence.ids),
             use_cache=True,
         )
-        layers = [(layer.keys, layer.values) for layer in outputs.cache.layers]
         padded = F.pad(state, (0, self.pi0_config.max_state_dim - state.shape[1]))
-        weight = sequence.mask.unsqueeze(2).to(embeddings.dtype)
-        mean = (outputs.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)
-        return BackboneFeatures(action=mean, value=mean, prefix=PI0Prefix(layers, sequence.mask, padded).pack())
+        return self._read_out(outputs, sequence.mask, padded)

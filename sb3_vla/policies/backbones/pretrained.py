@@ -1,14 +1,14 @@
 """Vision-language models of ``transformers`` as backbones: a checkpoint by name or path."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch as th
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import BackboneFeatures, VLABackbone
@@ -176,10 +176,17 @@ class PretrainedBackbone(VLABackbone):
         :return: ``(batch, 3, image_size, image_size)``, normalised
         """
         pixels = image.to(self.pixel_mean.dtype, copy=True)  # normalised in place
-        size = (self.image_size, self.image_size)
-        if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size=size, mode=self.resample, antialias=True).clamp_(0, 255)
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            pixels = self._resize(pixels)
         return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
+
+    def _resize(self, pixels: th.Tensor) -> th.Tensor:
+        """
+        :param pixels: ``(batch, 3, height, width)`` in [0, 255]
+        :return: ``(batch, 3, image_size, image_size)``
+        """
+        size = (self.image_size, self.image_size)
+        return F.interpolate(pixels, size=size, mode=self.resample, antialias=True).clamp_(0, 255)
 
     def _sequence(
         self, prompts: Sequence[str], n_image_tokens: int, n_suffix: int, device: th.device, n_text: int | None = None
@@ -261,11 +268,25 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     :return: What it loads
     :raises ValueError: If there is no such checkpoint, or this part of it is missing
     """
+    return _load(auto_class.from_pretrained, auto_class.__name__, name_or_path, trust_remote_code=False, **kwargs)
+
+
+def read_config(name_or_path: str) -> dict[str, Any]:
+    """
+    :param name_or_path: Name or folder of a checkpoint, of ``transformers`` or not
+    :return: What its ``config.json`` says
+    :raises ValueError: If there is no such checkpoint
+    """
+    config: dict[str, Any] = _load(PreTrainedConfig.get_config_dict, "config.json", name_or_path)[0]
+    return config
+
+
+def _load(load: Callable[..., Any], what: str, name_or_path: str, **kwargs: Any) -> Any:
     try:
-        return auto_class.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+        return load(name_or_path, **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(
             f"there is no backbone {name_or_path!r}: give 'tiny', the name of a vision-language model on the Hugging Face Hub "
             f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
-            f"tokenizer and image processor ({auto_class.__name__}: {error})"
+            f"tokenizer and image processor ({what}: {error})"
         ) from error

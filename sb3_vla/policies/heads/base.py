@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ...common.chunk_mask import masked_mean
-from ..backbones import ActionExpert, BackboneFeatures
+from ..backbones import ActionExpert, BackboneFeatures, Normalization
 
 
 class ChunkSample(NamedTuple):
@@ -97,8 +97,8 @@ class ActionHead(nn.Module, ABC):
     Turns a backbone's features into a distribution over chunks of actions.
 
     A subclass implements :meth:`forward` and :meth:`constructor_kwargs`. Networks learn best what is about one in size:
-    they speak in units of half the range of the bounds, [-1, 1], and :meth:`to_env` and :meth:`to_unit` translate; actions
-    outside of the head are always the environment's.
+    they speak in units of half the range of the bounds, [-1, 1], or in those of their checkpoint, and :meth:`to_env` and
+    :meth:`to_unit` translate; actions outside of the head are always the environment's.
 
     :param features_dim: Length of the backbone's feature vectors
     :param action_space: Chunks, a bounded ``Box`` of shape ``(h, d)``
@@ -162,6 +162,17 @@ class ActionHead(nn.Module, ABC):
         :raises ValueError: If it does not know chunks of this length or width
         """
 
+    def use_normalization(self, normalization: Normalization) -> None:
+        """
+        Speak in other units than those of half the range of the bounds.
+
+        :param normalization: Of an action
+        :raises ValueError: If it is of longer or shorter ones than the environment's
+        """
+        normalization.check_length("action", self.action_dim)
+        self.center.copy_(th.tensor(normalization.shift))
+        self.half_range.copy_(th.tensor(normalization.scale))
+
     def fit(self, actions: np.ndarray) -> None:
         """
         Take over statistics of demonstrations, before the head is fine-tuned on them.
@@ -186,7 +197,7 @@ class ActionHead(nn.Module, ABC):
 
     def to_env(self, actions: th.Tensor) -> th.Tensor:
         """
-        :param actions: ``(batch, h, d)`` in units of half the range
+        :param actions: ``(batch, h, d)`` in the head's units
         :return: The same in the environment's units
         """
         return self.center + self.half_range * actions
@@ -194,6 +205,6 @@ class ActionHead(nn.Module, ABC):
     def to_unit(self, actions: th.Tensor) -> th.Tensor:
         """
         :param actions: ``(batch, h, d)`` or ``(batch, h * d)`` in the environment's units
-        :return: ``(batch, h, d)`` in units of half the range
+        :return: ``(batch, h, d)`` in the head's units
         """
         return (actions.view(-1, self.chunk_size, self.action_dim) - self.center) / self.half_range

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ...common.argument_checks import Limits, check_widths
 from ...common.chunk_mask import masked_mse
 from ..backbones import ActionExpert, BackboneFeatures
+from ..backbones.time_embedding import embed_time
 from .base import ActionHead, ChunkDistribution, ChunkSample
 
 #: ``(x, t)``, of ``(batch, h, d)`` and ``(batch,)``, to the mean velocity, ``(batch, h, d)``
@@ -170,7 +171,7 @@ class FlowHead(ActionHead):
     :param n_flow_steps: K, steps from noise to a chunk
     :param noise: What makes a chain random: ``"noise"`` or ``"sde"``
     :param log_std_init: Initial logarithm of the standard deviation of a step of ``"noise"``, in units of half the range of
-        the bounds; it is learned, one a dimension
+        the bounds, or of the checkpoint's statistics; it is learned, one a dimension
     :param noise_level: Of ``"sde"``, above 0
     :param net_arch: Widths of a new network's hidden layers
     :raises ValueError: If an argument is out of range
@@ -209,6 +210,8 @@ class FlowHead(ActionHead):
             )
         self.expert = expert
         self.reads_prefix = expert.reads_prefix
+        if expert.normalization is not None:
+            self.use_normalization(expert.normalization)
 
     def forward(self, features: BackboneFeatures) -> FlowDistribution:
         start = features.action.new_zeros(len(features.action), *self.expert.chunk_shape)
@@ -283,14 +286,4 @@ class MLPExpert(ActionExpert):
         self.net = nn.Sequential(*create_mlp(features_dim + n_numbers + _TIME_DIM, n_numbers, list(net_arch), nn.SiLU))
 
     def forward(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
-        return self.net(th.cat([features.action, x.flatten(1), _embed_time(t)], dim=1)).view_as(x)
-
-
-def _embed_time(t: th.Tensor) -> th.Tensor:
-    """
-    :param t: ``(n,)`` in [0, 1]
-    :return: Sines and cosines of periods from 0.004 to 4, pi0's, ``(n, _TIME_DIM)``
-    """
-    periods = 0.004 * 1000 ** th.linspace(0, 1, _TIME_DIM // 2, device=t.device)
-    angles = 2 * math.pi * t.unsqueeze(1) / periods
-    return th.cat([angles.sin(), angles.cos()], dim=1)
+        return self.net(th.cat([features.action, x.flatten(1), embed_time(t, _TIME_DIM)], dim=1)).view_as(x)

@@ -141,6 +141,11 @@ def test_chunks_or_states_that_pi0_does_not_know_are_refused(checkpoint, make_pi
         make_backbone(checkpoint, state_dim=9)
 
 
+def test_gradient_checkpointing_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="PI0Backbone has no gradient_checkpointing: its expert reads keys and values"):
+        make_backbone(checkpoint, state_dim=3, gradient_checkpointing=True)
+
+
 def test_an_instruction_that_is_too_long_is_refused(checkpoint):
     backbone = make_backbone(checkpoint, state_dim=3)
     assert isinstance(backbone, PI0Backbone)
