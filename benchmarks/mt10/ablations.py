@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_vla import EvaluationResult, PPOSelfBC
 from sb3_vla.imitation.demonstration_set import DemonstrationSamples
-from sb3_vla.runs import cli, pipeline
+from sb3_vla.runs import cli, models
 from sb3_vla.runs.settings import deep_update
 
 HERE = Path(__file__).parent
@@ -136,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command is not None:
         name, *command = arguments.command
-        pipeline.PPOSelfBC = VARIANTS[name].algorithm  # type: ignore[misc]
+        models.PPOSelfBC = VARIANTS[name].algorithm  # type: ignore[misc]
         sys.exit(cli.main(command))
     for name in arguments.only:
         for seed in arguments.seeds:

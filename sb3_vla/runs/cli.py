@@ -197,7 +197,8 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     :param sections: Settings given as arguments
     :return: Configuration, and the model, which fits it
     """
-    from .pipeline import check_acting, load_model
+    from .checks import check_acting
+    from .models import load_model
 
     own_config = Path(arguments.model).with_name("config.yaml")
     if arguments.config is None and own_config.is_file():
@@ -229,7 +230,8 @@ def _config(arguments: argparse.Namespace) -> Work:
 
 
 def _demos(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_acting, check_experts, collect
+    from .checks import check_acting, check_experts
+    from .pipeline import collect
 
     if arguments.to_lerobot is not None or arguments.demos is not None:
         return _to_lerobot(arguments)
@@ -253,7 +255,7 @@ def _demos(arguments: argparse.Namespace) -> Work:
 
 
 def _from_lerobot(arguments: argparse.Namespace) -> Work:
-    from .pipeline import import_lerobot
+    from .lerobot_datasets import import_lerobot
 
     if arguments.n_per_task is not None:
         raise ValueError("--from-lerobot reads all episodes of the tasks: leave out --n-per-task")
@@ -268,7 +270,7 @@ def _from_lerobot(arguments: argparse.Namespace) -> Work:
 def _to_lerobot(arguments: argparse.Namespace) -> Work:
     from sb3_vla_envs import load_demonstrations
 
-    from .pipeline import export_lerobot
+    from .lerobot_datasets import export_lerobot
 
     others = [name for name in ("out", "from_lerobot", "n_per_task") if getattr(arguments, name) is not None]
     if others or arguments.to_lerobot is None or arguments.demos is None:
@@ -281,7 +283,8 @@ def _to_lerobot(arguments: argparse.Namespace) -> Work:
 def _sft(arguments: argparse.Namespace) -> Work:
     from sb3_vla_envs import load_demonstrations
 
-    from .pipeline import check_training, run_sft
+    from .checks import check_training
+    from .pipeline import run_sft
 
     config = _load(arguments, sft={"n_epochs": arguments.epochs})
     demonstrations = load_demonstrations(arguments.demos)
@@ -338,7 +341,8 @@ def _going_on(arguments: argparse.Namespace, folder: RunFolder) -> Iterator[None
 def _train_anew(arguments: argparse.Namespace) -> Work:
     from sb3_vla_envs import load_demonstrations
 
-    from .pipeline import check_training, post_train
+    from .checks import check_training
+    from .training import post_train
 
     config = _load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
@@ -354,7 +358,8 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
 
 def _resume(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_resuming, resume_training
+    from .checks import check_resuming
+    from .training import resume_training
 
     folder = RunFolder.open(arguments.resume)
     config = load_config(folder.config_file, device=arguments.device)
@@ -401,7 +406,8 @@ def _protocol(config: Config, name: str | None) -> dict[str, Any]:
 
 
 def _probe(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_experts, probe_model
+    from .checks import check_experts
+    from .pipeline import probe_model
 
     _check_new_file(arguments.out)
     if arguments.episodes < 5:
@@ -453,7 +459,8 @@ def _record(arguments: argparse.Namespace) -> Work:
 
 
 def _quickstart(arguments: argparse.Namespace) -> Work:
-    from .pipeline import check_experts, check_resuming, check_training, quickstart
+    from .checks import check_experts, check_resuming, check_training
+    from .quickstart import quickstart
 
     if _is_resumed(arguments):
         folder = RunFolder.open(arguments.resume)

@@ -9,7 +9,7 @@ from ..evaluation.result import EvaluationResult
 from ..hub.model_folder import check_results
 from .checkpoint import newest_checkpoint
 from .config import load_config
-from .pipeline import load_model
+from .models import load_model
 
 
 def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, Any], list[str]]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import yaml
 
+from sb3_vla.runs.checks import check_training
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
-from sb3_vla.runs.pipeline import check_training
 from sb3_vla_envs import Demonstration, encode_instruction, load_demonstrations, save_demonstrations, write_lerobot
 
 TASK = "handle-press-v3"

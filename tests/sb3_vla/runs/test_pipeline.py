@@ -22,7 +22,7 @@ from PIL import Image
 from sb3_vla import PPOSelfBC
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
-from sb3_vla.runs import pipeline
+from sb3_vla.runs import checks, models, pipeline, quickstart, training
 from sb3_vla.runs.checkpoint import newest_checkpoint
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
@@ -283,10 +283,10 @@ def test_quickstart_goes_on_with_the_stage_that_it_was_stopped_in(config_file, t
                 os.kill(os.getpid(), signal.SIGTERM)
             return work(*args, **kwargs)
 
-        monkeypatch.setattr(pipeline, name, followed)
+        monkeypatch.setattr(quickstart, name, followed)
 
     for name in dict.fromkeys(stages[:-1]):
-        follow(name, getattr(pipeline, name))
+        follow(name, getattr(quickstart, name))
     follow("record_comparison", lambda *args: None)
     assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
     assert f"To go on: sb3-vla quickstart --resume {run}" in capfd.readouterr().err
@@ -322,14 +322,14 @@ def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path,
 def test_check_builds_what_a_run_builds_without_touching_the_configuration(config_file):
     config = load_config(config_file)
     before = config.to_dict()
-    pipeline.check_training(config)
+    checks.check_training(config)
     assert config.to_dict() == before
 
 
 def test_one_chunk_an_environment_is_enough_for_an_update(config_file):
-    pipeline.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 8}))
+    checks.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 8}))
     with pytest.raises(ValueError, match="n_steps"):
-        pipeline.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 1}))
+        checks.check_training(load_config(config_file, train={"n_steps": 1, "n_envs": 1}))
 
 
 def test_collect_never_overwrites(config_file, tmp_path):
@@ -342,7 +342,7 @@ def test_collect_never_overwrites(config_file, tmp_path):
 def test_load_model_takes_what_its_class_saved(make_model, tmp_path):
     model = make_model()
     model.save(tmp_path / "model.zip")
-    loaded = pipeline.load_model(tmp_path / "model.zip", "cpu")
+    loaded = models.load_model(tmp_path / "model.zip", "cpu")
     for name, value in model.policy.state_dict().items():
         assert th.equal(value, loaded.policy.state_dict()[name])
 
@@ -353,7 +353,7 @@ def test_new_run_starts_from_the_weights_of_the_initial_model(config_file, tmp_p
     demonstrations = pipeline.collect(config, tmp_path / "d.npz")
     initial = pipeline.run_sft(config, demonstrations, sft.sft_model)
     run = RunFolder.create(tmp_path / "run", "train", config.to_dict())
-    model = pipeline.post_train(config, run, sft.sft_model, progress=False)
+    model = training.post_train(config, run, sft.sft_model, progress=False)
     state = model.policy.state_dict()
     moved = {name for name, value in initial.policy.state_dict().items() if not th.equal(value, state[name])}
     # The critic warms up: nothing else learns

@@ -1,0 +1,115 @@
+"""What can be wrong with a run, found before any work is done or anything is written."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sb3_vla_envs import Demonstration, make_vla_env
+from sb3_vla_envs.suite import get_suite
+
+from ..common.run_folder import RunFolder
+from ..evaluation.model_fit import check_model_fits, model_settings
+from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..vec_env.make import make_vla_vec_env
+from .checkpoint import checkpoint_timesteps, newest_checkpoint
+from .config import Config, load_config
+from .models import check_device, new_model
+
+
+def check_training(
+    config: Config,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    trust_pickle: bool = False,
+) -> None:
+    """
+    Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
+    mistakes show before any work is lost and anything is written, and not in a worker process.
+
+    :param config: Configuration
+    :param initial_model: Model to start from, or ``None``
+    :param demonstrations: What to imitate
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
+    :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
+    :raises FileNotFoundError: If there is no such model
+    :raises RuntimeError: If no OpenGL library is installed
+    """
+    check_device(config.device)
+    # All tasks in one environment, and as many chunks an update as from n_envs of them
+    arguments = config.train.model_arguments()
+    arguments["n_steps"] *= config.train.n_envs
+    with refusals():
+        venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
+        try:
+            venv.reset()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the run itself will warn
+                model = new_model(config, arguments, venv, initial_model, trust_pickle)
+            DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
+        finally:
+            venv.close()
+
+
+def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
+    """
+    Build the environment once, in this process, and hold a model against it, like :func:`check_training`.
+
+    :param config: Configuration
+    :param model: Model to evaluate or record, or ``None``
+    :raises ValueError: If the configuration does not work, or the model does not fit it
+    :raises RuntimeError: If no OpenGL library is installed
+    """
+    settings = config.env_settings() if model is None else model_settings(model, **config.acting_settings())
+    with refusals():
+        env = make_vla_env(config.tasks, suite=config.suite, **settings)
+        try:
+            if model is not None:
+                check_model_fits(model, env)
+            env.reset()
+        finally:
+            env.close()
+
+
+def check_experts(config: Config) -> None:
+    """
+    :param config: Configuration
+    :raises ValueError: If the suite has no expert for one of the tasks
+    """
+    suite = get_suite(config.suite)
+    without = [task for task in config.tasks if not suite.has_expert(task)]
+    if without:
+        raise ValueError(
+            f"the suite {suite.name!r} has no expert for {', '.join(without)}: name other tasks, or give demonstrations of "
+            "your own (sb3_vla_envs.save_demonstrations) to `sb3-vla sft --demos`"
+        )
+
+
+def check_resuming(config: Config, folder: RunFolder) -> Path:
+    """
+    :param config: Configuration with which a run is to go on
+    :param folder: The run's folder
+    :return: The checkpoint to go on from
+    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
+        further than it says, all checkpoints are damaged, or PyTorch can't compute on its device here
+    :raises FileNotFoundError: If there is no checkpoint
+    """
+    config.check_resumes(load_config(folder.began_file))
+    check_device(config.device)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+    done = checkpoint_timesteps(checkpoint)
+    if config.train.total_timesteps < done:
+        raise ValueError(
+            f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
+        )
+    return checkpoint
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Within it, a setting of a wrong type and SB3's checks are a ``ValueError``, too."""
+    try:
+        yield
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"the configuration does not work: {error}") from error

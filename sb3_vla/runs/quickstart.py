@@ -1,0 +1,112 @@
+"""The whole path, from demonstrations to films of the post-trained policy."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from sb3_vla_envs import Demonstration, load_demonstrations
+from sb3_vla_envs.durable_files import replace_text
+
+from ..common.run_folder import RunFolder
+from ..evaluation.films import record_task_episode
+from ..evaluation.gif import save_comparison_gif, save_gif
+from ..evaluation.result import EvaluationResult, results_table
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from .checks import check_resuming
+from .config import Config
+from .models import load_model
+from .pipeline import collect, evaluate_model, run_sft
+from .plotting import plot_comparison, plot_learning_curves
+from .training import post_train, resume_training
+
+
+def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
+    """
+    The whole path: demonstrations, SFT, evaluation, post-training, evaluation, table, pictures. What the folder holds of it
+    already, as an earlier call was interrupted, is not done again.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param say: Where messages go
+    :return: The evaluations of ``"SFT"`` and ``"post-trained"``
+    """
+    say("1/5  Collecting demonstrations of the suite's expert")
+    demonstrations = load_demonstrations(folder.demos) if folder.demos.exists() else collect(config, folder.demos)
+    say("2/5  Supervised fine-tuning (SFT)")
+    if folder.sft_model.exists():
+        sft_model = load_model(folder.sft_model, config.device)
+    else:
+        sft_model = run_sft(config, demonstrations, folder.sft_model)
+    say("3/5  Evaluating the SFT policy on goals that training does not see")
+    results = load_results(folder)
+    if "SFT" not in results:
+        results["SFT"] = evaluate_model(config, sft_model)
+        save_results(folder, results)
+    say("4/5  Post-training with PPOSelfBC")
+    model = _post_train_on(config, folder, demonstrations)
+    say("5/5  Evaluating the post-trained policy on the same goals")
+    if "post-trained" not in results:
+        results["post-trained"] = evaluate_model(config, model)
+    say("\n" + results_table(results))  # before it is saved: a disk may be full
+    save_results(folder, results)
+    plot_learning_curves(folder.progress, folder.curves, baseline=results["SFT"])
+    plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
+    record_comparison(config, sft_model, model, folder.gifs)
+    return results
+
+
+def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration]) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: Folder of a quickstart
+    :param demonstrations: What the demonstration buffer holds at the start
+    :return: The post-trained model, whether its training has begun and ended already or not
+    """
+    if folder.model.exists():
+        return load_model(folder.model, config.device)
+    if folder.has_checkpoints:
+        return resume_training(config, folder, check_resuming(config, folder))
+    return post_train(config, folder, folder.sft_model, demonstrations)
+
+
+def load_results(folder: RunFolder) -> dict[str, EvaluationResult]:
+    """
+    :param folder: The folder of a quickstart
+    :return: The evaluations in its ``results.json`` by name, none if there is no such file
+    :raises ValueError: If the file is something else
+    """
+    if not folder.results.is_file():
+        return {}
+    try:
+        content = json.loads(folder.results.read_text(encoding="utf-8"))
+        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
+
+
+def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
+    """
+    :param folder: The run's folder, whose ``results.json`` is written
+    :param results: Evaluations by name
+    """
+    content = {name: result.to_dict() for name, result in results.items()}
+    replace_text(folder.results, json.dumps(content, indent=1) + "\n")
+
+
+def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
+    """
+    Film one test goal of each task with either model: a GIF each, and one of both side by side.
+
+    :param config: Configuration
+    :param before: Model on the left
+    :param after: Model on the right
+    :param folder: Where the GIFs go
+    """
+    for task in tqdm(config.tasks, desc="film", unit="task"):
+        films = []
+        for name, model in (("sft", before), ("post_trained", after)):
+            films.append(record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings()))
+            save_gif(films[-1], folder / f"{name}_{task}.gif")
+        save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")

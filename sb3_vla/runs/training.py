@@ -1,0 +1,146 @@
+"""Post-training by a configuration, from its beginning or from a checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_vla_envs import Demonstration
+
+from ..common.run_folder import RunFolder
+from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..vec_env.make import make_vla_vec_env
+from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
+from .config import Config
+from .interruption import stopping_later
+from .models import new_model
+from .plotting import plot_learning_curves
+from .validation import Validation
+
+
+def post_train(
+    config: Config,
+    folder: RunFolder,
+    initial_model: str | Path | None = None,
+    demonstrations: Sequence[Demonstration] = (),
+    progress: bool = True,
+    trust_pickle: bool = False,
+) -> PPOSelfBC:
+    """
+    Post-train with PPOSelfBC. Writes the model, checkpoints, ``progress.csv``, TensorBoard events and learning curves.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param initial_model: Model whose policy to start from; ``None`` starts from a new one
+    :param demonstrations: What the demonstration buffer holds at the start
+    :param progress: Whether to show a progress bar
+    :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
+    :return: The model
+    :raises ValueError: If the initial model or the demonstrations do not fit the environment
+    """
+    venv = _training_env(config)
+    try:
+        model = new_model(config, config.train.model_arguments(), venv, initial_model, trust_pickle)
+        if model.replay_buffer is not None:
+            model.replay_buffer.extend(demonstrations)
+        return _learn(config, folder, model, progress)
+    finally:
+        venv.close()
+
+
+def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progress: bool = True) -> PPOSelfBC:
+    """
+    Continue a run of :func:`post_train`.
+
+    :param config: Configuration
+    :param folder: The run's folder
+    :param checkpoint: What :func:`check_resuming` found there
+    :param progress: Whether to show a progress bar
+    :return: The model
+    """
+    venv = _training_env(config)
+    try:
+        model = load_checkpoint(checkpoint, venv, config.device)
+        # Not the episodes of the run's beginning once more
+        venv.seed(config.seed + model.num_timesteps)
+        return _learn(config, folder, model, progress)
+    finally:
+        venv.close()
+
+
+def _training_env(config: Config) -> VecEnv:
+    settings = config.training_env_settings()
+    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **settings)
+
+
+def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
+    """
+    :param config: Configuration
+    :param folder: The run's folder
+    :param model: New, or from a checkpoint
+    :param progress: Whether to show a progress bar
+    :return: The model, trained to the end and saved
+    :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
+    """
+    logger = _make_logger(folder, model.num_timesteps)
+    model.set_logger(logger)
+    with stopping_later("the training stops after what it is doing, with a checkpoint") as request:
+        checkpoint = RunCheckpoint(folder.checkpoints, config.train.checkpoint_every, request)
+        callbacks: list[BaseCallback] = [checkpoint]
+        if config.train.validate_every is not None:
+            callbacks.append(_validation(config, folder, config.train.validate_every))
+        try:
+            model.learn(
+                config.train.total_timesteps - model.num_timesteps,
+                callback=callbacks,
+                reset_num_timesteps=model.num_timesteps == 0,
+                progress_bar=progress,
+            )
+        except RuntimeError:
+            if request.signal is None or not checkpoint.is_collecting:
+                raise
+            checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
+        finally:
+            logger.close()
+        if model.num_timesteps >= config.train.total_timesteps:
+            model.save(folder.model)
+            plot_learning_curves(folder.progress, folder.curves)
+    return model
+
+
+def _validation(config: Config, folder: RunFolder, every: int) -> Validation:
+    """
+    :param config: Configuration
+    :param folder: The run's folder
+    :param every: Timesteps between two evaluations
+    :return: What evaluates a training on its way, on goals of the training's split, but of another list than it plays
+    """
+    arguments = {
+        "tasks": config.tasks,
+        "suite": config.suite,
+        "seed": config.seed,
+        "n_envs": config.eval.n_envs,
+        **config.acting_settings(),
+        "n_goals": config.train.n_validation_goals,
+        "split": "train",
+        "goal_seed": config.simulation.goal_seed + 1,
+    }
+    return Validation(folder.validation, folder.best_model, every, arguments)
+
+
+def _make_logger(folder: RunFolder, last_timestep: int) -> Logger:
+    """
+    :param folder: The run's folder
+    :param last_timestep: Timestep at which the run begins or resumes
+    :return: Logger to ``progress.csv``, ``log.txt`` and TensorBoard
+    """
+    folder.tensorboard.mkdir(exist_ok=True)
+    # Opened here, as SB3 would empty what a resumed run has; SB3 closes only what it takes for its own
+    text = HumanOutputFormat(open(folder.log, "a", encoding="utf-8"))
+    text.own_file = True
+    return Logger(
+        str(folder.path),
+        [ResumableCSV(str(folder.progress), last_timestep), text, TensorBoardOutputFormat(str(folder.tensorboard))],
+    )
