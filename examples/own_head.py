@@ -23,7 +23,7 @@ class LaplaceChunks(sb3_vla.ChunkDistribution):
     def step_log_prob(self, sample: sb3_vla.ChunkSample) -> th.Tensor:
         return self.laplace.log_prob(sample.actions.view_as(self.laplace.mean)).sum(dim=-1)  # (batch, h)
 
-    def step_entropy(self, sample: sb3_vla.ChunkSample | None = None) -> th.Tensor:
+    def step_entropy(self) -> th.Tensor:
         return self.laplace.entropy().sum(dim=-1)
 
 

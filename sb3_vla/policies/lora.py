@@ -109,20 +109,24 @@ def merge(backbone: VLABackbone) -> None:
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             base.set_submodule(name, layer.get_base_layer())
-    del base.peft_config
-    backbone._state_dict_hooks.clear()
-    backbone._load_state_dict_pre_hooks.clear()
+    del base.peft_config  # without which nothing is left out of the state_dict() any more
 
 
 def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
-    for name in names:
-        del state_dict[prefix + name]
+    if _has_adapters(backbone):
+        for name in names:
+            del state_dict[prefix + name]
 
 
 def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *args: Any) -> None:
-    own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
-    for name in names:
-        state_dict.setdefault(prefix + name, own[name].detach())
+    if _has_adapters(backbone):
+        own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+        for name in names:
+            state_dict.setdefault(prefix + name, own[name].detach())
+
+
+def _has_adapters(backbone: nn.Module) -> bool:
+    return hasattr(backbone.pretrained, "peft_config")
 
 
 def _fingerprint(base: nn.Module) -> str:

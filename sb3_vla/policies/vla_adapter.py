@@ -75,6 +75,11 @@ class VLAPolicyAdapter(PolicyAdapter):
         return self.policy.portable_kwargs()
 
     def note_normalized(self, keys: tuple[str, ...]) -> None:
+        if "state" in keys and "state" in self.policy.backbone.normalization:
+            raise ValueError(
+                "VecNormalize normalises 'state', as the backbone's checkpoint does with statistics of its own: leave it out "
+                "of norm_obs_keys, or pass backbone_kwargs=dict(use_statistics=False)"
+            )
         self.policy.normalized_keys = keys
 
     def act(self, obs: PyTorchObs) -> RolloutStep:
@@ -83,7 +88,7 @@ class VLAPolicyAdapter(PolicyAdapter):
         distribution = self.policy.head(features)
         sample = distribution.draw()
         values = self.policy.values(obs, features)
-        return RolloutStep(sample.actions, values, distribution.step_log_prob(sample), encoded, sample.extras)
+        return RolloutStep(sample.actions, values, distribution.drawn_log_prob(sample), encoded, sample.extras)
 
     def evaluate(
         self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = NO_EXTRAS
@@ -91,8 +96,7 @@ class VLAPolicyAdapter(PolicyAdapter):
         features = self.policy.encode(*batch)
         distribution = self.policy.head(features)
         values = self.policy.values(batch.observations, features)
-        sample = ChunkSample(actions, extras)
-        return ActionEvaluation(values, distribution.step_log_prob(sample), distribution.step_entropy(sample))
+        return ActionEvaluation(values, *distribution.evaluate(ChunkSample(actions, extras)))
 
     def imitation_loss(self, batch: PolicyInput, actions: th.Tensor, chunk_lengths: th.Tensor) -> th.Tensor:
         return self.policy.imitation_loss(self.policy.encode(*batch), actions, chunk_lengths, self.bc_loss)

@@ -387,7 +387,7 @@ class VLAPolicy(ActorCriticPolicy):
         features = self.encode(obs)
         distribution = self.head(features)
         sample = distribution.draw(deterministic)
-        return sample.actions, self.values(obs, features), distribution.step_log_prob(sample).sum(dim=1)
+        return sample.actions, self.values(obs, features), distribution.drawn_log_prob(sample).sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """

@@ -1,5 +1,6 @@
 """What the families of vision-language models in ``transformers`` differ in: pictures, prompt, order of tokens, attention."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,7 +25,7 @@ class TokenSequence(NamedTuple):
     n_suffix: int
 
 
-class Family:
+class Family(ABC):
     """
     How a family of models takes pictures and text. This one stands a picture of fixed size, ``(batch, 3, size, size)``, in the
     place of its tokens, and attends to what stands before.
@@ -36,8 +37,6 @@ class Family:
         "connector": "multi_modal_projector",
         "text": "language_model",
     }
-    #: Those of them that make an image's tokens
-    image_encoder: ClassVar[tuple[str, ...]] = ("vision", "connector")
     #: What stands around an image's tokens, in text
     image_start: ClassVar[str] = ""
     image_end: ClassVar[str] = ""
@@ -68,13 +67,13 @@ class Family:
         features = model.get_image_features(pixels, return_dict=True).pooler_output
         return th.stack(list(features))
 
+    @abstractmethod
     def n_image_tokens(self, config: Any, image_size: int) -> int:
         """
         :param config: Of a model
         :param image_size: Height and width of an image in pixels
         :return: Tokens of an image
         """
-        raise NotImplementedError
 
     def text(self, tokenizer: Any, image_token: str, instruction: str, n_images: int, n_tokens: int) -> str:
         """

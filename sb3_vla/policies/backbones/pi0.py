@@ -44,8 +44,8 @@ class PI0Expert(ActionExpert):
 
 class PI0Backbone(ExpertBackbone):
     """
-    The vision-language half of a pi0. Its other half is :class:`PI0Expert`, which the flow head takes over:
-    ``policy_kwargs=dict(backbone="lerobot/pi0_base", head="flow")``.
+    The vision-language half of a pi0 in the format of ``transformers`` (``model_type`` ``pi0``). Its other half is
+    :class:`PI0Expert`, which the flow head takes over: ``policy_kwargs=dict(backbone="FOLDER", head="flow")``.
 
     :param state_dim: Length of the state vector, at most the model's
     :param config: pi0's configuration as a plain dictionary

@@ -1,7 +1,6 @@
 """Vision-language models of ``transformers`` as backbones: a checkpoint by name or path."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch as th
@@ -11,10 +10,11 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .base import BackboneFeatures, VLABackbone
+from .base import BackboneFeatures
 from .families import FAMILIES, Family, TokenSequence
 from .stored_config import restore_config
-from .tokenizer_files import load_tokenizer, save_tokenizer
+from .tokenizer_files import save_tokenizer
+from .transformers_backbone import TransformersBackbone, rows_of_distinct
 
 # The robot's state, and where the action and the value are read out
 _N_SUFFIX = 3
@@ -24,7 +24,7 @@ _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 _FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
 
-class PretrainedBackbone(VLABackbone):
+class PretrainedBackbone(TransformersBackbone):
     """
     A vision-language model of one of :data:`~sb3_vla.policies.backbones.families.FAMILIES`. It reads images and instruction as
     its checkpoint did when it learned: in its own order, in its chat template if it has one, normalised as its image
@@ -47,8 +47,7 @@ class PretrainedBackbone(VLABackbone):
     :raises ValueError: If the configuration is of no known family, or the model can't read images of this size
     """
 
-    pixel_mean: th.Tensor
-    pixel_std: th.Tensor
+    image_size: int
     _auto_class: ClassVar[Any] = AutoModel
 
     def __init__(
@@ -65,27 +64,15 @@ class PretrainedBackbone(VLABackbone):
     ) -> None:
         family = family_of(config["model_type"], "the configuration")
         model_config = restore_config(config)
-        text_config = model_config.get_text_config()
-        super().__init__(features_dim=text_config.hidden_size)
+        image_size = _check_image_size(family, model_config, image_size)
+        if model is None:
+            model = AutoModel.from_config(model_config, trust_remote_code=False)
+        super().__init__(state_dim, model, tokenizer_files, image_mean, image_std, image_size)
         self.family = family
-        self.image_size = _check_image_size(family, model_config, image_size)
-        self.model = AutoModel.from_config(model_config, trust_remote_code=False) if model is None else model
+        self.resample = resample
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable()
-        self.tokenizer_files = tokenizer_files
-        self.tokenizer = load_tokenizer(tokenizer_files)
-        self.image_mean, self.image_std, self.resample = tuple(image_mean), tuple(image_std), resample
-        # Not part of the weights, as constructor_kwargs has them
-        self.register_buffer("pixel_mean", 255 * th.tensor(self.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * th.tensor(self.image_std).view(3, 1, 1), persistent=False)
-        self._make_new_tokens(state_dim)
-        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
-
-    def _make_new_tokens(self, state_dim: int) -> None:
-        self.state_token = nn.Linear(state_dim, self.features_dim)
-        scale = self.model.config.get_text_config().initializer_range
-        self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, state_dim: int, **kwargs: Any) -> "PretrainedBackbone":
@@ -117,15 +104,8 @@ class PretrainedBackbone(VLABackbone):
         family_of(model_type, whose)
 
     def constructor_kwargs(self) -> dict[str, Any]:
-        return {
-            "config": self.model.config.to_dict(),
-            "tokenizer_files": self.tokenizer_files,
-            "image_mean": self.image_mean,
-            "image_std": self.image_std,
-            "image_size": self.image_size,
-            "resample": self.resample,
-            "gradient_checkpointing": self.gradient_checkpointing,
-        }
+        own = {"resample": self.resample, "gradient_checkpointing": self.gradient_checkpointing}
+        return {**super().constructor_kwargs(), **own}
 
     def train(self, mode: bool = True) -> "PretrainedBackbone":
         super().train(mode)
@@ -146,12 +126,8 @@ class PretrainedBackbone(VLABackbone):
         return rf"{self.family.parts['text']}\..*\.({'|'.join(_TEXT_LAYERS)})"
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
-        return {"all": self, **{name: self.model.get_submodule(path) for name, path in self.family.parts.items()}}
-
-    @property
-    def image_encoder(self) -> Sequence[nn.Module]:
-        return [self.parts[name] for name in self.family.image_encoder]
+    def part_paths(self) -> Mapping[str, str]:
+        return self.family.parts
 
     def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -163,10 +139,9 @@ class PretrainedBackbone(VLABackbone):
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         sequence = self._sequence(prompts, image_tokens.shape[1], _N_SUFFIX, state.device)
-        suffix = th.cat([self.state_token(state).unsqueeze(1), self.readout_tokens.expand(len(state), -1, -1)], dim=1)
         embeddings = self.model.get_input_embeddings()(sequence.ids)
         # (batch, padding + text with image tokens + suffix, features_dim)
-        embeddings = th.cat([embeddings[:, :-_N_SUFFIX], suffix.to(embeddings.dtype)], dim=1)
+        embeddings = th.cat([embeddings[:, :-_N_SUFFIX], self._suffix(state).to(embeddings.dtype)], dim=1)
         hidden = self.family.read(self.model, embeddings, image_tokens, sequence)
         return BackboneFeatures(action=hidden[:, -2], value=hidden[:, -1], prefix=hidden[:, :-2])
 
@@ -178,7 +153,7 @@ class PretrainedBackbone(VLABackbone):
         pixels = image.to(self.pixel_mean.dtype, copy=True)  # normalised in place
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             pixels = self._resize(pixels)
-        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)
+        return self._normalize(pixels)
 
     def _resize(self, pixels: th.Tensor) -> th.Tensor:
         """
@@ -201,36 +176,27 @@ class PretrainedBackbone(VLABackbone):
         :raises ValueError: If there are more than ``n_text``
         """
         per_image = self.family.n_image_tokens(self.model.config, self.image_size)
-        tokens = [self._tokenize(prompt, n_image_tokens // per_image, per_image) for prompt in prompts]
+        distinct, row = rows_of_distinct(prompts, device)
+        tokens = [self._tokenize(prompt, n_image_tokens // per_image, per_image) for prompt in distinct]
         longest = max(tokens, key=len)
         if n_text is not None and len(longest) > n_text:
             raise ValueError(
-                f"the instruction {prompts[tokens.index(longest)]!r} has {len(longest) - n_image_tokens} tokens, this model "
+                f"the instruction {distinct[tokens.index(longest)]!r} has {len(longest) - n_image_tokens} tokens, this model "
                 f"reads at most {n_text - n_image_tokens}: make it shorter"
             )
-        length = (len(longest) if n_text is None else n_text) + n_suffix
-        ids, mask = th.zeros(2, len(tokens), length, dtype=th.long).unbind()
-        for row, text in enumerate(tokens):
-            start = length - n_suffix - len(text)
-            ids[row, start : length - n_suffix] = th.tensor(text)
-            mask[row, start:] = 1
+        length = len(longest) if n_text is None else n_text
+        padded = [(0,) * (length - len(text)) + text + (0,) * n_suffix for text in tokens]
+        known = [(0,) * (length - len(text)) + (1,) * (len(text) + n_suffix) for text in tokens]
+        ids, mask = th.tensor(padded, device=device)[row], th.tensor(known, device=device)[row]
         is_image = (ids == self.model.config.image_token_id) & (mask == 1)
         # Some models have no embedding of that token
-        ids = ids.masked_fill(is_image, 0)
-        return TokenSequence(ids.to(device), mask.to(device), is_image.to(device), per_image, n_suffix)
+        return TokenSequence(ids.masked_fill(is_image, 0), mask, is_image, per_image, n_suffix)
 
-    def _tokenize_uncached(self, prompt: str, n_images: int, tokens_per_image: int) -> tuple[int, ...]:
+    def _tokenize_uncached(self, prompt: str, *layout: int) -> tuple[int, ...]:
+        n_images, tokens_per_image = layout
         image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
         text = self.family.text(self.tokenizer, image_token, prompt, n_images, tokens_per_image)
         return tuple(self.family.token_ids(self.tokenizer, text))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The cache is a C object that neither pickles nor copies (copy.deepcopy of a policy)
-        return {name: value for name, value in self.__dict__.items() if name != "_tokenize"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
 
 
 def family_of(model_type: str, whose: str) -> Family:

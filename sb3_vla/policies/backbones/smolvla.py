@@ -321,7 +321,8 @@ class SmolVLABackbone(ExpertBackbone):
             pixels = F.interpolate(pixels, size=size, mode="bilinear")
         return F.pad(pixels, (self.image_size - size[1], 0, self.image_size - size[0], 0))
 
-    def _tokenize_uncached(self, prompt: str, n_images: int, tokens_per_image: int) -> tuple[int, ...]:
+    def _tokenize_uncached(self, prompt: str, *layout: int) -> tuple[int, ...]:
+        n_images, tokens_per_image = layout
         text = prompt if prompt.endswith("\n") else f"{prompt}\n"
         images = (self.model.config.image_token_id,) * (n_images * tokens_per_image)
         return (*images, *self.tokenizer(text)["input_ids"])

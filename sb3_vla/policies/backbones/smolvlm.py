@@ -1,18 +1,17 @@
 """A small SmolVLM (Marafioti et al. 2025, arXiv 2504.05299), trained from scratch, out of ``transformers``' own classes."""
 
 import copy
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, ByT5Tokenizer, DynamicCache, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedModel
 
-from .base import BackboneFeatures, VLABackbone
+from .base import BackboneFeatures
 from .stored_config import restore_config
-from .tokenizer_files import load_tokenizer
+from .transformers_backbone import TransformersBackbone, rows_of_distinct
 
 # Small enough to be trained from scratch on two CPU cores. 384 tokens are the bytes and the special tokens of ByT5.
 TINY_CONFIG: dict[str, Any] = {
@@ -47,7 +46,7 @@ TINY_CONFIG: dict[str, Any] = {
 _MAX_EAGER_TOKENS = 256
 
 
-class SmolVLMBackbone(VLABackbone):
+class SmolVLMBackbone(TransformersBackbone):
     """
     SmolVLM's vision encoder and connector feed its text model, together with the tokenised prompt and the robot's state.
 
@@ -70,9 +69,6 @@ class SmolVLMBackbone(VLABackbone):
         into whole patches (in :meth:`forward`)
     """
 
-    pixel_mean: th.Tensor
-    pixel_std: th.Tensor
-
     def __init__(
         self,
         state_dim: int,
@@ -84,50 +80,21 @@ class SmolVLMBackbone(VLABackbone):
         conv_stem: bool = False,
     ) -> None:
         model_config = restore_config(copy.deepcopy(TINY_CONFIG if config is None else config))
-        text_config = model_config.get_text_config()
-        super().__init__(features_dim=text_config.hidden_size)
-        self.model = AutoModel.from_config(model_config, trust_remote_code=False)
-        self.tokenizer_files = tokenizer_files
-        self.tokenizer = ByT5Tokenizer() if tokenizer_files is None else load_tokenizer(tokenizer_files)
-        self.image_size = image_size
-        self.conv_stem = conv_stem
+        model = AutoModel.from_config(model_config, trust_remote_code=False)
+        vision = model_config.vision_config
         if conv_stem:
-            vision = model_config.vision_config
-            self.model.vision_model.embeddings.patch_embedding = ConvStem(
-                vision.num_channels, vision.hidden_size, vision.patch_size
-            )
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        # Not part of the weights, as constructor_kwargs has them
-        self.register_buffer("pixel_mean", 255 * th.tensor(self.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * th.tensor(self.image_std).view(3, 1, 1), persistent=False)
-        scale = text_config.initializer_range
-        self.state_token = nn.Linear(state_dim, self.features_dim)
-        self.readout_tokens = nn.Parameter(scale * th.randn(2, self.features_dim))
-        self.patch_size = model_config.vision_config.patch_size * model_config.scale_factor
-        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+            stem = ConvStem(vision.num_channels, vision.hidden_size, vision.patch_size)
+            model.vision_model.embeddings.patch_embedding = stem
+        super().__init__(state_dim, model, tokenizer_files, image_mean, image_std, image_size)
+        self.conv_stem = conv_stem
+        self.patch_size = vision.patch_size * model_config.scale_factor
 
     def constructor_kwargs(self) -> dict[str, Any]:
-        return {
-            "config": self.model.config.to_dict(),
-            "tokenizer_files": self.tokenizer_files,
-            "image_mean": self.image_mean,
-            "image_std": self.image_std,
-            "image_size": self.image_size,
-            "conv_stem": self.conv_stem,
-        }
+        return {**super().constructor_kwargs(), "conv_stem": self.conv_stem}
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
-        return {
-            "all": self,
-            "vision": self.model.vision_model,
-            "connector": self.model.connector,
-            "text": self.model.text_model,
-        }
-
-    @property
-    def image_encoder(self) -> Sequence[nn.Module]:
-        return (self.model.vision_model, self.model.connector)
+    def part_paths(self) -> Mapping[str, str]:
+        return {"vision": "vision_model", "connector": "connector", "text": "text_model"}
 
     def encode_images(self, images: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -138,8 +105,7 @@ class SmolVLMBackbone(VLABackbone):
         return th.cat([self._encode_image(name, image) for name, image in images.items()], dim=1)
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
-        distinct = list(dict.fromkeys(prompts))
-        row = th.tensor([distinct.index(prompt) for prompt in prompts], device=state.device)
+        distinct, row = rows_of_distinct(prompts, state.device)
         # Attention is causal: what the text model makes of a prompt depends on nothing that follows, and is computed once
         # for all samples that share it
         token_ids, mask = self._pad_prompts(distinct, state.device)
@@ -149,10 +115,8 @@ class SmolVLMBackbone(VLABackbone):
         cached = DynamicCache([(layer.keys[row], layer.values[row]) for layer in read.layers])  # type: ignore[index, union-attr]
         lengths = th.tensor([len(self._tokenize(prompt)) for prompt in distinct], device=state.device)
 
-        state_token = self.state_token(state).unsqueeze(1)
-        readouts = self.readout_tokens.expand(len(state), -1, -1)
         # (batch, image tokens + 1 + 2, features_dim)
-        tokens = th.cat([image_tokens, state_token, readouts], dim=1)
+        tokens = th.cat([image_tokens, self._suffix(state)], dim=1)
         n_tokens = tokens.shape[1]
         positions = lengths[row].unsqueeze(1) + th.arange(n_tokens, device=state.device)
         mask = None if mask is None else F.pad(mask[row], (0, n_tokens), value=1)
@@ -179,7 +143,7 @@ class SmolVLMBackbone(VLABackbone):
                 f"observation {name!r} has {height} x {width} pixels; SmolVLM needs square images whose size is a multiple "
                 f"of {self.patch_size}: change the camera's size, or pass backbone_kwargs=dict(image_size=...) to resize"
             )
-        pixels = pixels.sub_(self.pixel_mean).div_(self.pixel_std)
+        pixels = self._normalize(pixels)
         _use_fast_attention(self.model.vision_model, (height // self.model.config.vision_config.patch_size) ** 2)
         return self.model.connector(self.model.vision_model(pixels).last_hidden_state)
 
@@ -199,17 +163,9 @@ class SmolVLMBackbone(VLABackbone):
         mask = th.tensor([(1,) * len(ids) + (0,) * (longest - len(ids)) for ids in tokens], device=device)
         return token_ids, mask
 
-    def _tokenize_uncached(self, prompt: str) -> tuple[int, ...]:
+    def _tokenize_uncached(self, prompt: str, *layout: int) -> tuple[int, ...]:
         # Of some tokenizers an empty prompt has no token, and there must be one to attend to
         return tuple(self.tokenizer(prompt)["input_ids"]) or (self.model.config.get_text_config().pad_token_id or 0,)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The cache is a C object that neither pickles nor copies (copy.deepcopy of a policy)
-        return {name: value for name, value in self.__dict__.items() if name != "_tokenize"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._tokenize = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
 
 
 class ConvStem(nn.Sequential):

@@ -21,10 +21,12 @@ class ChunkSample(NamedTuple):
     :param actions: ``(batch, h, d)``, before clipping
     :param extras: Tensors ``(batch, ...)`` by name, e.g. the denoising chain of a flow-matching head; the rollout buffer keeps
         them beside the chunk
+    :param step_log_prob: Log-probability of each primitive step, ``(batch, h)``, where drawing them made it known
     """
 
     actions: th.Tensor
     extras: Mapping[str, th.Tensor] = MappingProxyType({})
+    step_log_prob: th.Tensor | None = None
 
 
 class ChunkDistribution(ABC):
@@ -51,12 +53,27 @@ class ChunkDistribution(ABC):
         """
 
     @abstractmethod
-    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor | None:
+    def step_entropy(self) -> th.Tensor | None:
         """
-        :param sample: Chunks, for a distribution whose steps depend on those before: the entropy is then that of each step,
-            given these
         :return: Entropy of each primitive step, ``(batch, h)``, or ``None`` where it has no closed form
         """
+
+    def evaluate(self, sample: ChunkSample) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        What PPO asks about chunks. A distribution whose steps depend on how a chunk was drawn has an entropy of each step
+        given that, which it computes together with the log-probability.
+
+        :param sample: Chunks, with the extras that they were drawn with
+        :return: :meth:`step_log_prob` and entropy of each primitive step, by default :meth:`step_entropy`
+        """
+        return self.step_log_prob(sample), self.step_entropy()
+
+    def drawn_log_prob(self, sample: ChunkSample) -> th.Tensor:
+        """
+        :param sample: What :meth:`draw` has just returned
+        :return: Log-probability of each primitive step, ``(batch, h)``, not computed again where drawing made it known
+        """
+        return self.step_log_prob(sample) if sample.step_log_prob is None else sample.step_log_prob
 
     def get_actions(self, deterministic: bool = False) -> th.Tensor:
         """

@@ -77,45 +77,44 @@ class FlowDistribution(ChunkDistribution):
         if self.noise == "sde":
             chosen = th.randint(self.n_steps, (batch, 1), device=x.device)
             is_random = chosen == th.arange(self.n_steps, device=x.device)
-        chain = [x]
+        chain, log_prob = [x], x.new_zeros(batch, self.shape[0])
         for number in range(self.n_steps):
-            x = self.advance(x, self._numbers(number), is_random[:, number])
+            x, random = self.advance(x, self._numbers(number), is_random[:, number])
             chain.append(x)
-        whole, n_random = th.stack(chain, dim=1), int(is_random[0].sum())  # (batch, K + 1, h, d)
+            log_prob = log_prob + is_random[:, number].unsqueeze(1) * self._sum(random.log_prob(x))
+        whole, n_random = th.stack(chain, dim=1), int(is_random[0].sum())  # (batch, K + 1, length, width)
         extras = {
             "before": whole[:, :-1][is_random].view(batch, n_random, *x.shape[1:]),
             "after": whole[:, 1:][is_random].view(batch, n_random, *x.shape[1:]),
             "step": is_random.nonzero()[:, 1].view(batch, n_random),
         }
-        return ChunkSample(self.to_env(x), extras)
+        return ChunkSample(self.to_env(x), extras, log_prob)
 
     def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
-        return self._sum(self._random_steps(sample).log_prob(sample.extras["after"].flatten(0, 1)), sample)
+        return self.evaluate(sample)[0]
 
-    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor | None:
+    def step_entropy(self) -> None:
+        """It depends on the chain: see :meth:`evaluate`."""
+
+    def evaluate(self, sample: ChunkSample) -> tuple[th.Tensor, th.Tensor]:
         """
         :param sample: Chunks with the extras that they were drawn with
-        :return: Entropy of each primitive step in the random steps of the chain, given where these began, ``(batch, h)``
+        :return: Log-probability and entropy of each primitive step in the random steps of the chain, given where these began
         """
-        return None if sample is None else self._sum(self._random_steps(sample).entropy(), sample)
+        n_random = sample.extras["step"].shape[1]
+        before, after, number = (sample.extras[name].flatten(0, 1) for name in ("before", "after", "step"))
+        random = self._step(before, number, self.velocity(before, self._time(number)))
+        terms = (random.log_prob(after), random.entropy())
+        log_prob, entropy = (self._sum(each).unflatten(0, (-1, n_random)).sum(dim=1) for each in terms)
+        return log_prob, entropy
 
-    def _random_steps(self, sample: ChunkSample) -> Normal:
+    def _sum(self, terms: th.Tensor) -> th.Tensor:
         """
-        :param sample: Chunks with their extras
-        :return: Distribution of where each random step ends, ``(batch * random steps, h, d)``
-        """
-        before, step = sample.extras["before"], sample.extras["step"]
-        x, number = before.flatten(0, 1), step.flatten()
-        return self._step(x, number, self.velocity(x, self._time(number)))
-
-    def _sum(self, terms: th.Tensor, sample: ChunkSample) -> th.Tensor:
-        """
-        :param terms: ``(batch * random steps, length, width)``
-        :param sample: Chunks with their extras
-        :return: Sum over random steps and dimensions, ``(batch, h)``
+        :param terms: ``(n, length, width)``
+        :return: Sum over the dimensions of the environment's primitive steps, ``(n, h)``
         """
         length, width = self.shape
-        return terms.view(*sample.extras["step"].shape, *terms.shape[1:])[:, :, :length, :width].sum(dim=(1, 3))
+        return terms[:, :length, :width].sum(dim=2)
 
     def follow(self, x: th.Tensor) -> th.Tensor:
         """
@@ -126,16 +125,16 @@ class FlowDistribution(ChunkDistribution):
             x = x - self.velocity(x, self._time(self._numbers(number))) / self.n_steps
         return x
 
-    def advance(self, x: th.Tensor, number: th.Tensor, is_random: th.Tensor) -> th.Tensor:
+    def advance(self, x: th.Tensor, number: th.Tensor, is_random: th.Tensor) -> tuple[th.Tensor, Normal]:
         """
-        :param x: Where the chains are, ``(batch, h, d)``
+        :param x: Where the chains are, ``(batch, length, width)``
         :param number: Which of the steps comes, ``(batch,)``
         :param is_random: Whether it is random, ``(batch,)``
-        :return: Where they are after it
+        :return: Where they are after it, and the distribution of that where it is random
         """
         velocity = self.velocity(x, self._time(number))
-        random = self._step(x, number, velocity).sample()
-        return th.where(is_random.view(-1, 1, 1), random, x - velocity / self.n_steps)
+        random = self._step(x, number, velocity)
+        return th.where(is_random.view(-1, 1, 1), random.sample(), x - velocity / self.n_steps), random
 
     def _step(self, x: th.Tensor, number: th.Tensor, velocity: th.Tensor) -> Normal:
         """

@@ -59,7 +59,7 @@ class GaussianChunkDistribution(ChunkDistribution):
         has_noise = sample.extras.get("has_noise")
         return log_prob if has_noise is None else log_prob * has_noise.unsqueeze(1)
 
-    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor:
+    def step_entropy(self) -> th.Tensor:
         return self.distribution.entropy().sum(dim=-1)
 
 

@@ -32,7 +32,7 @@ class ParallelTokenDistribution(ChunkDistribution):
     def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
         return _log_prob(self.logits, self.head.to_tokens(sample.actions)).sum(dim=-1)
 
-    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor:
+    def step_entropy(self) -> th.Tensor:
         return _entropy(self.logits).sum(dim=-1)
 
 
@@ -52,29 +52,30 @@ class AutoregressiveTokenDistribution(ChunkDistribution):
     def draw(self, deterministic: bool = False) -> ChunkSample:
         cache = DynamicCache()
         tokens: list[th.Tensor] = []
+        log_probs = []
         for _ in range(self.head.chunk_size * self.head.action_dim):
-            logits = self.decoder.next_logits(self.features, tokens[-1] if tokens else None, cache)
-            tokens.append(_draw(logits / self.head.temperature, deterministic))
-        chunks = th.stack(tokens, dim=1).view(-1, self.head.chunk_size, self.head.action_dim)
-        return ChunkSample(self.head.from_tokens(chunks))
+            logits = self.decoder.next_logits(self.features, tokens[-1] if tokens else None, cache) / self.head.temperature
+            tokens.append(_draw(logits, deterministic))
+            log_probs.append(_log_prob(logits, tokens[-1]))
+        shape = (-1, self.head.chunk_size, self.head.action_dim)
+        log_prob = th.stack(log_probs, dim=1).view(shape).sum(dim=-1)
+        return ChunkSample(self.head.from_tokens(th.stack(tokens, dim=1).view(shape)), step_log_prob=log_prob)
 
     def step_log_prob(self, sample: ChunkSample) -> th.Tensor:
-        tokens = self.head.to_tokens(sample.actions)
-        return _log_prob(self._logits(tokens), tokens).sum(dim=-1)
+        return self.evaluate(sample)[0]
 
-    def step_entropy(self, sample: ChunkSample | None = None) -> th.Tensor | None:
+    def step_entropy(self) -> None:
+        """It depends on the chunk: see :meth:`evaluate`."""
+
+    def evaluate(self, sample: ChunkSample) -> tuple[th.Tensor, th.Tensor]:
         """
         :param sample: Chunks
-        :return: Entropy of each primitive step, given what in these chunks stands before each number, ``(batch, h)``
+        :return: Log-probability and entropy of each primitive step, given what in these chunks stands before each number
         """
-        return None if sample is None else _entropy(self._logits(self.head.to_tokens(sample.actions))).sum(dim=-1)
-
-    def _logits(self, tokens: th.Tensor) -> th.Tensor:
-        """
-        :param tokens: ``(batch, h, d)``
-        :return: ``(batch, h, d, n_bins)``
-        """
-        return self.decoder(self.features, tokens.flatten(1)).view(*tokens.shape, -1) / self.head.temperature
+        tokens = self.head.to_tokens(sample.actions)
+        # (batch, h, d, n_bins)
+        logits = self.decoder(self.features, tokens.flatten(1)).view(*tokens.shape, -1) / self.head.temperature
+        return _log_prob(logits, tokens).sum(dim=-1), _entropy(logits).sum(dim=-1)
 
 
 class TokenDecoder(nn.Module):

@@ -21,6 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+# Made and saved by LeRobot 0.6.1, with what it draws: scripts/lerobot/check_smolvla.py --keep
+MADE_BY_LEROBOT = Path(__file__).with_name("smolvla")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -195,8 +197,8 @@ QWEN_TOKENS = {
 
 def _qwen(model_type: str, processor_class: type, vision: dict[str, Any]) -> TinyFamily:
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    common = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
-    text = {name: value for name, value in TEXT.items() if name != "head_dim"} if model_type == "qwen2_5_vl" else TEXT
+    common = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 4}
+    text = TEXT if model_type == "qwen3_vl" else {name: value for name, value in TEXT.items() if name != "head_dim"}
     sizes = {"shortest_edge": 64, "longest_edge": 10**6}
     return TinyFamily(
         tokens=QWEN_TOKENS,
@@ -279,9 +281,16 @@ TINY_FAMILIES: dict[str, TinyFamily] = {
         image_size=32,
         marker="<start_of_image>",
     ),
-    "qwen2_5_vl": _qwen("qwen2_5_vl", transformers.Qwen2_5_VLProcessor, {"window_size": 16, "fullatt_block_indexes": [1]}),
+    "qwen2_vl": _qwen("qwen2_vl", transformers.Qwen2VLProcessor, {"embed_dim": 16, "mlp_ratio": 2}),
+    "qwen2_5_vl": _qwen(
+        "qwen2_5_vl",
+        transformers.Qwen2_5_VLProcessor,
+        {"intermediate_size": 48, "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]},
+    ),
     "qwen3_vl": _qwen(
-        "qwen3_vl", transformers.Qwen3VLProcessor, {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+        "qwen3_vl",
+        transformers.Qwen3VLProcessor,
+        {"intermediate_size": 48, "out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
     ),
     "internvl": TinyFamily(
         tokens={"context_image": "<IMG_CONTEXT>", "start_image": "<img>", "end_image": "</img>", "video": "<video>"},

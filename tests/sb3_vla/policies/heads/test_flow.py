@@ -38,7 +38,7 @@ def test_the_velocity_leads_from_noise_to_the_actions():
     th.manual_seed(0)
     x = th.randn(20_000, 1, 1)
     for number in range(400):
-        x = distribution.advance(x, th.full((20_000,), number), th.zeros(20_000, dtype=th.bool))
+        x, _ = distribution.advance(x, th.full((20_000,), number), th.zeros(20_000, dtype=th.bool))
     assert x.mean().item() == pytest.approx(0.3, abs=0.01) and x.std().item() == pytest.approx(0.2, abs=0.01)
 
 
@@ -50,8 +50,8 @@ def test_the_stochastic_equation_leaves_the_distribution_at_each_time_as_it_is()
     x, fixed = start, start
     for number in range(n_steps):
         which, t = th.full((n,), number), 1 - (number + 1) / n_steps
-        x = distribution.advance(x, which, th.ones(n, dtype=th.bool))
-        fixed = distribution.advance(fixed, which, th.zeros(n, dtype=th.bool))
+        x, _ = distribution.advance(x, which, th.ones(n, dtype=th.bool))
+        fixed, _ = distribution.advance(fixed, which, th.zeros(n, dtype=th.bool))
         if (number + 1) % 80 == 0:
             std = (t**2 + (1 - t) ** 2 * 0.2**2) ** 0.5
             for chains in (x, fixed):
@@ -75,7 +75,7 @@ def test_log_prob_of_a_chain_of_learned_noise_by_hand():
         velocity = -0.3 + (t - (1 - t) * 0.04) / variance * (x - (1 - t) * 0.3)
         expected += scipy.stats.norm.logpdf(after[:, step], x - velocity / 3, 0.4)
     np.testing.assert_allclose(distribution.step_log_prob(sample)[:, 0].numpy(), expected, rtol=1e-4)
-    np.testing.assert_allclose(distribution.step_entropy(sample).numpy(), 3 * scipy.stats.norm(0, 0.4).entropy(), rtol=1e-5)
+    np.testing.assert_allclose(distribution.evaluate(sample)[1].numpy(), 3 * scipy.stats.norm(0, 0.4).entropy(), rtol=1e-5)
 
 
 def test_log_prob_of_a_step_of_the_stochastic_equation_by_hand():
@@ -100,13 +100,21 @@ def test_shapes_and_gradients_of_each_primitive_step(noise):
     sample = distribution.draw()
     n_random = {"noise": 4, "sde": 1}[noise]
     assert sample.extras["before"].shape == sample.extras["after"].shape == (4, n_random, 3, 2)
-    assert distribution.step_log_prob(sample).shape == distribution.step_entropy(sample).shape == (4, 3)
+    assert distribution.step_log_prob(sample).shape == distribution.evaluate(sample)[1].shape == (4, 3)
     # What the rollout buffer stores is flat
     flat = ChunkSample(sample.actions.flatten(1), sample.extras)
     assert th.equal(distribution.step_log_prob(flat), distribution.step_log_prob(sample))
     distribution.step_log_prob(sample).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.expert.parameters())
     assert (head.log_std.grad is not None) == (noise == "noise")
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_what_drawing_knows_of_the_likelihood_is_what_is_computed_of_the_chain(noise):
+    distribution = make_head(noise=noise)(features(50))
+    sample = distribution.draw()
+    assert sample.step_log_prob is not None
+    assert th.allclose(distribution.drawn_log_prob(sample), distribution.step_log_prob(sample), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("noise", NOISES)

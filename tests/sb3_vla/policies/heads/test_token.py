@@ -68,10 +68,10 @@ def test_autoregressive_log_prob_and_entropy_by_enumeration():
     probabilities = log_prob.exp()
     assert len(chunks) == 64 and probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     # Chain rule of entropy: H(a1, a2, a3) = E[H(a1) + H(a2 | a1) + H(a3 | a1, a2)]
-    conditional = distribution.step_entropy(ChunkSample(chunks)).sum(dim=1)
+    conditional = distribution.evaluate(ChunkSample(chunks))[1].sum(dim=1)
     assert (probabilities * conditional).sum().item() == pytest.approx(-(probabilities * log_prob).sum().item(), abs=1e-5)
     # Later numbers depend on earlier ones
-    assert distribution.step_entropy(ChunkSample(chunks))[:, 2].std() > 1e-3
+    assert distribution.evaluate(ChunkSample(chunks))[1][:, 2].std() > 1e-3
     assert distribution.step_entropy() is None and distribution.entropy() is None
 
 
@@ -84,6 +84,14 @@ def test_autoregressive_samples_come_as_often_as_their_probability_says():
     expected = head(BackboneFeatures(one.action.expand(len(chunks), -1), one.value)).log_prob(chunks).exp().detach()
     counts = th.stack([(drawn == chunk).all(dim=2).all(dim=1).float().mean() for chunk in chunks])
     assert th.allclose(counts, expected, atol=4 * (0.25 / n) ** 0.5)
+
+
+def test_what_drawing_knows_of_the_likelihood_is_what_is_computed_of_the_chunk():
+    head = make_head(decoding="autoregressive", temperature=0.5)
+    distribution = head(features())
+    sample = distribution.draw()
+    assert sample.step_log_prob is not None
+    assert th.allclose(distribution.drawn_log_prob(sample), distribution.step_log_prob(sample), atol=1e-5)
 
 
 def test_autoregressive_mode_takes_the_likeliest_number_each_time():
