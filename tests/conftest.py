@@ -1,5 +1,6 @@
 """Toy environments and models, small enough for many updates a second; and what all tests begin with."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from sb3_vla_envs import ChunkedActionWrapper, Demonstration, encode_instruction
 
 # Worker processes fork from one that has imported sb3_vla once, from the first test on: each would import torch otherwise
 preload_workers()
+
+# A hang-up has an effect when the tests themselves run under nohup, too
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # One 8 x 8 image becomes one token
 TINY_CONFIG = {
