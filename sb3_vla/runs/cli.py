@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, 2 after a mistake, 128 and the signal's number after an interruption
+    :return: Exit status: 0 or what the command gives, 2 after a mistake, 128 and the signal's number after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             except (ValueError, OSError, ImportError, RuntimeError) as error:
                 print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
                 return 2
-            work()
+            status: int | None = work()
     except Interrupted as error:
         print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
         return error.exit_status
-    return 0
+    return status or 0

@@ -81,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
     )
 
+    _add_command(commands, "doctor", "say what this machine and its software are, and what of it will hurt", None)
+
     push = _add_command(commands, "push", "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")

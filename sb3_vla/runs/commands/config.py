@@ -4,7 +4,8 @@ from argparse import Namespace
 
 import yaml
 
-from .given import Work, load
+from . import Work
+from .given import load
 
 
 def prepare(arguments: Namespace) -> Work:

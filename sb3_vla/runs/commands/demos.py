@@ -8,7 +8,8 @@ from sb3_vla_envs import load_demonstrations
 from ..checks import check_acting, check_experts
 from ..lerobot_datasets import export_lerobot, import_lerobot
 from ..pipeline import collect
-from .given import Work, check_new_file, load
+from . import Work
+from .given import check_new_file, load
 
 
 def prepare(arguments: Namespace) -> Work:

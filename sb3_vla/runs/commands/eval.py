@@ -7,7 +7,8 @@ from sb3_vla_envs.suite import get_suite
 
 from ..config import Config
 from ..pipeline import evaluate_model
-from .given import Work, check_new_file, load_to_act
+from . import Work
+from .given import check_new_file, load_to_act
 
 
 def prepare(arguments: Namespace) -> Work:

@@ -1,7 +1,6 @@
 """What the user gave to a command: its configuration, and where it shall write."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from ...common.run_folder import RunFolder
 from ..checks import check_acting
 from ..config import Config, load_config
 from ..models import load_model
-
-# What a command has to do after its checks
-Work = Callable[[], None]
 
 
 def load(arguments: Namespace, **sections: dict[str, Any]) -> Config:

@@ -3,7 +3,8 @@
 from argparse import Namespace
 
 from ..pipeline import collect_own_episodes
-from .given import Work, check_new_file, load_to_act
+from . import Work
+from .given import check_new_file, load_to_act
 
 
 def prepare(arguments: Namespace) -> Work:

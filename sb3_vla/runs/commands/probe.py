@@ -6,7 +6,8 @@ from sb3_vla_envs.suite import get_suite
 
 from ..checks import check_experts
 from ..pipeline import probe_model
-from .given import Work, check_new_file, load_to_act
+from . import Work
+from .given import check_new_file, load_to_act
 
 
 def prepare(arguments: Namespace) -> Work:

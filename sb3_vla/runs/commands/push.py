@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from ...hub.model_folder import check_new_folder, save_for_hub
 from ...hub.upload import check_repo_id, create_repo, push_to_hub
 from ..publish import read_run
-from .given import Work
+from . import Work
 
 
 def prepare(arguments: Namespace) -> Work:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ...evaluation.gif import gif_paths
 from ..pipeline import record_model
-from .given import Work, load_to_act
+from . import Work
+from .given import load_to_act
 
 
 def prepare(arguments: Namespace) -> Work:

@@ -6,7 +6,8 @@ from sb3_vla_envs import load_demonstrations
 
 from ..checks import check_training
 from ..pipeline import run_sft
-from .given import Work, create_run, load
+from . import Work
+from .given import create_run, load
 
 
 def prepare(arguments: Namespace) -> Work:

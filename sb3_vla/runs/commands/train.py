@@ -8,7 +8,8 @@ from ...common.run_folder import RunFolder
 from ..checks import check_resuming, check_training
 from ..config import load_config
 from ..training import post_train, resume_training
-from .given import Work, create_run, load
+from . import Work
+from .given import create_run, load
 from .resuming import going_on, is_resumed
 
 
