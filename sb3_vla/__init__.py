@@ -1,73 +1,24 @@
 """Post-train vision-language-action policies with reinforcement learning, the Stable-Baselines3 way."""
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from .common import openmp  # noqa: F401  # before anything imports torch
+from .common.version import __version__  # noqa: F401
 
-# isort: split
-from .callbacks.sft_callback import SFTCallback
-from .callbacks.success_eval_callback import SuccessEvalCallback
-from .common.trusted_names import trust
-from .evaluation.collect import collect_episodes
-from .evaluation.episode_schedule import EpisodeSchedule, episode_jobs
-from .evaluation.evaluate import evaluate, evaluate_on_tasks
-from .evaluation.result import EvaluationResult
-from .hub.model_folder import save_for_hub
-from .hub.upload import push_to_hub
-from .imitation.demonstration_buffer import DemonstrationBuffer
-from .imitation.sft import fine_tune
-from .policies.backbones import BackboneFeatures, PretrainedBackbone, SmolVLMBackbone, VLABackbone
-from .policies.heads import ActionHead, ChunkDistribution, ChunkSample, FlowHead, GaussianHead, TokenHead
-from .policies.vla_policy import VLAPolicy
-from .ppo_self_bc.bc_weight import (
-    BCWeight,
-    ConstantWeight,
-    GradientBalance,
-    LossWeights,
-    SuccessDriven,
-    TanhWarmup,
-    TrainingStatistics,
-)
-from .ppo_self_bc.ppo_self_bc import PPOSelfBC
-from .vec_env.make import make_vla_vec_env
-from .vec_env.shared_memory_vec_env import SharedMemoryVecEnv
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
 
-__version__ = "0.1.0"
 
-evaluate_on_metaworld = evaluate_on_tasks  # its name before there were other suites
+def __getattr__(name: str) -> Any:
+    # On first use only: `sb3-vla --help` shall not wait for torch
+    if name == "__all__" or not (name.startswith("_") or find_spec(f"{__name__}.{name}")):
+        api = import_module(".api", __name__)
+        if name in ("__all__", *api.__all__):
+            return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-__all__ = [
-    "ActionHead",
-    "BCWeight",
-    "BackboneFeatures",
-    "ChunkDistribution",
-    "ChunkSample",
-    "ConstantWeight",
-    "DemonstrationBuffer",
-    "EpisodeSchedule",
-    "EvaluationResult",
-    "FlowHead",
-    "GaussianHead",
-    "GradientBalance",
-    "LossWeights",
-    "PPOSelfBC",
-    "PretrainedBackbone",
-    "SFTCallback",
-    "SharedMemoryVecEnv",
-    "SmolVLMBackbone",
-    "SuccessDriven",
-    "SuccessEvalCallback",
-    "TanhWarmup",
-    "TokenHead",
-    "TrainingStatistics",
-    "VLABackbone",
-    "VLAPolicy",
-    "collect_episodes",
-    "episode_jobs",
-    "evaluate",
-    "evaluate_on_metaworld",
-    "evaluate_on_tasks",
-    "fine_tune",
-    "make_vla_vec_env",
-    "push_to_hub",
-    "save_for_hub",
-    "trust",
-]
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

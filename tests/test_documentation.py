@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sb3_vla.runs.cli import build_parser
+from sb3_vla.runs.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -48,7 +48,7 @@ def preload_workers() -> None:
     of the two starts threads or opens a GL context on import. Counts only before the first worker of the program starts.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla.api"])
 
 
 class _MonitoredEnv:

@@ -19,8 +19,9 @@ from PIL import Image
 from sb3_vla import PPOSelfBC
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
-from sb3_vla.runs.cli import build_parser, main
+from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
+from sb3_vla.runs.parser import build_parser
 from sb3_vla_envs import load_demonstrations
 from sb3_vla_envs.suite import get_suite
 
@@ -591,7 +592,7 @@ def test_error_in_the_work_itself_keeps_its_traceback(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("a bug, not a mistake of the user's")
 
-    monkeypatch.setattr("sb3_vla.runs.pipeline.collect", fail)
+    monkeypatch.setattr("sb3_vla.runs.commands.demos.collect", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["demos", "--config", _write(tmp_path / "c.yml"), "--out", str(tmp_path / "d.npz")])
 
@@ -618,7 +619,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(commands.choices)
 
 
-@pytest.mark.parametrize("command", [*ALL, "config", "push"])
+@pytest.mark.parametrize("command", [*ALL, "config", "doctor", "push"])
 def test_help_describes_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -632,14 +633,25 @@ def test_help_describes_every_option(command, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    assert sorted(_parsers()) == sorted([*ALL, "config", "push"])
+    assert sorted(_parsers()) == sorted([*ALL, "config", "doctor", "push"])
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n    {command}" in text for command in [*ALL, "config", "push"])
+    assert all(f"\n    {command}" in text for command in [*ALL, "config", "doctor", "push"])
 
 
 def test_unknown_option_shows_the_usage(capsys):
     with pytest.raises(SystemExit) as end:
         main(["train", "--epochs", "3"])
     assert end.value.code == 2 and "--epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"], ["train", "--epochs", "3"]])
+def test_help_and_usage_do_not_wait_for_torch(argv):
+    program = (
+        "import atexit, sys; from sb3_vla.runs.cli import main\n"
+        "atexit.register(lambda: print([name for name in ('torch', 'numpy', 'gymnasium') if name in sys.modules]))\n"
+        "main(sys.argv[1:])"
+    )
+    process = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == "[]"

@@ -85,7 +85,7 @@ def toy_env_fns(n=5, **kwargs):
 
 @pytest.fixture(scope="module", autouse=True)
 def _workers_import_once():
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla.api"])
 
 
 @pytest.fixture

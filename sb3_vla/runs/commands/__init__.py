@@ -1,0 +1,6 @@
+"""What each command does: ``prepare`` checks what the user gave and returns the work to do."""
+
+from collections.abc import Callable
+
+#: What a command has to do after its checks; it may give an exit status
+Work = Callable[[], int | None]

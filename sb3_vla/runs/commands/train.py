@@ -1,0 +1,49 @@
+"""``sb3-vla train``: post-train a policy, or go on with it."""
+
+from argparse import Namespace
+
+from sb3_vla_envs import load_demonstrations
+
+from ...common.run_folder import RunFolder
+from ..checks import check_resuming, check_training
+from ..config import load_config
+from ..training import post_train, resume_training
+from . import Work
+from .given import create_run, load
+from .resuming import going_on, is_resumed
+
+
+def prepare(arguments: Namespace) -> Work:
+    """
+    :param arguments: Of the command
+    :return: The work
+    """
+    return _resume(arguments) if is_resumed(arguments) else _train_anew(arguments)
+
+
+def _train_anew(arguments: Namespace) -> Work:
+    config = load(arguments, train={"total_timesteps": arguments.timesteps})
+    demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
+    check_training(config, arguments.init, demonstrations, arguments.trust)
+    folder = create_run(arguments, config)
+
+    def work() -> None:
+        with going_on(arguments, folder):
+            post_train(config, folder, arguments.init, demonstrations, trust_pickle=arguments.trust)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
+
+
+def _resume(arguments: Namespace) -> Work:
+    folder = RunFolder.open(arguments.resume)
+    config = load_config(folder.config_file, device=arguments.device)
+    checkpoint = check_resuming(config, folder)
+
+    def work() -> None:
+        print(f"Going on from {checkpoint}")
+        with going_on(arguments, folder):
+            resume_training(config, folder, checkpoint)
+        print(f"Wrote {folder.model} and {folder.curves}")
+
+    return work
