@@ -9,11 +9,13 @@ TORCH_OPTIONS ?=
 # A Python of 3.12 or later for LeRobot, and where it gets an environment of its own
 LEROBOT_PYTHON ?= python3.12
 LEROBOT_ENV ?= build/lerobot_env
+# What test-lowest and test-newest run, by default all
+TESTS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot package test-lowest test-newest clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -60,6 +62,16 @@ check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot i
 
 test: setup  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+package: setup  ## Build sdist and wheel into dist/, and use the wheel in a fresh environment (PYTHON=)
+	sh scripts/package/check.sh $(BIN) $(PYTHON) $(TORCH_OPTIONS)
+
+# The tests with the versions in constraints/, in an environment of its own; by default the build of torch with CUDA, several GB
+test-lowest test-newest: test-%: system  ## Run the tests with the lowest (newest) versions that setup.cfg allows (PYTHON=, TESTS=)
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/pip install --progress-bar off -q -c constraints/$*.txt torch $(TORCH_OPTIONS)
+	build/$*/bin/pip install --progress-bar off -q -c constraints/$*.txt -e '.[all]' hypothesis pytest sb3-contrib
+	HF_HUB_OFFLINE=1 build/$*/bin/python -m pytest $(TESTS)
 
 check: setup  ## Lint and type-check
 	$(BIN)/ruff check .
