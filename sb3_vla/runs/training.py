@@ -63,8 +63,6 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
     venv = _training_env(config)
     try:
         model = load_checkpoint(checkpoint, venv, config.device)
-        # Not the episodes of the run's beginning once more
-        venv.seed(config.seed + model.num_timesteps)
         return _learn(config, folder, model, progress)
     finally:
         venv.close()

@@ -25,6 +25,8 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from stable_baselines3.common.vec_env.util import obs_space_info
 
+from .env_state import EnvState, get_env_state, set_env_state
+
 END = b"end"  # instead of a command
 # Upon which a worker says where it is; Windows has no such signal
 STACK_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
@@ -246,6 +248,22 @@ class EnvWorker:
             setattr(self._envs[index], name, value)
         return [None] * len(indices)
 
+    def get_state(self, indices: Sequence[int]) -> list[EnvState]:
+        """
+        :param indices: Which environments
+        :return: What they go on from
+        """
+        return [get_env_state(self._envs[index]) for index in self._each(indices)]
+
+    def set_state(self, states: Mapping[int, EnvState]) -> list[None]:
+        """
+        :param states: What each environment is to go on from
+        :return: One None each
+        """
+        for index in self._each(states):
+            set_env_state(self._envs[index], states[index])
+        return [None] * len(states)
+
     def is_wrapped(self, indices: Sequence[int], wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]]) -> list[bool]:
         """
         :param indices: Which environments
@@ -274,8 +292,8 @@ def run_worker(remote: Connection, stack_remote: Connection, inherited: Sequence
     """
     for connection in inherited:
         connection.close()
-    # Ctrl-C and the end of a terminal are for the parent, which closes its workers
-    for name in ("SIGINT", "SIGHUP"):
+    # Ctrl-C, the end of a terminal and of a job are for the parent, which closes its workers when it has come to a good point
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if STACK_SIGNAL is not None:

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from sb3_vla import PPOSelfBC
+from sb3_vla.common.plain_file import load_plain
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.runs import checks, models, pipeline, quickstart, training
@@ -224,11 +225,11 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
         np.testing.assert_array_equal(ours.actions, theirs.actions)
         np.testing.assert_array_equal(ours.observations["image"], theirs.observations["image"])
 
-    states = th.load(saved / "random_states.pt", weights_only=True)
-    assert seen["python"] == states["python"] and seen["buffer"] == states["replay_buffer"]
-    np.testing.assert_array_equal(seen["numpy"][1], states["numpy"][0])
-    assert seen["numpy"][2:] == tuple(states["numpy"][1:])
-    assert th.equal(seen["torch"], states["torch"])
+    state = load_plain(saved / "training_state.safetensors")
+    assert seen["python"] == state["random"]["python"] and seen["buffer"] == state["demonstrations"]["random"]
+    np.testing.assert_array_equal(seen["numpy"][1], state["random"]["numpy"][1])
+    assert seen["numpy"][2:] == state["random"]["numpy"][2:]
+    assert th.equal(seen["torch"], state["random"]["torch"])
 
     end = PPOSelfBC.load(folder.model, device="cpu")
     assert end.num_timesteps == total and end._n_updates == total // 16
