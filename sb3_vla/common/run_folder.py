@@ -15,6 +15,8 @@ import yaml
 from sb3_vla_envs import registered_suites
 from sb3_vla_envs.durable_files import PARTIAL, replace_text
 
+from .folder_lock import LOCK_FILE
+
 _PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
 
 
@@ -112,7 +114,7 @@ class RunFolder:
         """:return: Whether a run may begin here: there is nothing, or what one that made nothing but logs has left"""
         if not self.path.is_dir():
             return False
-        there = {path.name for path in self.path.iterdir() if path.suffix != PARTIAL}
+        there = {path.name for path in self.path.iterdir() if path.suffix != PARTIAL and path.name != LOCK_FILE}
         own = {path.name for path in (self.config_file, self.began_file, self.versions_file)}
         return not there or own <= there <= own | {path.name for path in self._logs}
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from sb3_vla_envs.durable_files import check_writable
 from sb3_vla_envs.suite import get_suite
 
+from ..common.folder_lock import locked
 from ..common.run_folder import RunFolder
 from .config import Config, load_config
 from .interruption import Interrupted, stopping_at_once
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
-        with stopping_at_once():
+        with stopping_at_once(), ExitStack() as arguments.held:
             try:
                 work = arguments.run(arguments)
             except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -186,8 +187,15 @@ def _load(arguments: argparse.Namespace, **sections: dict[str, Any]) -> Config:
 
 
 def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
+    arguments.held.enter_context(locked(arguments.out))
     folder = RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
     print(f"Writing to {folder.path}")
+    return folder
+
+
+def _open_run(arguments: argparse.Namespace) -> RunFolder:
+    folder = RunFolder.open(arguments.resume)
+    arguments.held.enter_context(locked(folder.path))
     return folder
 
 
@@ -361,7 +369,7 @@ def _resume(arguments: argparse.Namespace) -> Work:
     from .checks import check_resuming
     from .training import resume_training
 
-    folder = RunFolder.open(arguments.resume)
+    folder = _open_run(arguments)
     config = load_config(folder.config_file, device=arguments.device)
     checkpoint = check_resuming(config, folder)
 
@@ -463,7 +471,7 @@ def _quickstart(arguments: argparse.Namespace) -> Work:
     from .quickstart import quickstart
 
     if _is_resumed(arguments):
-        folder = RunFolder.open(arguments.resume)
+        folder = _open_run(arguments)
         config = load_config(folder.config_file, device=arguments.device)
         if folder.has_checkpoints:
             check_resuming(config, folder)

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from sb3_vla import PPOSelfBC
+from sb3_vla.common.folder_lock import LOCK_FILE, locked
 from sb3_vla.common.plain_file import load_plain
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
@@ -361,3 +362,27 @@ def test_new_run_starts_from_the_weights_of_the_initial_model(config_file, tmp_p
     assert moved and all(name.startswith("critic") for name in moved)
     assert (model.gamma, model.n_steps) == (config.wrapping.gamma, 8)
     assert Path(run.model).is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two commands at a time
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart", "sft"])
+def test_a_run_folder_in_use_is_an_error_that_leaves_it_alone(config_file, tmp_path, capsys, command):
+    run = tmp_path / "run"
+    demos = ["--demos", str(tmp_path / "d.npz")] if command == "sft" else []
+    if demos:
+        assert main(["demos", "--config", str(config_file), "--out", demos[1]]) == 0
+    with locked(run):
+        assert main([command, "--config", str(config_file), *demos, "--out", str(run)]) == 2
+        assert [path.name for path in run.iterdir()] == [LOCK_FILE]
+    assert f"'{run}' is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart"])
+def test_a_run_in_use_is_not_resumed(config_file, tmp_path, capsys, command):
+    run = RunFolder.create(tmp_path / "run", "sb3-vla train", {})
+    with locked(run.path):
+        assert main([command, "--resume", str(run.path)]) == 2
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
