@@ -73,8 +73,7 @@ class RunFolder:
         if folder.path.exists() and not folder._is_free():
             raise FileExistsError(
                 f"'{path}' already holds something, and a run is never overwritten. "
-                "Give another folder, remove this one, or go on with the run in it: `sb3-vla train --resume` or "
-                "`sb3-vla quickstart --resume`."
+                "Give another folder, or go on with the run in it: `sb3-vla train --resume` or `sb3-vla quickstart --resume`."
             )
         for path in folder._logs:
             if path.is_dir():
@@ -105,6 +104,18 @@ class RunFolder:
                 "Give the folder that a run wrote (the one with config.yaml in it)."
             )
         return folder
+
+    def check_kinds(self) -> None:
+        """
+        :raises ValueError: If a folder is where a file of a run belongs, or a file where a folder does
+        """
+        stages = (self.demos, self.sft_model, self.results, self.model)
+        for path in (*stages, self.progress, self.log, self.validation, self.best_model, self.curves):
+            if path.is_dir():
+                raise ValueError(f"'{path}' must be a file, and is a folder: move it elsewhere")
+        for path in (self.tensorboard, self.checkpoints):
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"'{path}' must be a folder, and is a file: move it elsewhere")
 
     @property
     def _logs(self) -> tuple[Path, ...]:

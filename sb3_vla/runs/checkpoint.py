@@ -190,8 +190,10 @@ class ResumableCSV(CSVOutputFormat):
         # Of a file that is damaged, what can be read goes on: the checkpoint is what counts
         path = Path(filename)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        super().__init__(filename)
         keys = lines[0].split(",") if lines else []
+        if lines and _TIMESTEPS not in keys:
+            shutil.copy(path, path.with_name(f"{path.stem}.damaged{path.suffix}"))
+        super().__init__(filename)
         if _TIMESTEPS not in keys:
             return
         self.keys = keys
@@ -234,7 +236,8 @@ def _remove_others(checkpoint: Path) -> None:
     ]
     kept = (checkpoint, *earlier[:1])
     for path in checkpoint.parent.iterdir():
-        if path not in kept and path.is_dir():
+        # Nothing else that lies there
+        if path not in kept and path.is_dir() and path.name.removesuffix(PARTIAL).isdecimal():
             shutil.rmtree(path)
 
 
@@ -245,9 +248,12 @@ def _damage(checkpoint: Path) -> str | None:
     """
     try:
         checksums = json.loads((checkpoint / _CHECKSUMS).read_text(encoding="utf-8"))
-        changed = [name for name, checksum in checksums.items() if _checksum(checkpoint / name) != checksum]
-    except (OSError, ValueError, AttributeError) as error:
+        found = {path.name: _checksum(path) for path in checkpoint.iterdir() if path.name != _CHECKSUMS}
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
+    if not isinstance(checksums, dict) or not {"model.zip", _TRAINING_STATE} <= checksums.keys():
+        return f"{_CHECKSUMS} does not name its files"
+    changed = [name for name in sorted({*checksums, *found}) if checksums.get(name) != found.get(name)]
     return f"{', '.join(changed)} changed since it was written" if changed else None
 
 

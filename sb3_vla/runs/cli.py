@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from sb3_vla_envs.durable_files import check_writable
+from sb3_vla_envs.collection import ExpertFailure
+from sb3_vla_envs.durable_files import check_writable, sweep
 from sb3_vla_envs.suite import get_suite
 
 from ..common.folder_lock import locked
 from ..common.run_folder import RunFolder
-from .config import Config, load_config
+from .config import Config, load_config, load_run_config
 from .interruption import Interrupted, stopping_at_once
 
 # A command checks what it was given and returns the work to do
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, 2 after a mistake, 128 and the signal's number after an interruption
+    :return: Exit status: 0, 1 after an expert that fails, 2 after a mistake, 128 and the signal's number after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
         return error.exit_status
+    except ExpertFailure as error:
+        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -196,6 +200,7 @@ def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
 def _open_run(arguments: argparse.Namespace) -> RunFolder:
     folder = RunFolder.open(arguments.resume)
     arguments.held.enter_context(locked(folder.path))
+    sweep(folder.path)
     return folder
 
 
@@ -228,7 +233,7 @@ def _check_new_file(path: str | None) -> None:
     if path is None:
         return
     if Path(path).exists():
-        raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+        raise FileExistsError(f"{path!r} exists already: give another file")
     check_writable(Path(path).parent)
 
 
@@ -238,6 +243,8 @@ def _config(arguments: argparse.Namespace) -> Work:
 
 
 def _demos(arguments: argparse.Namespace) -> Work:
+    from sb3_vla_envs import save_demonstrations
+
     from .checks import check_acting, check_experts
     from .pipeline import collect
 
@@ -253,7 +260,14 @@ def _demos(arguments: argparse.Namespace) -> Work:
     _check_new_file(arguments.out)
 
     def work() -> None:
-        demonstrations = collect(config, arguments.out)
+        try:
+            demonstrations = collect(config, arguments.out)
+        except ExpertFailure as failure:
+            if not failure.demonstrations:
+                raise
+            save_demonstrations(arguments.out, failure.demonstrations)
+            kept = f"{len(failure.demonstrations)} demonstrations collected are in {arguments.out}"
+            raise ExpertFailure(f"{failure}. The {kept}", failure.demonstrations) from failure
         print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
 
     return work
@@ -370,7 +384,7 @@ def _resume(arguments: argparse.Namespace) -> Work:
     from .training import resume_training
 
     folder = _open_run(arguments)
-    config = load_config(folder.config_file, device=arguments.device)
+    config = load_run_config(folder.config_file, device=arguments.device)
     checkpoint = check_resuming(config, folder)
 
     def work() -> None:
@@ -467,16 +481,13 @@ def _record(arguments: argparse.Namespace) -> Work:
 
 
 def _quickstart(arguments: argparse.Namespace) -> Work:
-    from .checks import check_experts, check_resuming, check_training
+    from .checks import check_experts, check_quickstart_resuming, check_training
     from .quickstart import quickstart
 
     if _is_resumed(arguments):
         folder = _open_run(arguments)
-        config = load_config(folder.config_file, device=arguments.device)
-        if folder.has_checkpoints:
-            check_resuming(config, folder)
-        else:
-            config.check_resumes(load_config(folder.began_file))
+        config = load_run_config(folder.config_file, device=arguments.device)
+        check_quickstart_resuming(config, folder)
     else:
         config = _load(arguments)
         check_experts(config)

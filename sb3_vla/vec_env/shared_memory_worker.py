@@ -1,7 +1,6 @@
 """What a worker process of :class:`SharedMemoryVecEnv` does: it runs some of the environments, on command."""
 
 import faulthandler
-import math
 import os
 import pickle
 import random
@@ -26,6 +25,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from stable_baselines3.common.vec_env.util import obs_space_info
 
 from .env_state import EnvState, get_env_state, set_env_state
+from .shared_memory_room import check_room, reserve, step_sizes
 
 END = b"end"  # instead of a command
 # Upon which a worker says where it is; Windows has no such signal
@@ -51,15 +51,23 @@ class SharedSteps:
     :param n_envs: Number of environments
     :param observation_space: Of one environment, any that SB3 supports
     :param name: Of the memory, if another process has made it already
+    :raises RuntimeError: If there is not enough of it
     """
 
     def __init__(self, n_envs: int, observation_space: spaces.Space[Any], name: str | None = None) -> None:
         keys, shapes, dtypes = obs_space_info(observation_space)
         layout = [((n_envs, *shapes[key]), np.dtype(dtypes[key])) for key in keys]
         layout += [((n_envs,), np.dtype(np.float32)), ((n_envs,), np.dtype(bool))]
-        # Each array begins at a cache line of its own
-        sizes = [math.ceil(math.prod(shape) * dtype.itemsize / 64) * 64 for shape, dtype in layout]
+        sizes = step_sizes(n_envs, observation_space)
+        if name is None:
+            check_room(sum(sizes))
         self._memory = SharedMemory(name, create=name is None, size=sum(sizes))
+        if name is None:
+            try:
+                reserve(self._memory.name, sum(sizes))
+            except RuntimeError:
+                self._memory.unlink()
+                raise
         arrays: list[Any] = [
             np.ndarray(shape, dtype, self._memory.buf, offset=sum(sizes[:number]))
             for number, (shape, dtype) in enumerate(layout)

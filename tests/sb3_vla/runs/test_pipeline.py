@@ -386,3 +386,36 @@ def test_a_run_in_use_is_not_resumed(config_file, tmp_path, capsys, command):
     with locked(run.path):
         assert main([command, "--resume", str(run.path)]) == 2
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept, and what is shown
+
+
+def test_demonstrations_of_other_tasks_are_kept_when_an_expert_fails(config_file, tmp_path, capsys):
+    out = tmp_path / "d.npz"
+    settings = yaml.safe_load(config_file.read_text())
+    settings |= {"tasks": ["pick-place-wall-v3", "handle-press-v3"], "simulation": {"horizon": 45}}
+    config_file.write_text(yaml.safe_dump(settings))
+    assert main(["demos", "--config", str(config_file), "--n-per-task", "3", "--out", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "that of pick-place-wall-v3 in only 0 of 20 attempts" in line and line.endswith(f"are in {out}")
+    assert [demo.task for demo in load_demonstrations(out)] == ["handle-press-v3"] * 3
+
+
+def test_training_shows_its_progress_in_lines_and_nothing_after_an_error(config_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sb3_vla_envs.progress._SECONDS_BETWEEN_LINES", 0.0)
+    arguments = ["train", "--config", str(config_file), "--timesteps", "32", "--out"]
+    assert main([*arguments, str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("train: 32/32 chunks, success ") and lines[-1].endswith(" 0 s left")
+    assert not any("\r" in line for line in lines)
+
+    monkeypatch.setattr(PPOSelfBC, "train", _fail)
+    with pytest.raises(ArithmeticError):
+        main([*arguments, str(tmp_path / "other")])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train: 16/32 chunks")
+
+
+def _fail(model):
+    raise ArithmeticError
