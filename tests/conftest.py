@@ -96,6 +96,12 @@ class ToyVLAEnv(gym.Env):
             info["steps_to_success"] = self.t
         return self._observation(), float(success), success, not success and self.t >= self.horizon, info
 
+    def get_state(self) -> list[int]:
+        return [self.t, self.progress]
+
+    def set_state(self, state: list[int]) -> None:
+        self.t, self.progress = state
+
     def _observation(self) -> dict[str, np.ndarray]:
         image = np.random.default_rng(100 * self.t + self.progress).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         observation = {
