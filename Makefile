@@ -1,4 +1,4 @@
-# Everything below works from a fresh clone on Debian or Ubuntu with Python 3.10 to 3.13, as root or with sudo.
+# Everything below works from a fresh clone on Debian or Ubuntu with Python 3.11 to 3.13, as root or with sudo.
 PYTHON ?= python3
 VENV ?= .venv
 TASKS ?= window-open-v3,drawer-close-v3,button-press-topdown-v3
@@ -15,7 +15,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot package test-lowest test-newest clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot docs browser package test-lowest test-newest clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -60,7 +60,11 @@ check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot i
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/lerobot/check_datasets.py $(LEROBOT_ENV)/bin/python results/lerobot/datasets.json
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/lerobot/check_smolvla.py $(LEROBOT_ENV)/bin/python results/lerobot/smolvla.json
 
-test: setup  ## Run the tests, offline
+docs: setup  ## The documentation site, in build/docs/html; warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going -n -b html -d build/docs/doctrees docs build/docs/html
+	@echo "Open build/docs/html/index.html"
+
+test: setup browser  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 package: setup  ## Build sdist and wheel into dist/, and use the wheel in a fresh environment (PYTHON=)
@@ -88,12 +92,15 @@ setup: system $(STAMP)
 # Where torch is missing, a fixed version first: pip may have a CPU build of it at hand, while a looser requirement would
 # always download gigabytes of CUDA libraries.
 $(STAMP): setup.cfg pyproject.toml | system
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --progress-bar off -q torch==2.13.0 $(TORCH_OPTIONS)
 	$(BIN)/pip install --progress-bar off -q -e '.[dev]'
 	@touch $@
+
+browser: system  ## What the tests look at web pages with
+	@sh scripts/install_system.sh $(PYTHON) chromium
 
 system:
 	@sh scripts/install_system.sh $(PYTHON)

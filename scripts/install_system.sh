@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what pip can't, where it is missing: the GL library that MuJoCo needs to render off-screen (EGL where there is a
 # GPU, else OSMesa, in software), and Debian's python3-venv.
-# Usage: install_system.sh PYTHON
+# Usage: install_system.sh PYTHON [chromium]   with it, only the browser with which the tests look at web pages
 set -eu
 python=$1
 
@@ -18,6 +18,12 @@ install() {
     $sudo apt-get update -qq
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
 }
+
+if [ "${2:-}" = chromium ]; then
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+        || install chromium
+    exit
+fi
 
 has_library() {
     /sbin/ldconfig -p | grep -q "$1"

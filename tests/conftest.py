@@ -16,6 +16,8 @@ from sb3_vla import PPOSelfBC
 from sb3_vla.vec_env.make import preload_workers
 from sb3_vla_envs import ChunkedActionWrapper, Demonstration, encode_instruction
 
+from .web_page import look_at  # noqa: F401  # a fixture
+
 # Worker processes fork from one that has imported sb3_vla once, from the first test on: each would import torch otherwise
 preload_workers()
 

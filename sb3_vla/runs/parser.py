@@ -81,6 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
     )
 
+    report = _add_command(commands, "report", "make one page about runs: results, curves, films, settings", None)
+    report.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run folders, complete or still going")
+    report.add_argument("--out", type=_path, required=True, metavar="FILE", help="the page (.html); replaces a report")
+    report.add_argument("--watch", type=int, metavar="SECONDS", help="write it again so often, until all runs are complete")
+
     _add_command(commands, "doctor", "say what this machine and its software are, and what of it will hurt", None)
 
     push = _add_command(commands, "push", "upload a run's model, with a model card, to the Hugging Face Hub", None)

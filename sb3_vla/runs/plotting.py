@@ -72,7 +72,7 @@ def plot_learning_curves(progress_csv: str | Path, path: str | Path, baseline: E
         raise ValueError(f"'{progress_csv}' holds nothing to draw: it has {sorted(columns)}, but none of {wanted}.")
     n_columns = min(3, len(panels))
     n_rows = -(-len(panels) // n_columns)
-    figure = _figure(4.4 * n_columns, 3.1 * n_rows + 0.5)
+    figure = new_figure(4.4 * n_columns, 3.1 * n_rows + 0.5)
     tasks = _tasks_of(columns)
     task_colors = {task: _TASK_COLORS[i] if len(tasks) <= _MAX_TASKS_IN_LEGEND else _GREY for i, task in enumerate(tasks)}
     handles: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def plot_learning_curves(progress_csv: str | Path, path: str | Path, baseline: E
         axes = figure.add_subplot(n_rows, n_columns, number)
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("primitive steps (thousands)")
-        _tidy(axes)
+        tidy(axes)
         if panel.summary:
             handles |= _draw_tasks(axes, panel, columns, task_colors, baseline)
         else:
@@ -107,7 +107,7 @@ def plot_comparison(
     """
     tasks = list(dict.fromkeys([*before.tasks, *after.tasks]))
     names = [*(task or "(no task)" for task in tasks), "mean"]
-    figure = _figure(10.0, 0.55 * len(names) + 1.7)
+    figure = new_figure(10.0, 0.55 * len(names) + 1.7)
     axes_success, axes_steps = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(names), dtype=np.float64)
     for result, label, color, offset in ((before, labels[0], _BEFORE, -0.19), (after, labels[1], _AFTER, 0.19)):
@@ -121,7 +121,7 @@ def plot_comparison(
     axes_steps.set_xlabel("mean primitive steps to success")
     axes_steps.margins(x=0.12)  # room for the numbers
     for axes in (axes_success, axes_steps):
-        _tidy(axes)
+        tidy(axes)
         axes.grid(visible=False, axis="y")
         axes.axhline(len(tasks) - 0.5, color=_GREY, linewidth=0.8)  # the mean is no task
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -247,7 +247,7 @@ def _draw_steps_bars(axes: "Axes", rows: NDArray[np.float64], summaries: list[Ev
             axes.text(0.0, row, " no success", va="center", fontsize=8, color=_GREY)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """
     :param width: inches
     :param height: inches
@@ -264,7 +264,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _tidy(axes: "Axes") -> None:
+def tidy(axes: "Axes") -> None:
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines["top"].set_visible(False)

@@ -1,0 +1,1 @@
+"""``sb3-vla report``: runs, seeds and experiments on one page."""

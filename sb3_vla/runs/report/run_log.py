@@ -1,0 +1,149 @@
+"""What a run's folder tells, whether the run has ended or goes on."""
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ...common.run_folder import RunFolder
+from ...evaluation.result import EvaluationResult
+
+#: Columns of a log by name, each of shape ``(rows,)``, NaN where nothing was logged
+Columns = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """
+    All that a report says of a run.
+
+    :param name: What to call it
+    :param path: Its folder
+    :param command: The command that made it
+    :param config: Its settings by full name, e.g. ``train.learning_rate``
+    :param versions: Of its software
+    :param results: Its evaluations, by what was evaluated
+    :param progress: What SB3's logger recorded, with ``hours``
+    :param validation: Evaluations during training, with ``hours``
+    :param films: GIFs by name
+    :param is_complete: Whether the model that it was to make is there
+    :param seconds_since: Since it last wrote anything into a log
+    """
+
+    name: str
+    path: Path
+    command: str
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    results: Mapping[str, EvaluationResult]
+    progress: Columns
+    validation: Columns
+    films: Mapping[str, Path]
+    is_complete: bool
+    seconds_since: float
+
+    @property
+    def experiment(self) -> str:
+        """The same for runs that differ by their seed alone."""
+        return json.dumps({key: value for key, value in self.config.items() if key != "seed"}, sort_keys=True, default=str)
+
+    @property
+    def done(self) -> float | None:
+        """Which part of its training is behind it, 0..1, if it trains."""
+        timesteps, total = self.progress.get("time/total_timesteps"), self.config.get("train.total_timesteps")
+        return None if timesteps is None or not total else min(1.0, float(np.nanmax(timesteps)) / total)
+
+
+def read_runs(paths: Sequence[str]) -> list[RunLog]:
+    """
+    :param paths: Run folders
+    :return: What they tell, each by a name of its own: the last two or more parts of its path
+    :raises FileNotFoundError: If a folder is not there
+    :raises ValueError: If it holds no run, or a file in it is damaged
+    """
+    folders = [Path(path).resolve() for path in dict.fromkeys(paths)]
+    longest = max(len(folder.parts) for folder in folders)
+    length = next(n for n in range(2, longest + 2) if len({folder.parts[-n:] for folder in folders}) == len(folders))
+    names = ["/".join(folder.parts[-length:]) for folder in folders]
+    return [_read_run(path, name) for path, name in zip(dict.fromkeys(paths), names, strict=True)]
+
+
+def _read_run(path: str, name: str) -> RunLog:
+    folder = RunFolder.open(path)
+    content = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise ValueError(f"'{folder.config_file}' is not the configuration of a run")
+    logs = [file for file in (folder.progress, folder.validation, folder.results, folder.config_file) if file.is_file()]
+    is_complete = folder.results.is_file() or (folder.model if folder.progress.is_file() else folder.sft_model).is_file()
+    return RunLog(
+        name=name,
+        path=folder.path,
+        command=str(content.get("command", "")),
+        config=dict(_flat(content["config"])),
+        versions=json.loads(folder.versions_file.read_text(encoding="utf-8")),
+        results=_read_results(folder),
+        progress=_with_hours(_read_columns(folder.progress), "time/time_elapsed"),
+        validation=_with_hours(_read_columns(folder.validation), "seconds"),
+        films=_find_films(folder),
+        is_complete=is_complete,
+        seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_results(folder: RunFolder) -> dict[str, EvaluationResult]:
+    if not folder.results.is_file():
+        return {}
+    try:
+        content = json.loads(folder.results.read_text(encoding="utf-8"))
+        if "format" in content:  # a single one, of `sb3-vla eval`
+            content = {"post-trained" if folder.progress.is_file() else "SFT": content}
+        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
+
+
+def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    """:return: Columns that hold a number; of a file that is being written, as far as its lines are whole"""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    columns = {key: np.array([_number(row.get(key)) for row in rows]) for key in (rows[0] if rows else ())}
+    return {key: values for key, values in columns.items() if np.isfinite(values).any()}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+def _with_hours(columns: dict[str, NDArray[np.float64]], seconds: str) -> dict[str, NDArray[np.float64]]:
+    """SB3 counts the time of each ``learn()`` from zero, so a run that was gone on with begins again."""
+    if seconds in columns:
+        steps = np.diff(columns[seconds], prepend=0.0)
+        columns["hours"] = np.cumsum(np.where(steps < 0, columns[seconds], steps)) / 3600
+    return columns
+
+
+def _find_films(folder: RunFolder) -> dict[str, Path]:
+    """:return: Of each task, the film of before and after where there is one, else all there are"""
+    films = sorted([*folder.gifs.glob("*.gif"), *folder.path.glob("*.gif")])
+    both = [film for film in films if film.stem.startswith("comparison_")]
+    return {film.stem.removeprefix("comparison_"): film for film in both or films}
