@@ -3,8 +3,7 @@
 from argparse import Namespace
 from collections import Counter
 
-from sb3_vla_envs import load_demonstrations, save_demonstrations
-from sb3_vla_envs.collection import ExpertFailure
+from sb3_vla_envs import ExpertFailure, load_demonstrations, save_demonstrations
 
 from ..checks import check_acting, check_experts
 from ..lerobot_datasets import export_lerobot, import_lerobot

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from sb3_vla_envs.collection import ExpertFailure
+from sb3_vla_envs import ExpertFailure
 
 from ..checks import check_experts, check_quickstart_resuming, check_training
 from ..quickstart import quickstart
