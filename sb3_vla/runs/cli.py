@@ -18,6 +18,7 @@ from sb3_vla_envs.suite import get_suite
 
 from ..common.folder_lock import locked
 from ..common.run_folder import RunFolder
+from ..common.trusted_names import trust_by_name
 from .config import Config, load_config, load_run_config
 from .interruption import Interrupted, stopping_at_once
 
@@ -130,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    _add_trust(push)
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
     push.add_argument(
         "--local", type=_path, metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded"
@@ -141,7 +143,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust", action="store_true", help="load a pickled model too, which can run anything")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="MODULE:NAME of a class of your own that the model names, such as a backbone; or pickle: load a pickled model, "
+        "too, which can run anything. May be given more than once",
+    )
+
+
+def _trusts_pickle(arguments: argparse.Namespace) -> bool:
+    """
+    :param arguments: Of a command that loads a model
+    :return: Whether it may be a pickled one; the classes named beside that are trusted from now on
+    """
+    for name in arguments.trust:
+        if name != "pickle":
+            trust_by_name(name)
+    return "pickle" in arguments.trust
 
 
 def _path(text: str) -> str:
@@ -217,7 +237,7 @@ def _load_to_act(arguments: argparse.Namespace, **sections: dict[str, Any]) -> t
     if arguments.config is None and own_config.is_file():
         arguments.config = own_config
     config = _load(arguments, **sections)
-    model = load_model(arguments.model, config.device, arguments.trust)
+    model = load_model(arguments.model, config.device, _trusts_pickle(arguments))
     check_acting(config, model)
     return config, model
 
@@ -368,12 +388,13 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
 
     config = _load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-    check_training(config, arguments.init, demonstrations, arguments.trust)
+    trust_pickle = _trusts_pickle(arguments)
+    check_training(config, arguments.init, demonstrations, trust_pickle)
     folder = _create_run(arguments, config)
 
     def work() -> None:
         with _going_on(arguments, folder):
-            post_train(config, folder, arguments.init, demonstrations, trust_pickle=arguments.trust)
+            post_train(config, folder, arguments.init, demonstrations, trust_pickle=trust_pickle)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
@@ -383,6 +404,7 @@ def _resume(arguments: argparse.Namespace) -> Work:
     from .checks import check_resuming
     from .training import resume_training
 
+    _trusts_pickle(arguments)
     folder = _open_run(arguments)
     config = load_run_config(folder.config_file, device=arguments.device)
     checkpoint = check_resuming(config, folder)
@@ -508,7 +530,8 @@ def _push(arguments: argparse.Namespace) -> Work:
     from .publish import read_run
 
     check_repo_id(arguments.repo_id)
-    contents, missing = read_run(arguments.run_folder, arguments.with_demos)
+    trust_pickle = _trusts_pickle(arguments)
+    contents, missing = read_run(arguments.run_folder, arguments.with_demos, trust_pickle)
     if arguments.local is None:
         create_repo(arguments.repo_id, private=arguments.private)
     else:
