@@ -54,5 +54,5 @@ def _checksum(text: str, tensors: Mapping[str, th.Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(th.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(th.uint8).numpy().data)
     return digest.hexdigest()
