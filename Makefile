@@ -9,13 +9,15 @@ TORCH_OPTIONS ?=
 # A Python of 3.12 or later for LeRobot, and where it gets an environment of its own
 LEROBOT_PYTHON ?= python3.12
 LEROBOT_ENV ?= build/lerobot_env
+# e.g. --kills 5 --soak-minutes 2
+TORTURE ?=
 # What test-lowest and test-newest run, by default all
 TESTS ?=
 OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot docs browser package test-lowest test-newest clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot torture docs browser package test-lowest test-newest clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -53,6 +55,9 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
+
+torture: setup  ## Kills, power cuts, full disks, damaged files and an hour of training: hours, as root for the disks (TORTURE=)
+	$(BIN)/python benchmarks/torture/torture.py $(TORTURE)
 
 check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)
 	test -x $(LEROBOT_ENV)/bin/python || $(LEROBOT_PYTHON) -m venv $(LEROBOT_ENV)

@@ -2,6 +2,7 @@
 
 from .callbacks.sft_callback import SFTCallback
 from .callbacks.success_eval_callback import SuccessEvalCallback
+from .common.normalizer_state import load_normalizer, save_normalizer
 from .common.trusted_names import trust
 from .evaluation.collect import collect_episodes
 from .evaluation.episode_schedule import EpisodeSchedule, episode_jobs
@@ -61,8 +62,10 @@ __all__ = [
     "evaluate_on_metaworld",
     "evaluate_on_tasks",
     "fine_tune",
+    "load_normalizer",
     "make_vla_vec_env",
     "push_to_hub",
     "save_for_hub",
+    "save_normalizer",
     "trust",
 ]

@@ -1,11 +1,42 @@
 """What SB3's ``VecNormalize`` goes on from."""
 
+import os
 from typing import Any
 
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from .plain_file import load_plain, save_plain
+
+_FORMAT = "sb3-vla normalizer 1"
 _STATISTICS = ("mean", "var", "count")
+_ARGUMENTS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+
+
+def save_normalizer(normalizer: VecNormalize, path: str | os.PathLike[str]) -> None:
+    """
+    Save a ``VecNormalize``; unlike its own ``save``, without pickle.
+
+    :param normalizer: The wrapper
+    :param path: Where to write
+    """
+    arguments = {name: getattr(normalizer, name) for name in _ARGUMENTS}
+    save_plain(path, {"format": _FORMAT, "arguments": arguments, "state": get_normalizer_state(normalizer)})
+
+
+def load_normalizer(path: str | os.PathLike[str], venv: VecEnv) -> VecNormalize:
+    """
+    :param path: What :func:`save_normalizer` wrote
+    :param venv: The environment to wrap
+    :return: A ``VecNormalize`` around it with the arguments and statistics of the file, which runs nothing
+    :raises ValueError: If the file is truncated, damaged or something else
+    """
+    content = load_plain(path)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{os.fspath(path)!r} is no file that save_normalizer wrote")
+    normalizer = VecNormalize(venv, **content["arguments"])
+    set_normalizer_state(normalizer, {**content["state"], "discounted": normalizer.returns})  # of as many environments
+    return normalizer
 
 
 def get_normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """A file of plain values: one of safetensors, whose metadata holds what is no tensor as JSON."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import torch as th
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
@@ -11,7 +14,7 @@ from sb3_vla_envs.durable_files import replacing
 
 from .plain_values import PlainValues
 
-_CONTENT = "content"
+_CONTENT, _CHECKSUM = "content", "sha256"
 # What reading a file raises that is not as save_plain wrote it
 _DAMAGE = (SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError)
 
@@ -24,8 +27,9 @@ def save_plain(path: str | os.PathLike[str], value: Any) -> None:
     """
     values = PlainValues()
     text = json.dumps(values.encode(value))
+    metadata = {_CONTENT: text, _CHECKSUM: _checksum(text, values.tensors)}
     with replacing(path) as file:
-        file.write(save_tensors(values.tensors, metadata={_CONTENT: text}))
+        file.write(save_tensors(values.tensors, metadata=metadata))
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:
@@ -38,6 +42,17 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return PlainValues(tensors).decode(json.loads(file.metadata()[_CONTENT]))
+            metadata = file.metadata()
+        if _checksum(metadata[_CONTENT], tensors) != metadata[_CHECKSUM]:
+            raise ValueError("wrong checksum")
+        return PlainValues(tensors).decode(json.loads(metadata[_CONTENT]))
     except _DAMAGE as error:
         raise ValueError(f"{os.fspath(path)!r} is truncated, damaged or no file of sb3-vla: {error}") from error
+
+
+def _checksum(text: str, tensors: Mapping[str, th.Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(th.uint8).numpy().data)
+    return digest.hexdigest()

@@ -38,6 +38,18 @@ def trust(*objects: Any) -> None:
         _trusted[name_of(each)] = each
 
 
+def trust_by_name(name: str) -> None:
+    """
+    :param name: ``"module:name"`` of a class or function to :func:`trust`; its module is imported
+    :raises ValueError: If there is none of that name
+    """
+    module, _, qualname = name.partition(":")
+    try:
+        trust(getattr(importlib.import_module(module), qualname))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name!r} can't be trusted: give MODULE:NAME of a class or function ({error})") from error
+
+
 def name_of(each: Any) -> str:
     """
     :param each: A class or function

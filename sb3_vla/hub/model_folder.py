@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,15 @@ def save_for_hub(
     )
     card = make_model_card(content)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / content.filename)
-    for name, source in copies.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, folder / name)
-    for name, evaluation in (("results.json", result), ("baseline_results.json", baseline)):
-        if evaluation is not None:
-            evaluation.save(folder / name)
-    card.save(folder / "README.md")
+    with _all_or_nothing(folder):
+        model.save(folder / content.filename)
+        for name, source in copies.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
+        for name, evaluation in (("results.json", result), ("baseline_results.json", baseline)):
+            if evaluation is not None:
+                evaluation.save(folder / name)
+        card.save(folder / "README.md")
     return ["README.md", content.filename, *content.files]
 
 
@@ -109,6 +110,25 @@ def check_new_folder(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"'{folder}' already holds something: give another folder")
     return folder
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """
+    Within it, a folder is filled, and left as it was if that fails.
+
+    :param folder: The folder, empty or not there yet
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in made:
+            path.rmdir()
+        raise
 
 
 def check_portable(model: PPOSelfBC) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +14,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, get_device
 from torch import nn
 
 from sb3_vla_envs import decode_instruction
-from sb3_vla_envs.durable_files import replacing
 
 from ..common.argument_checks import check_keywords, check_known, check_names, check_widths
 from ..common.chunk_mask import executed_mask
+from ..common.plain_file import load_plain, save_plain
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
@@ -29,6 +31,9 @@ from .lora import add_lora, merge
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
 from .vla_adapter import VLAPolicyAdapter
+
+# Of a policy alone
+_FORMAT = "sb3-vla policy 1"
 
 AUTOCASTS = (None, "auto", "bfloat16")  # not float16, which needs its gradients scaled
 
@@ -454,12 +459,37 @@ class VLAPolicy(ActorCriticPolicy):
 
     def save(self, path: str) -> None:
         """
-        :param path: Where to write the policy, for :meth:`load`
+        :param path: Where to write the policy, as tensors and JSON, for :meth:`load`
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
         check_weights(self, "it is not saved")
-        with replacing(path) as file:
-            super().save(file)  # type: ignore[arg-type]
+        arguments = self._get_constructor_parameters()
+        del arguments["lr_schedule"]  # which only a training has
+        save_plain(path, {"format": _FORMAT, "arguments": arguments, "weights": self.state_dict()})
+
+    @classmethod
+    def load(cls, path: str, device: th.device | str = "auto", trust_pickle: bool = False) -> "VLAPolicy":
+        """
+        :param path: What :meth:`save` wrote
+        :param device: Where the policy goes
+        :param trust_pickle: Whether to load a file that SB3 or an earlier sb3-vla saved, too, which can run anything
+        :return: The policy; nothing that the file says is run
+        :raises ValueError: If the file is truncated, damaged or something else, pickled and not trusted, or names a class that
+            is not trusted (see :func:`sb3_vla.trust`)
+        """
+        if zipfile.is_zipfile(path):  # as torch.save writes it
+            if not trust_pickle:
+                raise ValueError(
+                    f"{os.fspath(path)!r} is a pickled file, which can run anything when it is read: only if you trust who "
+                    "made it, give trust_pickle=True, and save the policy again"
+                )
+            return super().load(path, device)
+        content = load_plain(path)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"{os.fspath(path)!r} is no policy that VLAPolicy.save wrote")
+        policy = cls(**content["arguments"], lr_schedule=FloatSchedule(0.0))
+        policy.load_state_dict(content["weights"])
+        return policy.to(get_device(device))
 
 
 class _NoFeaturesExtractor(BaseFeaturesExtractor):

@@ -92,7 +92,7 @@ def read_model(
     if not trust_pickle:
         raise ValueError(
             f"{str(path)!r:.200} is a pickled file, which can run anything when it is read: only if you trust whoever made "
-            "it, give trust_pickle=True (--trust), and save the model again"
+            "it, give trust_pickle=True (--trust pickle), and save the model again"
         )
     warnings.warn(f"{str(path)!r:.200} is a pickled file, which may run anything: save the model again", stacklevel=3)
     data, parameters, _ = load_from_zip_file(path, device="cpu", custom_objects=dict(custom_objects or {}))

@@ -146,6 +146,12 @@ class PPOSelfBC(ChunkedPPO):
         _init_setup_model: bool = True,
     ) -> None:
         check_keywords("policy_kwargs", policy_kwargs)
+        self._check_counts(n_steps=n_steps, batch_size=batch_size, n_epochs=n_epochs)  # with which SB3 begins to compute
+        if normalize_advantage and min(batch_size, n_steps * getattr(env, "num_envs", 1)) == 1:
+            raise ValueError(
+                f"n_steps={n_steps} and batch_size={batch_size} give batches of one, whose advantages can't be standardised: "
+                "give more, or normalize_advantage=False"
+            )
         super().__init__(
             policy,
             env,
@@ -188,6 +194,13 @@ class PPOSelfBC(ChunkedPPO):
         if _init_setup_model:
             self._setup_model()
 
+    @classmethod
+    def _check_counts(cls, **counts: int | None) -> None:
+        for name, count in counts.items():
+            if count is None:
+                raise ValueError(f"{name} must be a whole number, at least 1, got None: leave it out for its default")
+            cls.argument_limits[name].check(name, count)
+
     def _check_arguments(self) -> None:
         """
         Here and not in the constructor, so that what is changed when a model is loaded is checked, too.
@@ -195,6 +208,7 @@ class PPOSelfBC(ChunkedPPO):
         :raises ValueError: If an argument is out of range; of schedules nothing is known before they are called
         :raises TypeError: If ``DemonstrationBuffer`` has no such argument
         """
+        self._check_counts(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
         for name, limits in self.argument_limits.items():
             limits.check(name, getattr(self, name))
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:

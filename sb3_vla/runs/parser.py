@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     push = _add_command(commands, "push", "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    _add_trust(push)
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
     push.add_argument(
         "--local", type=_path, metavar="FOLDER", help="only write into this folder, new or empty, what would be uploaded"
@@ -101,7 +102,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust", action="store_true", help="load a pickled model too, which can run anything")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="MODULE:NAME of a class of your own that the model names, such as a backbone; or pickle: load a pickled model, "
+        "too, which can run anything. May be given more than once",
+    )
 
 
 def _path(text: str) -> str:

@@ -12,7 +12,7 @@ from .config import load_config
 from .models import load_model
 
 
-def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, Any], list[str]]:
+def read_run(path: str | Path, demonstrations: bool = False, trust_pickle: bool = False) -> tuple[dict[str, Any], list[str]]:
     """
     Find what :func:`~sb3_vla.save_for_hub` takes in a run folder of ``sb3-vla quickstart``, ``train`` or ``sft``. Its
     ``results.json`` is what ``quickstart`` or ``sb3-vla eval RUN/model.zip --out RUN/results.json`` wrote there, and its films
@@ -20,6 +20,7 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
 
     :param path: The run folder
     :param demonstrations: Whether to publish the demonstration buffer of the last checkpoint
+    :param trust_pickle: Whether the model may be a pickled file, which can run anything
     :return: Arguments of :func:`~sb3_vla.save_for_hub`, and a line on each thing that is not there
     :raises FileNotFoundError: If there is no run, no model, or no demonstration buffer where it is asked for
     :raises ValueError: If a file is not what its name says
@@ -41,7 +42,7 @@ def read_run(path: str | Path, demonstrations: bool = False) -> tuple[dict[str, 
         missing.append(f"gifs/: the card has no films (sb3-vla record {model_path} --out {run.gifs})")
     if not run.curves.is_file():
         missing.append("curves.png: the card has no learning curves")
-    model = load_model(model_path, "cpu")
+    model = load_model(model_path, "cpu", trust_pickle)
     check_results(model, result, baseline)
     arguments = {
         "model": model,

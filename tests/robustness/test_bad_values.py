@@ -125,3 +125,17 @@ def test_actions_that_are_not_finite():
     for value in NOT_FINITE:
         with pytest.raises(ValueError, match="is not finite"):
             env.step(np.full(4, value, np.float32))
+
+
+@pytest.mark.parametrize("name", ["n_steps", "batch_size", "n_epochs"])
+@pytest.mark.parametrize("value", [None, 0, -1])
+def test_counts_that_are_none_or_not_positive_are_named(make_model, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*at least 1.*got {value}"):
+        make_model(**{name: value})
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 1}, {"n_steps": 1, "batch_size": 2}])
+def test_batches_of_one_are_refused_where_advantages_are_standardised(make_model, make_vec_env, arguments):
+    with pytest.raises(ValueError, match=r"n_steps=\d and batch_size=\d give batches of one.*normalize_advantage=False"):
+        make_model(make_vec_env(1), **arguments)
+    make_model(make_vec_env(1), **arguments, normalize_advantage=False)

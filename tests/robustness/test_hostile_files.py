@@ -10,10 +10,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from safetensors.torch import save
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_vla
-from sb3_vla import ConstantWeight, PPOSelfBC, SmolVLMBackbone
+from sb3_vla import ConstantWeight, PPOSelfBC, SmolVLMBackbone, VLAPolicy, load_normalizer, save_normalizer
+from sb3_vla.common.plain_file import save_plain
 from sb3_vla.common.plain_values import PlainValues
 from sb3_vla.common.trusted_names import find_trusted
 from sb3_vla.runs.cli import main
@@ -68,7 +71,7 @@ def test_pickled_files_of_sb3_run_nothing(part, saved, tmp_path, make_model):
         lambda path: PPOSelfBC.load(path, policy_kwargs={}),
         lambda path: make_model().set_parameters(str(path)),
     ):
-        with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True \(--trust\)"):
+        with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True \(--trust pickle\)"):
             load(path)
     for command in ("eval", "record", "probe", "play"):
         assert main([command, str(path), "--tasks", "reach-v3", *(["--out", str(tmp_path / "out")])]) == 2
@@ -226,3 +229,66 @@ class OwnBackbone(SmolVLMBackbone):
 
 def own_rate(remaining):
     return 1e-3 * remaining
+
+
+def test_a_pickled_policy_runs_nothing(tmp_path):
+    proof = tmp_path / "it ran"
+    th.save({"data": Run(proof), "state_dict": {}}, tmp_path / "new.pt")
+    th.save({"data": Run(proof), "state_dict": {}}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True"):
+        VLAPolicy.load(tmp_path / "new.pt")
+    with pytest.raises(ValueError, match="truncated, damaged or no file of sb3-vla"):
+        VLAPolicy.load(tmp_path / "old.pt")
+    assert not proof.exists()
+
+
+def test_a_policy_alone_is_plain_and_comes_back(make_model, tmp_path):
+    policy = make_model().policy
+    policy.save(tmp_path / "policy")
+    assert not zipfile.is_zipfile(tmp_path / "policy") and b"pickle" not in (tmp_path / "policy").read_bytes()
+    loaded = VLAPolicy.load(tmp_path / "policy", device="cpu")
+    for name, value in policy.state_dict().items():
+        assert th.equal(value, loaded.state_dict()[name])
+    BasePolicy.save(policy, tmp_path / "old")
+    assert VLAPolicy.load(tmp_path / "old", trust_pickle=True).observation_space == policy.observation_space
+
+
+def test_other_plain_files_are_no_policies_and_no_normalizers(make_vec_env, tmp_path):
+    for content in ({"format": "x"}, [], 3):
+        save_plain(tmp_path / "file", content)
+        for load in (VLAPolicy.load, lambda path: load_normalizer(path, make_vec_env())):
+            with pytest.raises(ValueError, match="file' is no "):
+                load(tmp_path / "file")
+
+
+def test_a_normalizer_comes_back_without_pickle(make_vec_env, tmp_path):
+    normalizer = VecNormalize(make_vec_env(), norm_obs_keys=["state"], clip_obs=5.0)
+    normalizer.reset()
+    for _ in range(5):
+        normalizer.step(np.stack([normalizer.action_space.sample() for _ in range(2)]))
+    save_normalizer(normalizer, tmp_path / "file")
+    loaded = load_normalizer(tmp_path / "file", make_vec_env(3))
+    assert loaded.clip_obs == 5.0 and loaded.norm_obs_keys == ["state"] and loaded.returns.shape == (3,)
+    raw = make_vec_env(1).reset()
+    for key, values in normalizer.normalize_obs(raw).items():
+        np.testing.assert_array_equal(loaded.normalize_obs(raw)[key], values)
+    loaded.reset()
+
+
+def test_a_class_of_ones_own_is_trusted_by_name_on_the_command_line(saved, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_schedules.py").write_text("class Half:\n    def __call__(self, progress):\n        return 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def change(content):
+        content["data"]["learning_rate"] = {"$instance": ["my_schedules:Half", {}]}
+        return content
+
+    model = str(_changed(saved, change))
+    push = ["push", str(tmp_path / "run"), "--repo-id", "a/b", "--local", str(tmp_path / "local")]
+    assert main(["eval", model, "--tasks", "reach-v3"]) == 2
+    assert "names 'my_schedules:Half', which is not trusted" in capsys.readouterr().err
+    assert main(["eval", model, "--tasks", "reach-v3", "--trust", "my_schedules:Half"]) == 2
+    assert "not trusted" not in capsys.readouterr().err, "it fails later, as the toy model does not fit the task"
+    for name in ("my_schedules:Nothing", "my_schedules", "no_such_module:Half", ":"):
+        assert main([*push, "--trust", name]) == 2
+        assert f"'{name}' can't be trusted: give MODULE:NAME" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from sb3_vla_envs.durable_files import check_writable, sweep
 
 from ...common.folder_lock import locked
 from ...common.run_folder import RunFolder
+from ...common.trusted_names import trust_by_name
 from ..checks import check_acting
 from ..config import Config, load_config, load_run_config
 from ..models import load_model
@@ -46,6 +47,17 @@ def open_run(arguments: Namespace) -> tuple[RunFolder, Config]:
     return folder, load_run_config(folder.config_file, device=arguments.device)
 
 
+def trusts_pickle(arguments: Namespace) -> bool:
+    """
+    :param arguments: Of a command that loads a model
+    :return: Whether it may be a pickled one; the classes named beside that are trusted from now on
+    """
+    for name in arguments.trust:
+        if name != "pickle":
+            trust_by_name(name)
+    return "pickle" in arguments.trust
+
+
 def load_to_act(arguments: Namespace, **sections: dict[str, Any]) -> tuple[Config, Any]:
     """
     :param arguments: Of a command that takes a model
@@ -56,7 +68,7 @@ def load_to_act(arguments: Namespace, **sections: dict[str, Any]) -> tuple[Confi
     if arguments.config is None and own_config.is_file():
         arguments.config = own_config
     config = load(arguments, **sections)
-    model = load_model(arguments.model, config.device, arguments.trust)
+    model = load_model(arguments.model, config.device, trusts_pickle(arguments))
     check_acting(config, model)
     return config, model
 

@@ -7,6 +7,7 @@ from ...hub.model_folder import check_new_folder, save_for_hub
 from ...hub.upload import check_repo_id, create_repo, push_to_hub
 from ..publish import read_run
 from . import Work
+from .given import trusts_pickle
 
 
 def prepare(arguments: Namespace) -> Work:
@@ -15,7 +16,7 @@ def prepare(arguments: Namespace) -> Work:
     :return: The work
     """
     check_repo_id(arguments.repo_id)
-    contents, missing = read_run(arguments.run_folder, arguments.with_demos)
+    contents, missing = read_run(arguments.run_folder, arguments.with_demos, trusts_pickle(arguments))
     if arguments.local is None:
         create_repo(arguments.repo_id, private=arguments.private)
     else:

@@ -7,7 +7,7 @@ from sb3_vla_envs import load_demonstrations
 from ..checks import check_resuming, check_training
 from ..training import post_train, resume_training
 from . import Work
-from .given import create_run, load, open_run
+from .given import create_run, load, open_run, trusts_pickle
 from .resuming import going_on, is_resumed
 
 
@@ -22,18 +22,20 @@ def prepare(arguments: Namespace) -> Work:
 def _train_anew(arguments: Namespace) -> Work:
     config = load(arguments, train={"total_timesteps": arguments.timesteps})
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
-    check_training(config, arguments.init, demonstrations, arguments.trust)
+    trust_pickle = trusts_pickle(arguments)
+    check_training(config, arguments.init, demonstrations, trust_pickle)
     folder = create_run(arguments, config)
 
     def work() -> None:
         with going_on(arguments, folder):
-            post_train(config, folder, arguments.init, demonstrations, trust_pickle=arguments.trust)
+            post_train(config, folder, arguments.init, demonstrations, trust_pickle=trust_pickle)
         print(f"Wrote {folder.model} and {folder.curves}")
 
     return work
 
 
 def _resume(arguments: Namespace) -> Work:
+    trusts_pickle(arguments)
     folder, config = open_run(arguments)
     checkpoint = check_resuming(config, folder)
 

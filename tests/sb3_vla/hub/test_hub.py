@@ -343,3 +343,21 @@ def test_unusable_runs(run, tmp_path):
         read_run(run.path)
     with pytest.raises(ValueError, match="not a run folder"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_folder_that_fails_to_be_written_is_left_as_it_was(make_model, tmp_path, monkeypatch, there_before):
+    folder = tmp_path / "a" / "b"
+    if there_before:
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("sb3_vla.hub.model_folder.shutil.copyfile", _disk_full)
+    film = tmp_path / "film.gif"
+    film.write_bytes(b"GIF89a")
+    with pytest.raises(OSError, match="No space left"):
+        save_for_hub(make_model(), folder, "user/name", videos=[film])
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["a", "film.gif"] if there_before else ["film.gif"])
+    assert not there_before or not list(folder.iterdir())
+
+
+def _disk_full(*args):
+    raise OSError(28, "No space left on device")

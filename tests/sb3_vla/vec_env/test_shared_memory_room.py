@@ -23,15 +23,15 @@ def test_sizes_by_hand():
 @pytest.fixture
 def docker(monkeypatch):
     """64 MB of shared memory, most of it in use."""
-    usage = namedtuple("usage", "total used free")(64_000_000, 63_999_000, 1000)
+    usage = namedtuple("usage", "total used free")(64_000_000, 63_999_900, 100)
     monkeypatch.setattr(shared_memory_room.shutil, "disk_usage", lambda path: usage)
 
 
 def test_what_does_not_fit_is_an_error_with_both_numbers_and_the_mend(docker):
-    message = rf"need {NEEDED} bytes of shared memory, and /dev/shm has 1000 left: .*docker run --shm-size"
+    message = rf"need {NEEDED} bytes of shared memory, and /dev/shm has 100 left: .*docker run --shm-size"
     with pytest.raises(RuntimeError, match=message):
         SharedSteps(3, SPACE)
-    check_room(1000)
+    check_room(100)
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs Linux")
