@@ -6,7 +6,7 @@ from .mujoco.gl_backend import configure_gl_backend, select_gl_backend
 
 configure_gl_backend()  # before anything imports MuJoCo, which reads the choice only then
 
-from .collection import collect_demonstrations  # noqa: E402
+from .collection import ExpertFailure, collect_demonstrations  # noqa: E402
 from .demonstration_file import load_demonstrations, save_demonstrations  # noqa: E402
 from .demonstrations import Demonstration  # noqa: E402
 from .fetch.env import FetchEnv  # noqa: E402
@@ -59,6 +59,7 @@ __all__ = [
     "ChunkedActionWrapper",
     "Demonstration",
     "EpisodeCaption",
+    "ExpertFailure",
     "FetchEnv",
     "GymSuite",
     "GymTask",

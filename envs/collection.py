@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from .argument_checks import check_count
 from .demonstrations import Demonstration
+from .progress import Progress
 from .suite import Suite, find_suite
 from .wrappers.episode_progress import EpisodeProgress
 
@@ -82,7 +84,8 @@ def collect_demonstrations(
     :return: ``n_per_task`` demonstrations of each task, task by task
     :raises TypeError: If an argument is unknown or of another type
     :raises ValueError: If an argument is out of range, or there is no expert for a task
-    :raises RuntimeError: If an expert hardly ever succeeds, or a worker process dies
+    :raises ExpertFailure: If an expert hardly ever succeeds; it holds what was collected
+    :raises RuntimeError: If a worker process dies
     """
     found = find_suite(tasks, suite)
     names = found.resolve_tasks(tasks)
@@ -105,37 +108,79 @@ def collect_demonstrations(
     # By name, as a worker finds it; a suite that is not registered goes there itself
     noise = Noise(float(action_noise), float(noise_correlation))
     build = (suite if isinstance(suite, Suite) else found.address, names, noise, seed, settings)
-    with _attempts(build, n_workers) as attempt, _progress_bar(len(names) * n_per_task, progress) as bar:
-        kept = _keep_successes(names, n_per_task, attempt, bar.update)
-    return [demo for name in names for demo in kept[name]]
+    with (
+        _attempts(build, n_workers) as attempt,
+        Progress(len(names) * n_per_task, "expert demonstrations", "episode", progress) as bar,
+    ):
+        trials = _keep_successes(names, n_per_task, attempt, bar)
+    demonstrations = [demo for trial in trials.values() for demo in trial.kept]
+    if failed := [f"{name} in only {len(trial.kept)} of {trial.tried}" for name, trial in trials.items() if trial.is_hopeless]:
+        raise ExpertFailure(
+            f"Experts succeeded too rarely, that of {', of '.join(failed)} attempts: lower action_noise, raise horizon, or "
+            "leave these tasks out",
+            demonstrations,
+        )
+    return demonstrations
 
 
-def _keep_successes(
-    names: Sequence[str], n_per_task: int, attempt: Attempts, report: Callable[[int], object]
-) -> dict[str, list[Demonstration]]:
+class ExpertFailure(RuntimeError):
+    """
+    An expert hardly ever succeeds.
+
+    :param message: Which one
+    :param demonstrations: What was collected: all of the other tasks, and what there is of its own
+    """
+
+    def __init__(self, message: str, demonstrations: list[Demonstration]) -> None:
+        super().__init__(message)
+        self.demonstrations = demonstrations
+
+
+@dataclass
+class _Trials:
+    """The attempts at a task."""
+
+    kept: list[Demonstration] = field(default_factory=list)
+    tried: int = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the task is given up."""
+        return self.tried >= _MIN_ATTEMPTS and len(self.kept) < _MIN_SUCCESS_RATE * self.tried
+
+
+def _round_size(n_per_task: int, trial: _Trials) -> int:
+    missing = n_per_task - len(trial.kept)
+    # Not all of them before anyone knows whether the expert can do it
+    return min(missing, _MIN_ATTEMPTS - trial.tried) if trial.tried < _MIN_ATTEMPTS else missing
+
+
+def _keep_successes(names: Sequence[str], n_per_task: int, attempt: Attempts, bar: Progress) -> dict[str, _Trials]:
     """
     Try in rounds, each of which makes as many attempts at a task as it still lacks successes.
 
     Thus the attempts kept are the first that succeed, whatever process made them and however many there are.
     """
-    kept: dict[str, list[Demonstration]] = {name: [] for name in names}
-    n_tried = dict.fromkeys(names, 0)
-    while todo := [Attempt(name, n_tried[name] + i) for name in names for i in range(n_per_task - len(kept[name]))]:
+    trials = {name: _Trials() for name in names}
+    n_steps = []
+    while todo := [
+        Attempt(name, trial.tried + i)
+        for name, trial in trials.items()
+        if not trial.is_hopeless
+        for i in range(_round_size(n_per_task, trial))
+    ]:
         for demo in attempt(todo):
-            n_tried[demo.task] += 1
+            trial = trials[demo.task]
+            if trial.is_hopeless:  # what was asked for before that showed
+                continue
+            trial.tried += 1
             if demo.success:
-                kept[demo.task].append(demo)
-                report(1)
-            _check_success_rate(demo.task, len(kept[demo.task]), n_tried[demo.task])
-    return kept
-
-
-def _check_success_rate(task: str, n_successes: int, n_tried: int) -> None:
-    if n_tried >= _MIN_ATTEMPTS and n_successes < _MIN_SUCCESS_RATE * n_tried:
-        raise RuntimeError(
-            f"The expert of {task} succeeded in only {n_successes} of {n_tried} attempts: lower action_noise, raise "
-            "horizon, or leave this task out"
-        )
+                trial.kept.append(demo)
+                n_steps.append(demo.n_steps)
+            tried = sum(each.tried for each in trials.values())
+            steps = sum(n_steps) / len(n_steps) if n_steps else None
+            bar.update(int(demo.success), success=len(n_steps) / tried, steps=steps)
+    return trials
 
 
 class ExpertActions(gym.Wrapper):
@@ -288,11 +333,3 @@ def _attempt_in_worker(attempt: Attempt) -> Demonstration:
     if _Worker.runner is None:
         _Worker.runner = ExpertRunner(*_Worker.build)
     return _Worker.runner(attempt)
-
-
-@contextmanager
-def _progress_bar(total: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm  # here: environments alone do not need it
-
-    with tqdm(total=total, desc="expert demonstrations", unit="episode", disable=not progress) as bar:
-        yield bar

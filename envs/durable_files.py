@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 #: Ending of what is not complete yet; a process that was killed leaves it behind
 PARTIAL = ".part"
+_OWN_PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as mkstemp names them
 _BLOCK = 4096  # bytes, the least that a disk gives
 
 
@@ -72,6 +74,18 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in reversed(missing):
         sync_folder(each.parent)
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """
+    Remove what a process that was killed while it was :func:`replacing` files left of them in a folder and those in it.
+    Nobody else may be writing there.
+
+    :param folder: The folder
+    """
+    for path in Path(folder).rglob(f".*{PARTIAL}"):
+        if _OWN_PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

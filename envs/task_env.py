@@ -25,6 +25,9 @@ ALL_SPLITS: tuple[GoalSplit, ...] = (*SPLITS, "benchmark")
 # Marks settings that do not matter to a model in use
 TRAINING_ONLY = {"training_only": True}
 
+# What tells an episode from others, beside the simulation's own state
+_OF_AN_EPISODE = ("task", "goal_index", "instruction", "_steps", "_steps_to_success")
+
 Observation = dict[str, NDArray[Any]]
 
 
@@ -106,7 +109,8 @@ class MultiTaskEnv(gym.Env):
     picks a task, a goal or both by hand. Each of the settings is an attribute of its name, too.
 
     A subclass implements :meth:`_begin`, :meth:`_advance`, :meth:`_observe` and :meth:`picture`, and where there are such
-    :meth:`_privileged_state` and :meth:`_expert_action`.
+    :meth:`_privileged_state` and :meth:`_expert_action`; where an episode can go on in another process, :meth:`_get_episode`
+    and :meth:`_set_episode`.
 
     :param suite: The suite
     :param tasks: Some of its tasks, see :meth:`Suite.resolve_tasks`
@@ -211,6 +215,21 @@ class MultiTaskEnv(gym.Env):
         """
         raise NotImplementedError(f"The suite {self.suite.name!r} has no expert for the task {self.task!r}")
 
+    def _get_episode(self) -> dict[str, Any]:
+        """
+        :return: What the simulation goes on from in the episode under way, as :meth:`get_state` has it
+        :raises NotImplementedError: If it can't tell
+        """
+        raise NotImplementedError(f"The suite {self.suite.name!r} can't tell the state of its simulations")
+
+    def _set_episode(self, episode: dict[str, Any]) -> None:
+        """
+        Go on with an episode of ``self.task`` with the goal ``self.goal_index``.
+
+        :param episode: What :meth:`_get_episode` returned
+        """
+        raise NotImplementedError(f"The suite {self.suite.name!r} can't go on with an episode")
+
     @property
     def instructions(self) -> tuple[str, ...]:
         """Every instruction that this environment may give."""
@@ -238,10 +257,9 @@ class MultiTaskEnv(gym.Env):
         self.goal_index = self._next_goal() if options.get("goal_index") is None else self._checked_goal(options["goal_index"])
         wordings = self.suite.instructions(self.task)
         self.instruction = wordings[self.np_random.integers(len(wordings))] if self.paraphrases else wordings[0]
-        self._which_task = np.zeros(len(self.task_ids), np.float32)
-        self._which_task[self.task_ids.index(self.task)] = 1.0
         self._steps = 0
         self._steps_to_success: int | None = None
+        self._tell_task()
         self._begin()
         for _ in range(self.settle_steps):
             self._advance(self._clipped(np.zeros(self.action_space.shape)))
@@ -284,6 +302,34 @@ class MultiTaskEnv(gym.Env):
             return np.asarray(action, dtype=self.action_space.dtype)
         return np.clip(action, *self._bounds).astype(self.action_space.dtype)
 
+    def get_state(self) -> dict[str, Any]:
+        """
+        What the environment goes on from, bit for bit: random numbers, sequences of tasks and goals, the episode under way.
+
+        :return: Numbers, texts, arrays, and dictionaries of these
+        :raises NotImplementedError: If the suite's simulations can't tell their state
+        """
+        sequences = {"n_tasks_drawn": self._n_tasks_drawn, "n_goals_drawn": dict(self._n_goals_drawn)}
+        state = {"random": self.np_random.bit_generator.state, **sequences, "is_running": self._is_running}
+        if self._is_running:
+            state.update({name: getattr(self, name) for name in _OF_AN_EPISODE}, episode=self._get_episode())
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a state.
+
+        :param state: What :meth:`get_state` returned, of an environment that was made with the same arguments
+        :raises NotImplementedError: If the suite's simulations can't go on from a state
+        """
+        self.np_random.bit_generator.state = state["random"]
+        self._n_tasks_drawn, self._n_goals_drawn = state["n_tasks_drawn"], dict(state["n_goals_drawn"])
+        self._is_running = state["is_running"]
+        if self._is_running:
+            vars(self).update({name: state[name] for name in _OF_AN_EPISODE})
+            self._tell_task()
+            self._set_episode(state["episode"])
+
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """
         Draw the scene for a human.
@@ -302,6 +348,10 @@ class MultiTaskEnv(gym.Env):
             f"{type(self).__name__} can be neither copied nor pickled, since its simulator cannot: make another one with the "
             "same arguments (sb3_vla_envs.make_env_fns gives functions that can be pickled), and reset it with the same seed"
         )
+
+    def _tell_task(self) -> None:
+        self._which_task = np.zeros(len(self.task_ids), np.float32)
+        self._which_task[self.task_ids.index(self.task)] = 1.0
 
     def _restart_sequences(self) -> None:
         self._n_tasks_drawn = 0

@@ -1,5 +1,6 @@
 """Toy environments and models, small enough for many updates a second; and what all tests begin with."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from .web_page import look_at  # noqa: F401  # a fixture
 
 # Worker processes fork from one that has imported sb3_vla once, from the first test on: each would import torch otherwise
 preload_workers()
+
+# A hang-up has an effect when the tests themselves run under nohup, too
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # One 8 x 8 image becomes one token
 TINY_CONFIG = {
@@ -93,6 +97,12 @@ class ToyVLAEnv(gym.Env):
         if success:
             info["steps_to_success"] = self.t
         return self._observation(), float(success), success, not success and self.t >= self.horizon, info
+
+    def get_state(self) -> list[int]:
+        return [self.t, self.progress]
+
+    def set_state(self, state: list[int]) -> None:
+        self.t, self.progress = state
 
     def _observation(self) -> dict[str, np.ndarray]:
         image = np.random.default_rng(100 * self.t + self.progress).integers(0, 256, (8, 8, 3), dtype=np.uint8)

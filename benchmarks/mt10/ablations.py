@@ -187,7 +187,8 @@ def summarise() -> None:
     for name, variant in VARIANTS.items():
         results = [EvaluationResult.load(path) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
         if results:
-            steps = [result.overall.steps_to_success for result in results]
+            # A run that never succeeds has none
+            steps = [r.overall.steps_to_success for r in results if r.overall.steps_to_success is not None]
             rows.append(
                 {
                     "name": name,
@@ -215,7 +216,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for axes, (measure, label) in zip(all_axes, MEASURES.items(), strict=True):
         for y, row in enumerate(rows):
             axes.plot(row[measure], [y] * len(row[measure]), "o", color="#0072B2", ms=4, alpha=0.6)
-            axes.plot(fmean(row[measure]), y, "|", color="#D55E00", ms=14, mew=2)
+            if row[measure]:
+                axes.plot(fmean(row[measure]), y, "|", color="#D55E00", ms=14, mew=2)
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.3)
     all_axes[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
@@ -224,6 +226,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 def _spread(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
     return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

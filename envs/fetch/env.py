@@ -58,6 +58,13 @@ class FetchEnv(MujocoTaskEnv[FetchSimulator]):
         self._seen, dense, _, _, result = self._simulator.step(action)
         return Outcome(bool(result["is_success"]), float(dense))
 
+    def _get_episode(self) -> dict[str, Any]:
+        return {**super()._get_episode(), "seen": {key: value.copy() for key, value in self._seen.items()}}
+
+    def _set_episode(self, episode: dict[str, Any]) -> None:
+        super()._set_episode(episode)
+        self._seen = {key: value.copy() for key, value in episode["seen"].items()}
+
     def _observe(self) -> Observation:
         observation = self._seen["observation"]
         opening = observation[_FINGERS[TASKS[self.task].has_object]].sum() / _WIDEST_OPENING

@@ -77,7 +77,7 @@ def write_lerobot(
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{str(folder)!r} exists already: give a new or empty folder, or remove it")
+        raise FileExistsError(f"{str(folder)!r} exists already: give a new or empty folder")
     if not (np.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, got {fps}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,13 @@ class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
         self._full_observation, dense, _, _, result = self._simulator.step(action)
         return Outcome(bool(result["success"]), dense)
 
+    def _get_episode(self) -> dict[str, Any]:
+        return {**super()._get_episode(), "observation": self._full_observation.copy()}
+
+    def _set_episode(self, episode: dict[str, Any]) -> None:
+        super()._set_episode(episode)
+        self._full_observation = episode["observation"].copy()
+
     def _observe(self) -> Observation:
         return {"state": self._full_observation[:_PROPRIOCEPTION].astype(np.float32)}
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..task_env import MultiTaskEnv, Outcome
 from .camera import Camera
+from .physics_state import get_physics, get_plain_attributes, set_physics, set_plain_attributes
 
 if TYPE_CHECKING:
     import mujoco
@@ -86,6 +87,14 @@ class MujocoTaskEnv(MultiTaskEnv, Generic[SimulatorT]):
         if self.data.warning.number[_UNSTABLE].any():
             return Outcome(success=False, reward=0.0, terminated=True)
         return outcome
+
+    def _get_episode(self) -> dict[str, Any]:
+        return {"simulator": get_plain_attributes(self._simulator), "physics": get_physics(self.model, self.data)}
+
+    def _set_episode(self, episode: dict[str, Any]) -> None:
+        self._begin()  # what follows from the goal, such as the places of bodies in the model
+        set_plain_attributes(self._simulator, episode["simulator"])
+        set_physics(self.model, self.data, episode["physics"])
 
     def picture(self) -> NDArray[np.uint8]:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -99,6 +100,18 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
             info["is_success"] = True
             info.setdefault("steps_to_success", self._progress.steps_to_success)
         return obs, total, terminated, truncated, info
+
+    def get_state(self) -> dict[str, Any]:
+        """
+        :return: What the wrapper itself goes on from
+        """
+        return asdict(self._progress)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What :meth:`get_state` returned
+        """
+        self._progress = EpisodeProgress(**state)
 
     def _split(self, action: Any) -> NDArray[Any]:
         """The chunk as an array of single actions, shape ``(chunk_size, *single_shape)``."""

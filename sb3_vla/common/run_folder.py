@@ -15,6 +15,8 @@ import yaml
 from sb3_vla_envs import registered_suites
 from sb3_vla_envs.durable_files import PARTIAL, replace_text
 
+from .folder_lock import LOCK_FILE
+
 _PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
 
 
@@ -71,8 +73,7 @@ class RunFolder:
         if folder.path.exists() and not folder._is_free():
             raise FileExistsError(
                 f"'{path}' already holds something, and a run is never overwritten. "
-                "Give another folder, remove this one, or go on with the run in it: `sb3-vla train --resume` or "
-                "`sb3-vla quickstart --resume`."
+                "Give another folder, or go on with the run in it: `sb3-vla train --resume` or `sb3-vla quickstart --resume`."
             )
         for path in folder._logs:
             if path.is_dir():
@@ -104,6 +105,18 @@ class RunFolder:
             )
         return folder
 
+    def check_kinds(self) -> None:
+        """
+        :raises ValueError: If a folder is where a file of a run belongs, or a file where a folder does
+        """
+        stages = (self.demos, self.sft_model, self.results, self.model)
+        for path in (*stages, self.progress, self.log, self.validation, self.best_model, self.curves):
+            if path.is_dir():
+                raise ValueError(f"'{path}' must be a file, and is a folder: move it elsewhere")
+        for path in (self.tensorboard, self.checkpoints):
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"'{path}' must be a folder, and is a file: move it elsewhere")
+
     @property
     def _logs(self) -> tuple[Path, ...]:
         return (self.progress, self.log, self.tensorboard)
@@ -112,7 +125,7 @@ class RunFolder:
         """:return: Whether a run may begin here: there is nothing, or what one that made nothing but logs has left"""
         if not self.path.is_dir():
             return False
-        there = {path.name for path in self.path.iterdir() if path.suffix != PARTIAL}
+        there = {path.name for path in self.path.iterdir() if path.suffix != PARTIAL and path.name != LOCK_FILE}
         own = {path.name for path in (self.config_file, self.began_file, self.versions_file)}
         return not there or own <= there <= own | {path.name for path in self._logs}
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tqdm.auto import tqdm
 
 from sb3_vla_envs import Demonstration, Suite, find_suite
+from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
 from ..common.argument_checks import Limits
@@ -55,7 +55,7 @@ def collect_episodes(
     steps: list[list[PlayedStep]] = [[] for _ in jobs]
     with (
         scheduled_envs(model, suite or found.address, tasks, min(n_envs, len(jobs)), settings) as venv,
-        tqdm(total=len(jobs), desc="episodes", unit="episode", disable=not progress) as bar,
+        Progress(len(jobs), "play", "episode", progress) as bar,
         th.random.fork_rng(),
     ):
         th.manual_seed(seed)

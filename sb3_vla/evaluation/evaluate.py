@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from statistics import fmean
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm.auto import tqdm
 
 from sb3_vla_envs import Suite, find_suite
+from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 from .episode_schedule import EpisodeJob, episode_jobs
@@ -50,10 +51,13 @@ def evaluate(
         json.dumps({"deterministic": deterministic, **(settings or {})}, default=_as_plain)
     )
     episodes = [_Episode(job) for job in jobs]
-    with tqdm(total=len(jobs), desc="evaluate", unit="episode", disable=not progress) as bar:
+    ended: list[EpisodeRecord] = []
+    with Progress(len(jobs), "evaluate", "episode", progress) as bar:
         for step in play(model, venv, jobs, deterministic):
             episodes[step.episode].add(step.reward, step.info)
-            bar.update(step.done)
+            if step.done:
+                ended.append(episodes[step.episode].record())
+                bar.update(1, **_figures(ended))
     return EvaluationResult([episode.record() for episode in episodes], settings_to_keep)
 
 
@@ -139,6 +143,15 @@ class _Episode:
         """
         job, steps, to_success = self._job, self._progress.steps, self._progress.steps_to_success
         return EpisodeRecord(job.task, job.goal_index, to_success is not None, to_success, steps, self._return)
+
+
+def _figures(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """
+    :param episodes: Those that have ended
+    :return: Success so far, and steps to it
+    """
+    steps = [episode.steps_to_success for episode in episodes if episode.steps_to_success is not None]
+    return {"success": len(steps) / len(episodes), "steps": fmean(steps) if steps else None}
 
 
 def _in_full(suite: Suite, settings: Mapping[str, Any]) -> dict[str, Any]:

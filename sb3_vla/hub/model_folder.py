@@ -107,7 +107,7 @@ def check_new_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' already holds something: give another folder, or remove it")
+        raise FileExistsError(f"'{folder}' already holds something: give another folder")
     return folder
 
 

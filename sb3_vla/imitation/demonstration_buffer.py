@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -248,6 +248,21 @@ class DemonstrationBuffer:
                     "max_steps": max(steps),
                 }
         return result
+
+    def get_state(self) -> dict[str, Any]:
+        """
+        :return: What sampling goes on from, beside the episodes: random numbers, and the order of the tasks
+        """
+        return {"random": self.rng.bit_generator.state, "tasks": list(self.episodes)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What :meth:`get_state` returned, when it held the episodes that it holds now
+        """
+        self.rng.bit_generator.state = state["random"]
+        in_order = {task: self.episodes.get(task, []) for task in state["tasks"]}  # those of no episode are in no file
+        self.episodes.clear()
+        self.episodes.update(in_order)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """

@@ -8,10 +8,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
-from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
+from sb3_vla_envs.progress import Progress
 
 from ..common.argument_checks import Limits
 from ..common.observation_normalization import normalize_observations, observation_normalizer
@@ -178,7 +178,7 @@ def fine_tune(
     result = SFTResult()
     kept_weights = {}
     policy.set_training_mode(True)
-    with tqdm(total=n_steps, desc="SFT", unit="batch", disable=not progress) as bar:
+    with Progress(n_steps, "SFT", "batch", progress) as bar:
         for epoch in range(n_epochs):
             losses = []
             order = th.randperm(len(train.pairs), generator=generator).numpy()
@@ -200,7 +200,7 @@ def fine_tune(
                 bar.update()
             result.train_losses.append(th.stack(losses).double().mean().item())
             _evaluate(losses_of, held_out, batch_size, result)
-            bar.set_postfix(result.last_epoch())
+            bar.update(0, **result.last_epoch())
             if patience is None:
                 result.kept_epoch = epoch
             elif result.held_out_losses[-1] <= min(result.held_out_losses):

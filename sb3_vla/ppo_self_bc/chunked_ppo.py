@@ -296,15 +296,34 @@ class ChunkedPPO(PPO):
         :param n_envs: Number of environments
         """
         if self._recorder is None:
-            # What VecNormalize's statistics go on changing can't be computed once
-            cache = self._cache if self.observation_normalizer is None else None
-            self._recorder = EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size)
+            self._recorder = self._new_recorder(n_envs)
             if not np.all(self._last_episode_starts):
                 self._recorder.abandon_episodes()
         elif not self._rollout_complete:
             self._recorder.abandon_episodes()
         self._recorder.replay_buffer = self.replay_buffer
         self._rollout_complete = False
+
+    def _new_recorder(self, n_envs: int) -> EpisodeRecorder:
+        # What VecNormalize's statistics go on changing can't be computed once
+        cache = self._cache if self.observation_normalizer is None else None
+        return EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size)
+
+    def get_episodes(self) -> dict[str, Any] | None:
+        """
+        :return: What has been recorded of episodes under way and of those before, ``None`` before the first rollout
+        """
+        return None if self._recorder is None else self._recorder.get_state()
+
+    def set_episodes(self, episodes: dict[str, Any]) -> None:
+        """
+        Go on recording where the environments go on with their episodes.
+
+        :param episodes: What :meth:`get_episodes` returned, between two rollouts
+        """
+        self._recorder = self._new_recorder(self.n_envs)
+        self._recorder.set_state(episodes)
+        self._rollout_complete = True
 
     def _original_observations(self) -> dict[str, np.ndarray]:
         """

@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -64,6 +65,35 @@ class EpisodeRecorder:
         self._progress: list[EpisodeProgress | None] = [EpisodeProgress() for _ in range(self.n_envs)]
         # Of the episode under way in each environment; None if it can't be admitted
         self._chunks: list[list[_Chunk] | None] = [[] for _ in range(self.n_envs)]
+
+    def get_state(self) -> dict[str, Any]:
+        """
+        :return: What it goes on from, but for what frozen parts made of observations
+        """
+        return {
+            "successes": {task: list(successes) for task, successes in self.successes.items()},
+            "steps_to_success": {task: list(steps) for task, steps in self.steps_to_success.items()},
+            "progress": [None if progress is None else asdict(progress) for progress in self._progress],
+            "chunks": [
+                None if chunks is None else [(each.observation, each.action, each.length, each.reward) for each in chunks]
+                for chunks in self._chunks
+            ],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: What :meth:`get_state` returned, of as many environments
+        """
+        self.forget_statistics()
+        for task, successes in state["successes"].items():
+            self.successes[task].extend(successes)
+        for task, steps in state["steps_to_success"].items():
+            self.steps_to_success[task].extend(steps)
+        self._progress = [None if progress is None else EpisodeProgress(**progress) for progress in state["progress"]]
+        self._chunks = [
+            None if chunks is None else [_Chunk(seen, NOT_ENCODED, *others) for seen, *others in chunks]
+            for chunks in state["chunks"]
+        ]
 
     def forget_statistics(self) -> None:
         """Begin the logged means anew, as SB3 does its own with each ``learn()``."""

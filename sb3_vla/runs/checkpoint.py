@@ -1,39 +1,44 @@
 """Everything that a run needs to go on where it stopped."""
 
+import copy
 import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch as th
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_vla_envs.durable_files import PARTIAL, replace_text, replacing, sync_folder
+from sb3_vla_envs.durable_files import PARTIAL, replace_text, sync_folder
 
+from ..common.plain_file import load_plain, save_plain
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .between_updates import BetweenUpdates
 from .interruption import StopRequest
+from .training_state import restore_environments, restore_model, restore_random_states, training_state
 
 _CHECKSUMS = "checksums.json"
 _TIMESTEPS = "time/total_timesteps"
-# What a model counts while it collects
-_COUNTS = ("num_timesteps", "num_primitive_steps", "lifetime_timesteps")
+_TRAINING_STATE = "training_state.safetensors"
+# Attributes of a model that change while it collects; of the arrays each is a new one
+_WHILE_COLLECTING = (
+    *("num_timesteps", "num_primitive_steps", "lifetime_timesteps"),
+    *("_last_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer"),
+)
 
 
-def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
+def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str], state: dict[str, Any] | None = None) -> Path:
     """
-    Write model, optimizer, demonstration buffer and random states to a folder named after the model's timesteps. It gets
-    that name once everything is complete and on the disk; only then all others of its run are removed but the last one.
+    Write model, optimizer, demonstration buffer and the state of the training to a folder named after the model's timesteps.
+    It gets that name once everything is complete and on the disk; only then all others of its run but the last are removed.
 
     :param model: The model, between two updates
     :param folder: That of all checkpoints of its run
+    :param state: What :func:`training_state` returned of it, by default the current one
     :return: The checkpoint
     """
     folder = Path(folder)
@@ -43,8 +48,7 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
     model.save(partial / "model.zip")
     if model.replay_buffer is not None:
         model.save_replay_buffer(partial / "replay_buffer.npz")
-    with replacing(partial / "random_states.pt") as file:
-        th.save(_random_states(model), file)
+    save_plain(partial / _TRAINING_STATE, training_state(model) if state is None else state)
     checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
     replace_text(partial / _CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
     if checkpoint.exists():  # the run has been here before, and had to go on from an earlier one
@@ -57,19 +61,28 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
 
 def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str = "auto") -> PPOSelfBC:
     """
-    Continue from what :func:`save_checkpoint` wrote: step count, weights, optimizer, schedules, demonstration buffer and the
-    random states of Python, NumPy, torch and the buffer. The environments begin new episodes.
+    Continue from what :func:`save_checkpoint` wrote: step count, weights, optimizer, schedules, demonstration buffer, random
+    numbers, and the environments in the middle of their episodes, where they can tell their state
+    (:class:`~sb3_vla.vec_env.env_state.TellsState`). Then training goes on as if it had never stopped, bit for bit. Where they
+    can't, a warning says so, and they begin new episodes.
 
     :param checkpoint: The checkpoint
     :param env: Environments like those of the run
     :param device: Where the model goes
     :return: The model
+    :raises ValueError: If a file is damaged
     """
     checkpoint = Path(checkpoint)
-    model = PPOSelfBC.load(checkpoint / "model.zip", env=env, device=device)
+    state = load_plain(checkpoint / _TRAINING_STATE)
+    why_not = restore_environments(env, state)
+    if why_not:
+        warnings.warn(f"the episodes under way are lost, and the environments begin new ones: {why_not}", stacklevel=2)
+    model = PPOSelfBC.load(checkpoint / "model.zip", env=env, device=device, force_reset=why_not is not None)
     if model.replay_buffer is not None:
         model.load_replay_buffer(checkpoint / "replay_buffer.npz")
-    _restore_random_states(model, th.load(checkpoint / "random_states.pt", weights_only=True))
+    if why_not is not None and model.seed is not None:
+        env.seed(model.seed + model.num_timesteps)  # not the episodes of the run's beginning once more
+    restore_model(model, state, with_episodes=why_not is None)
     return model
 
 
@@ -131,20 +144,25 @@ class RunCheckpoint(BetweenUpdates):
         save_checkpoint(self.model, self.folder)
 
     def save_before_rollout(self) -> None:
-        """Save the model as it was before the rollout that is being collected, but for demonstrations found since."""
+        """Save the training as it was before the rollout that is being collected."""
         assert isinstance(self.model, PPOSelfBC)
-        counts, random_states = self._before_rollout
-        vars(self.model).update(counts)
-        _restore_random_states(self.model, random_states)
+        attributes, episodes, state = self._before_rollout
+        vars(self.model).update(attributes)
+        if self.model.replay_buffer is not None:
+            self.model.replay_buffer.episodes.clear()
+            self.model.replay_buffer.episodes.update(episodes)
+        restore_random_states(self.model, state["random"])
         self.is_collecting = False
         if not (self.folder / str(self.model.num_timesteps)).exists():  # that of this very moment
-            self.act()
+            save_checkpoint(self.model, self.folder, state)
 
     def _on_rollout_start(self) -> None:
         assert isinstance(self.model, PPOSelfBC)
         super()._on_rollout_start()
-        counts = {name: getattr(self.model, name) for name in _COUNTS}
-        self._before_rollout = (counts, _random_states(self.model))
+        attributes = {name: copy.copy(getattr(self.model, name)) for name in _WHILE_COLLECTING}
+        buffer = self.model.replay_buffer
+        episodes = {} if buffer is None else {task: list(held) for task, held in buffer.episodes.items()}
+        self._before_rollout = (attributes, episodes, training_state(self.model))
         self.is_collecting = True
 
     def _on_step(self) -> bool:
@@ -172,8 +190,10 @@ class ResumableCSV(CSVOutputFormat):
         # Of a file that is damaged, what can be read goes on: the checkpoint is what counts
         path = Path(filename)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        super().__init__(filename)
         keys = lines[0].split(",") if lines else []
+        if lines and _TIMESTEPS not in keys:
+            shutil.copy(path, path.with_name(f"{path.stem}.damaged{path.suffix}"))
+        super().__init__(filename)
         if _TIMESTEPS not in keys:
             return
         self.keys = keys
@@ -216,7 +236,8 @@ def _remove_others(checkpoint: Path) -> None:
     ]
     kept = (checkpoint, *earlier[:1])
     for path in checkpoint.parent.iterdir():
-        if path not in kept and path.is_dir():
+        # Nothing else that lies there
+        if path not in kept and path.is_dir() and path.name.removesuffix(PARTIAL).isdecimal():
             shutil.rmtree(path)
 
 
@@ -227,9 +248,12 @@ def _damage(checkpoint: Path) -> str | None:
     """
     try:
         checksums = json.loads((checkpoint / _CHECKSUMS).read_text(encoding="utf-8"))
-        changed = [name for name, checksum in checksums.items() if _checksum(checkpoint / name) != checksum]
-    except (OSError, ValueError, AttributeError) as error:
+        found = {path.name: _checksum(path) for path in checkpoint.iterdir() if path.name != _CHECKSUMS}
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
+    if not isinstance(checksums, dict) or not {"model.zip", _TRAINING_STATE} <= checksums.keys():
+        return f"{_CHECKSUMS} does not name its files"
+    changed = [name for name in sorted({*checksums, *found}) if checksums.get(name) != found.get(name)]
     return f"{', '.join(changed)} changed since it was written" if changed else None
 
 
@@ -243,28 +267,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _random_states(model: PPOSelfBC) -> dict[str, Any]:
-    _, keys, position, has_gauss, cached = np.random.get_state()
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (th.from_numpy(np.asarray(keys).copy()), position, has_gauss, cached),
-        "torch": th.get_rng_state(),
-    }
-    if model.device.type == "cuda":
-        states["cuda"] = th.cuda.get_rng_state(model.device)
-    if model.replay_buffer is not None:
-        states["replay_buffer"] = model.replay_buffer.rng.bit_generator.state
-    return states
-
-
-def _restore_random_states(model: PPOSelfBC, states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy(), position, has_gauss, cached))
-    th.set_rng_state(states["torch"])
-    if "cuda" in states and model.device.type == "cuda":
-        th.cuda.set_rng_state(states["cuda"], model.device)
-    if model.replay_buffer is not None:
-        model.replay_buffer.rng.bit_generator.state = states["replay_buffer"]

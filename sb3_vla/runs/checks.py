@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sb3_vla_envs import Demonstration, make_vla_env
+from sb3_vla_envs import Demonstration, load_demonstrations, make_vla_env
 from sb3_vla_envs.suite import get_suite
 
 from ..common.run_folder import RunFolder
@@ -13,9 +13,11 @@ from ..evaluation.model_fit import check_model_fits, model_settings
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
+from ..vec_env.shared_memory_room import check_room, step_sizes
 from .checkpoint import checkpoint_timesteps, newest_checkpoint
-from .config import Config, load_config
-from .models import check_device, new_model
+from .config import Config, load_run_config
+from .models import check_device, load_model, new_model
+from .results import load_results
 
 
 def check_training(
@@ -34,7 +36,7 @@ def check_training(
     :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
     :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
     :raises FileNotFoundError: If there is no such model
-    :raises RuntimeError: If no OpenGL library is installed
+    :raises RuntimeError: If no OpenGL library is installed, or there is too little shared memory
     """
     check_device(config.device)
     # All tasks in one environment, and as many chunks an update as from n_envs of them
@@ -43,6 +45,8 @@ def check_training(
     with refusals():
         venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
         try:
+            if config.train.n_envs > 1:
+                check_room(sum(step_sizes(config.train.n_envs, venv.observation_space)))
             venv.reset()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run itself will warn
@@ -92,10 +96,12 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
     :param folder: The run's folder
     :return: The checkpoint to go on from
     :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
-        further than it says, all checkpoints are damaged, or PyTorch can't compute on its device here
+        further than it says, all checkpoints are damaged, a folder has the name of a file or the other way round, or PyTorch
+        can't compute on its device here
     :raises FileNotFoundError: If there is no checkpoint
     """
-    config.check_resumes(load_config(folder.began_file))
+    config.check_resumes(load_run_config(folder.began_file))
+    folder.check_kinds()
     check_device(config.device)
     checkpoint = newest_checkpoint(folder.checkpoints)
     done = checkpoint_timesteps(checkpoint)
@@ -104,6 +110,27 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
     return checkpoint
+
+
+def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
+    """
+    :param config: Configuration with which a quickstart is to go on
+    :param folder: The run's folder
+    :raises ValueError: If one of the files of the stages that are done can't be read, or see :func:`check_resuming`
+    """
+    config.check_resumes(load_run_config(folder.began_file))
+    folder.check_kinds()
+    try:
+        load_results(folder)
+        if folder.demos.exists():
+            load_demonstrations(folder.demos)
+        for path in (folder.sft_model, folder.model):
+            if path.exists():
+                load_model(path, config.device)
+    except ValueError as error:
+        raise ValueError(f"{error}. If it is moved elsewhere, --resume makes it again, from what else there is") from error
+    if folder.has_checkpoints and not folder.model.exists():
+        check_resuming(config, folder)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 
+from .commands import Failure
 from .interruption import Interrupted, stopping_at_once
 from .parser import build_parser
 
@@ -15,13 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0 or what the command gives, 2 after a mistake, 128 and the signal's number after an interruption
+    :return: Exit status: 0 or what the command gives, 1 if the work can't be done, 2 after a mistake, 128 and the number of a
+        signal after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
     arguments.command_line = shlex.join(["sb3-vla", *argv])
     try:
-        with stopping_at_once():
+        with stopping_at_once(), ExitStack() as arguments.held:
             try:
                 # On use only: torch, SB3 and transformers take seconds to import
                 work = import_module(f".commands.{arguments.command}", __package__).prepare(arguments)
@@ -32,4 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
         return error.exit_status
+    except Failure as error:
+        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        return 1
     return status or 0

@@ -257,6 +257,23 @@ def load_config(
     return Config(**settings | {name: make_section(name, section, settings[name]) for name, section in sections.items()})
 
 
+def load_run_config(path: str | os.PathLike[str], **overrides: Any) -> Config:
+    """
+    :param path: File that a run wrote, with every setting
+    :param overrides: See :func:`load_config`
+    :return: The configuration
+    :raises ValueError: If it can't be loaded, or lacks settings: half a file can be whole YAML
+    """
+    settings = _read(path)
+    missing = [name for name in _TYPES if name not in settings]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} lacks {', '.join(missing)}, and a run writes all of its settings: it may be truncated. A run's "
+            "config.yaml and began.yaml are alike, but for what you have changed since"
+        )
+    return load_config(path, **overrides)
+
+
 class _Loader(yaml.SafeLoader):
     """Reads ``1e-4`` as a number, as YAML 1.2 does; PyYAML's own loaders want ``1.0e-4``."""
 

@@ -31,7 +31,7 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
     :raises FileExistsError: If the file exists
     """
     if Path(path).exists():
-        raise FileExistsError(f"{str(path)!r} exists already: give another file, or remove it")
+        raise FileExistsError(f"{str(path)!r} exists already: give another file")
     preload_workers()
     demonstrations = collect_demonstrations(
         config.tasks, seed=config.seed, suite=config.suite, **vars(config.demos), **config.env_settings()

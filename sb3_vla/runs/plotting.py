@@ -135,8 +135,8 @@ def _read_progress(path: str | Path) -> dict[str, NDArray[np.float64]]:
     :return: its columns that hold any number, float64 of shape (rows,), NaN where nothing was logged; only the rows that
         tell the number of primitive steps
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(_X_COLUMN)]
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if np.isfinite(_number(row.get(_X_COLUMN)))]
     if not rows:
         raise ValueError(
             f"'{path}' has no row with '{_X_COLUMN}', which the curves are drawn over. "

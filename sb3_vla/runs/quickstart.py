@@ -1,13 +1,10 @@
 """The whole path, from demonstrations to films of the post-trained policy."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from sb3_vla_envs import Demonstration, load_demonstrations
-from sb3_vla_envs.durable_files import replace_text
+from sb3_vla_envs.progress import Progress
 
 from ..common.run_folder import RunFolder
 from ..evaluation.films import record_task_episode
@@ -18,8 +15,9 @@ from .checks import check_resuming
 from .config import Config
 from .models import load_model
 from .pipeline import collect, evaluate_model, run_sft
-from .plotting import plot_comparison, plot_learning_curves
-from .training import post_train, resume_training
+from .plotting import plot_comparison
+from .results import load_results, save_results
+from .training import draw_curves, post_train, resume_training
 
 
 def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = print) -> dict[str, EvaluationResult]:
@@ -51,7 +49,7 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
         results["post-trained"] = evaluate_model(config, model)
     say("\n" + results_table(results))  # before it is saved: a disk may be full
     save_results(folder, results)
-    plot_learning_curves(folder.progress, folder.curves, baseline=results["SFT"])
+    draw_curves(folder, baseline=results["SFT"])
     plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
     record_comparison(config, sft_model, model, folder.gifs)
     return results
@@ -71,30 +69,6 @@ def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[D
     return post_train(config, folder, folder.sft_model, demonstrations)
 
 
-def load_results(folder: RunFolder) -> dict[str, EvaluationResult]:
-    """
-    :param folder: The folder of a quickstart
-    :return: The evaluations in its ``results.json`` by name, none if there is no such file
-    :raises ValueError: If the file is something else
-    """
-    if not folder.results.is_file():
-        return {}
-    try:
-        content = json.loads(folder.results.read_text(encoding="utf-8"))
-        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
-
-
-def save_results(folder: RunFolder, results: dict[str, EvaluationResult]) -> None:
-    """
-    :param folder: The run's folder, whose ``results.json`` is written
-    :param results: Evaluations by name
-    """
-    content = {name: result.to_dict() for name, result in results.items()}
-    replace_text(folder.results, json.dumps(content, indent=1) + "\n")
-
-
 def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folder: Path) -> None:
     """
     Film one test goal of each task with either model: a GIF each, and one of both side by side.
@@ -104,9 +78,13 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param after: Model on the right
     :param folder: Where the GIFs go
     """
-    for task in tqdm(config.tasks, desc="film", unit="task"):
-        films = []
-        for name, model in (("sft", before), ("post_trained", after)):
-            films.append(record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings()))
-            save_gif(films[-1], folder / f"{name}_{task}.gif")
-        save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
+    with Progress(len(config.tasks), "film", "task") as bar:
+        for task in config.tasks:
+            films = []
+            for name, model in (("sft", before), ("post_trained", after)):
+                films.append(
+                    record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings())
+                )
+                save_gif(films[-1], folder / f"{name}_{task}.gif")
+            save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
+            bar.update()

@@ -1,5 +1,6 @@
 """Post-training by a configuration, from its beginning or from a checkpoint."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from stable_baselines3.common.logger import HumanOutputFormat, Logger, TensorBoa
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_vla_envs import Demonstration
+from sb3_vla_envs.progress import Progress
 
 from ..common.run_folder import RunFolder
+from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
@@ -17,6 +20,7 @@ from .config import Config
 from .interruption import stopping_later
 from .models import new_model
 from .plotting import plot_learning_curves
+from .training_progress import TrainingProgress
 from .validation import Validation
 
 
@@ -63,8 +67,6 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
     venv = _training_env(config)
     try:
         model = load_checkpoint(checkpoint, venv, config.device)
-        # Not the episodes of the run's beginning once more
-        venv.seed(config.seed + model.num_timesteps)
         return _learn(config, folder, model, progress)
     finally:
         venv.close()
@@ -86,28 +88,40 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     """
     logger = _make_logger(folder, model.num_timesteps)
     model.set_logger(logger)
-    with stopping_later("the training stops after what it is doing, with a checkpoint") as request:
+    total = config.train.total_timesteps
+    with (
+        stopping_later("the training stops after what it is doing, with a checkpoint") as request,
+        Progress(total, "train", "chunk", progress, done=model.num_timesteps) as bar,
+    ):
         checkpoint = RunCheckpoint(folder.checkpoints, config.train.checkpoint_every, request)
-        callbacks: list[BaseCallback] = [checkpoint]
+        callbacks: list[BaseCallback] = [checkpoint, TrainingProgress(bar)]
         if config.train.validate_every is not None:
             callbacks.append(_validation(config, folder, config.train.validate_every))
         try:
-            model.learn(
-                config.train.total_timesteps - model.num_timesteps,
-                callback=callbacks,
-                reset_num_timesteps=model.num_timesteps == 0,
-                progress_bar=progress,
-            )
+            model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
         except RuntimeError:
             if request.signal is None or not checkpoint.is_collecting:
                 raise
             checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
         finally:
             logger.close()
-        if model.num_timesteps >= config.train.total_timesteps:
+        if model.num_timesteps >= total:
             model.save(folder.model)
-            plot_learning_curves(folder.progress, folder.curves)
+            draw_curves(folder)
     return model
+
+
+def draw_curves(folder: RunFolder, baseline: EvaluationResult | None = None) -> None:
+    """
+    Draw the learning curves, if there is anything to draw: what a run has learned does not depend on its log.
+
+    :param folder: The run's folder
+    :param baseline: Evaluation from before the training
+    """
+    try:
+        plot_learning_curves(folder.progress, folder.curves, baseline)
+    except ValueError as error:
+        warnings.warn(f"there are no learning curves: {error}", stacklevel=2)
 
 
 def _validation(config: Config, folder: RunFolder, every: int) -> Validation:

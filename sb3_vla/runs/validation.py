@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,18 @@ def mean_episode_steps(result: EvaluationResult) -> float:
     return fmean(fmean(episode.n_steps for episode in result.episodes if episode.task == task) for task in result.tasks)
 
 
+def _is_whole(row: dict[str, str]) -> bool:
+    """
+    :param row: Of the file of evaluations
+    :return: Whether it says what is needed of it
+    """
+    try:
+        int(row["timesteps"])
+        return all(math.isfinite(float(row[name])) for name in ("seconds", "episode_steps"))
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 class Validation(BetweenUpdates):
     """
     Evaluates the model between two updates, and keeps the best one so far: the one whose episodes are shortest, a failure
@@ -45,8 +58,10 @@ class Validation(BetweenUpdates):
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
-        lines = self.csv_file.read_text(encoding="utf-8").splitlines() if self.csv_file.exists() else []
-        self.rows = list(csv.DictReader(lines))
+        # Of a file that is damaged, what can be read counts
+        text = self.csv_file.read_text(encoding="utf-8", errors="replace") if self.csv_file.exists() else ""
+        lines = text.replace("\0", "").splitlines()
+        self.rows = [row for row in csv.DictReader(lines) if _is_whole(row)]
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
         self.last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle
@@ -20,6 +21,7 @@ import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
+from .env_state import EnvState
 from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
 
 # What workers may take to close their environments. After an error they should not keep it from being raised.
@@ -89,6 +91,8 @@ class SharedMemoryVecEnv(VecEnv):
         self.closed = False
         self._steps: SharedSteps | None = None
         self._workers: list[_Worker] = []
+        # Before multiprocessing ends what is left when the interpreter does, by a signal that workers ignore
+        self._finalizer = Finalize(self, _end, (self._workers, _SECONDS_TO_CLOSE_AFTER_ERROR), exitpriority=1)
         # One by one: environments must not share objects only because they are in one process
         pickled_env_fns = [cloudpickle.dumps(env_fn) for env_fn in env_fns]
         try:
@@ -216,6 +220,20 @@ class SharedMemoryVecEnv(VecEnv):
         :return: Which of them have it
         """
         return self._ask("is_wrapped", self._numbers(indices), wrapper_class, closes=False)
+
+    def get_states(self) -> list[EnvState]:
+        """
+        :return: What each environment goes on from
+        :raises NotImplementedError: If an environment, or one of its wrappers, can't tell
+        """
+        return self._ask("get_state", range(self.num_envs), closes=False)
+
+    def set_states(self, states: Sequence[EnvState]) -> None:
+        """
+        :param states: What :meth:`get_states` returned, also in another process; what is observed shows with the next step
+        :raises ValueError: If the environments are others
+        """
+        self._ask("set_state", range(self.num_envs), values=states)
 
     def _numbers(self, indices: VecEnvIndices) -> list[int]:
         """Numbers from 0, where indices may count from the end."""
@@ -348,20 +366,8 @@ class SharedMemoryVecEnv(VecEnv):
             return
         self.closed = True
         self.waiting = False
-        for worker in self._workers:
-            worker.busy = False  # what it owes no longer matters
-            with suppress(OSError):  # it may be dead
-                worker.remote.send_bytes(END)
-            worker.remote.close()  # so that it is not held up by a reply that nobody reads
-            worker.stack_remote.close()
-        deadline = time.monotonic() + seconds
-        for worker in self._workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-        for end in ("terminate", "kill"):
-            for worker in self._workers:
-                if worker.process.is_alive():
-                    getattr(worker.process, end)()
-                    worker.process.join(1.0)
+        self._finalizer.cancel()
+        _end(self._workers, seconds)
         if self._steps is not None:
             self._steps.close()
 
@@ -382,6 +388,26 @@ class _Worker:
         time.sleep(_SECONDS_TO_PRINT)
         # Python's fault handler writes bytes, not messages
         return os.read(self.stack_remote.fileno(), 1 << 16).decode() if self.stack_remote.poll() else ""
+
+
+def _end(workers: Sequence[_Worker], seconds: float) -> None:
+    """
+    :param workers: Those to end
+    :param seconds: What they may take to close their environments
+    """
+    for worker in workers:
+        worker.busy = False  # what it owes no longer matters
+        with suppress(OSError):  # it may be dead
+            worker.remote.send_bytes(END)
+        worker.remote.close()  # so that it is not held up by a reply that nobody reads
+        worker.stack_remote.close()
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join(1.0)
 
 
 def balance(costs: Sequence[float], n_workers: int) -> list[int]:

@@ -1,7 +1,6 @@
 """What a worker process of :class:`SharedMemoryVecEnv` does: it runs some of the environments, on command."""
 
 import faulthandler
-import math
 import os
 import pickle
 import random
@@ -24,6 +23,9 @@ from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from stable_baselines3.common.vec_env.util import obs_space_info
+
+from .env_state import EnvState, get_env_state, set_env_state
+from .shared_memory_room import check_room, reserve, step_sizes
 
 END = b"end"  # instead of a command
 # Upon which a worker says where it is; Windows has no such signal
@@ -49,15 +51,23 @@ class SharedSteps:
     :param n_envs: Number of environments
     :param observation_space: Of one environment, any that SB3 supports
     :param name: Of the memory, if another process has made it already
+    :raises RuntimeError: If there is not enough of it
     """
 
     def __init__(self, n_envs: int, observation_space: spaces.Space[Any], name: str | None = None) -> None:
         keys, shapes, dtypes = obs_space_info(observation_space)
         layout = [((n_envs, *shapes[key]), np.dtype(dtypes[key])) for key in keys]
         layout += [((n_envs,), np.dtype(np.float32)), ((n_envs,), np.dtype(bool))]
-        # Each array begins at a cache line of its own
-        sizes = [math.ceil(math.prod(shape) * dtype.itemsize / 64) * 64 for shape, dtype in layout]
+        sizes = step_sizes(n_envs, observation_space)
+        if name is None:
+            check_room(sum(sizes))
         self._memory = SharedMemory(name, create=name is None, size=sum(sizes))
+        if name is None:
+            try:
+                reserve(self._memory.name, sum(sizes))
+            except RuntimeError:
+                self._memory.unlink()
+                raise
         arrays: list[Any] = [
             np.ndarray(shape, dtype, self._memory.buf, offset=sum(sizes[:number]))
             for number, (shape, dtype) in enumerate(layout)
@@ -246,6 +256,22 @@ class EnvWorker:
             setattr(self._envs[index], name, value)
         return [None] * len(indices)
 
+    def get_state(self, indices: Sequence[int]) -> list[EnvState]:
+        """
+        :param indices: Which environments
+        :return: What they go on from
+        """
+        return [get_env_state(self._envs[index]) for index in self._each(indices)]
+
+    def set_state(self, states: Mapping[int, EnvState]) -> list[None]:
+        """
+        :param states: What each environment is to go on from
+        :return: One None each
+        """
+        for index in self._each(states):
+            set_env_state(self._envs[index], states[index])
+        return [None] * len(states)
+
     def is_wrapped(self, indices: Sequence[int], wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]]) -> list[bool]:
         """
         :param indices: Which environments
@@ -274,8 +300,8 @@ def run_worker(remote: Connection, stack_remote: Connection, inherited: Sequence
     """
     for connection in inherited:
         connection.close()
-    # Ctrl-C and the end of a terminal are for the parent, which closes its workers
-    for name in ("SIGINT", "SIGHUP"):
+    # Ctrl-C, the end of a terminal and of a job are for the parent, which closes its workers when it has come to a good point
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if STACK_SIGNAL is not None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sb3_vla_envs import Camera, GymSuite, GymTask, collect_demonstrations, get_suite, make_vla_env
-from sb3_vla_envs.collection import ExpertActions, Noise
+from sb3_vla_envs.collection import ExpertActions, ExpertFailure, Noise
 
 TASKS = ("drawer-close-v3", "window-open-v3")
 SMALL = {"n_goals": 5, "cameras": [Camera("corner4", 16, 16)], "chunk_size": 6, "progress": False}
@@ -118,8 +118,17 @@ def test_failures_are_replaced_by_further_attempts():
 
 
 def test_hopeless_task_is_given_up_and_named():
-    with pytest.raises(RuntimeError, match=r"expert of push-v3 succeeded in only 0 of 20 attempts"):
+    with pytest.raises(ExpertFailure, match=r"that of push-v3 in only 0 of 20 attempts: lower action_noise") as failure:
         collect_demonstrations("push-v3", 30, horizon=1, **SMALL)
+    assert failure.value.demonstrations == []
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_what_other_tasks_gave_is_kept_when_one_is_hopeless(n_workers):
+    tasks = "pick-place-wall-v3,handle-press-v3"  # which takes over 70 steps, and about 30
+    with pytest.raises(ExpertFailure, match=r"that of pick-place-wall-v3 in only 0 of 20 attempts") as failure:
+        collect_demonstrations(tasks, 22, horizon=45, n_workers=n_workers, **SMALL)
+    assert [demo.task for demo in failure.value.demonstrations] == ["handle-press-v3"] * 22
 
 
 def test_errors_of_workers_reach_the_caller():

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from sb3_vla_envs.durable_files import make_folder, replace_text, replacing
+from sb3_vla_envs.durable_files import make_folder, replace_text, replacing, sweep
 
 
 def test_replaces_a_file_and_makes_its_folders(tmp_path):
@@ -38,3 +38,22 @@ def test_a_folder_that_is_there_is_no_error(tmp_path):
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    kept = ["file.part", ".hidden", ".notes.part", "20.part/model.zip", ".x.abcdefgh.part/in_a_folder"]
+    for name in (*kept, ".model.zip.a1b2c3d_.part", "deeper/still/.results.json.zzzzzzzz.part"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_what_replacing_leaves_when_it_is_killed_is_swept(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda path: None)  # as if nothing came after
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "model.zip"):
+            raise KeyboardInterrupt
+    assert len(list(tmp_path.iterdir())) == 1
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())

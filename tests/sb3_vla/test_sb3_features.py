@@ -221,13 +221,16 @@ def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
         callback = WandbCallback(model_save_path=str(tmp_path / "models"), model_save_freq=8, gradient_save_freq=2)
         model.learn(32, callback=callback)
         assert run.config["algo"] == "PPOSelfBC" and run.config["bc_weight"] == "constant"
-        time.sleep(5)  # it follows the event file at its leisure, and on a busy machine ends without a last look
+        # It follows the event file at its leisure, and may end without a last look
+        (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+        names = (b"train/bc_weight", b"gradients/")
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not all(name in leveldb_content(log.read_bytes()) for name in names):
+            time.sleep(0.2)
     finally:
         run.finish()
-    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = leveldb_content(log.read_bytes())
-    for name in (b"train/bc_weight", b"gradients/"):
-        assert name in content, name
+    for name in names:
+        assert name in leveldb_content(log.read_bytes()), name
     assert PPOSelfBC.load(tmp_path / "models/model.zip").num_timesteps == 32
 
 

@@ -3,12 +3,12 @@
 from argparse import Namespace
 from collections import Counter
 
-from sb3_vla_envs import load_demonstrations
+from sb3_vla_envs import ExpertFailure, load_demonstrations, save_demonstrations
 
 from ..checks import check_acting, check_experts
 from ..lerobot_datasets import export_lerobot, import_lerobot
 from ..pipeline import collect
-from . import Work
+from . import Failure, Work
 from .given import check_new_file, load
 
 
@@ -29,7 +29,14 @@ def prepare(arguments: Namespace) -> Work:
     check_new_file(arguments.out)
 
     def work() -> None:
-        demonstrations = collect(config, arguments.out)
+        try:
+            demonstrations = collect(config, arguments.out)
+        except ExpertFailure as failure:
+            kept = failure.demonstrations
+            if kept:
+                save_demonstrations(arguments.out, kept)
+            told = f". The {len(kept)} demonstrations collected are in {arguments.out}" if kept else ""
+            raise Failure(f"{failure}{told}") from failure
         print(f"Wrote {len(demonstrations)} demonstrations to {arguments.out}")
 
     return work

@@ -4,11 +4,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from sb3_vla_envs.durable_files import check_writable
+from sb3_vla_envs.durable_files import check_writable, sweep
 
+from ...common.folder_lock import locked
 from ...common.run_folder import RunFolder
 from ..checks import check_acting
-from ..config import Config, load_config
+from ..config import Config, load_config, load_run_config
 from ..models import load_model
 
 
@@ -23,9 +24,26 @@ def load(arguments: Namespace, **sections: dict[str, Any]) -> Config:
 
 
 def create_run(arguments: Namespace, config: Config) -> RunFolder:
+    """
+    :param arguments: Of a command that begins a run, which locks its folder until it ends
+    :param config: Its configuration
+    :return: The run's folder
+    """
+    arguments.held.enter_context(locked(arguments.out))
     folder = RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
     print(f"Writing to {folder.path}")
     return folder
+
+
+def open_run(arguments: Namespace) -> tuple[RunFolder, Config]:
+    """
+    :param arguments: Of a command that goes on with a run, which locks its folder until it ends
+    :return: The run's folder and configuration
+    """
+    folder = RunFolder.open(arguments.resume)
+    arguments.held.enter_context(locked(folder.path))
+    sweep(folder.path)
+    return folder, load_run_config(folder.config_file, device=arguments.device)
 
 
 def load_to_act(arguments: Namespace, **sections: dict[str, Any]) -> tuple[Config, Any]:
@@ -54,5 +72,5 @@ def check_new_file(path: str | None) -> None:
     if path is None:
         return
     if Path(path).exists():
-        raise FileExistsError(f"{path!r} exists already: give another file, or remove it")
+        raise FileExistsError(f"{path!r} exists already: give another file")
     check_writable(Path(path).parent)

@@ -2,12 +2,12 @@
 
 from argparse import Namespace
 
-from ...common.run_folder import RunFolder
-from ..checks import check_experts, check_resuming, check_training
-from ..config import load_config
+from sb3_vla_envs import ExpertFailure
+
+from ..checks import check_experts, check_quickstart_resuming, check_training
 from ..quickstart import quickstart
-from . import Work
-from .given import create_run, load
+from . import Failure, Work
+from .given import create_run, load, open_run
 from .resuming import going_on, is_resumed
 
 
@@ -17,12 +17,8 @@ def prepare(arguments: Namespace) -> Work:
     :return: The work
     """
     if is_resumed(arguments):
-        folder = RunFolder.open(arguments.resume)
-        config = load_config(folder.config_file, device=arguments.device)
-        if folder.has_checkpoints:
-            check_resuming(config, folder)
-        else:
-            config.check_resumes(load_config(folder.began_file))
+        folder, config = open_run(arguments)
+        check_quickstart_resuming(config, folder)
     else:
         config = load(arguments)
         check_experts(config)
@@ -31,7 +27,10 @@ def prepare(arguments: Namespace) -> Work:
 
     def work() -> None:
         with going_on(arguments, folder):
-            quickstart(config, folder)
+            try:
+                quickstart(config, folder)
+            except ExpertFailure as error:
+                raise Failure(str(error)) from error
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
 
     return work

@@ -4,12 +4,10 @@ from argparse import Namespace
 
 from sb3_vla_envs import load_demonstrations
 
-from ...common.run_folder import RunFolder
 from ..checks import check_resuming, check_training
-from ..config import load_config
 from ..training import post_train, resume_training
 from . import Work
-from .given import create_run, load
+from .given import create_run, load, open_run
 from .resuming import going_on, is_resumed
 
 
@@ -36,8 +34,7 @@ def _train_anew(arguments: Namespace) -> Work:
 
 
 def _resume(arguments: Namespace) -> Work:
-    folder = RunFolder.open(arguments.resume)
-    config = load_config(folder.config_file, device=arguments.device)
+    folder, config = open_run(arguments)
     checkpoint = check_resuming(config, folder)
 
     def work() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.wrappers import NormalizeReward
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_vla import PPOSelfBC
 from sb3_vla.runs.checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -71,6 +73,42 @@ def test_next_update_after_a_round_trip_is_the_same_bit_for_bit(trained, make_ve
     for name, value in _train_on(rollouts[0], loaded).items():
         assert th.equal(value, after[name]), name
     assert _draws(loaded) == draws
+
+
+@pytest.mark.parametrize("rule", ["advantage", "shortest"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_training_that_goes_on_in_the_middle_of_episodes_ends_like_one_that_never_stopped(
+    make_model, make_vec_env, tmp_path, rule, normalized
+):
+    def environments():
+        return VecNormalize(make_vec_env(), norm_obs_keys=["state"]) if normalized else make_vec_env()
+
+    # 7 chunks a rollout: episodes of at most 3 go on in the next one
+    model = make_model(environments(), n_steps=7, batch_size=7, bc_batch_size=4, replay_buffer_kwargs={"rule": rule})
+    model.learn(14)
+    assert not np.all(model._last_episode_starts)
+    loaded = load_checkpoint(save_checkpoint(model, tmp_path), environments(), device="cpu")
+    for each in (model, loaded):
+        random.setstate(random.Random(1).getstate())
+        np.random.seed(1)
+        th.manual_seed(1)
+        each.learn(56 - each.num_timesteps, reset_num_timesteps=False)
+    assert model.num_timesteps == loaded.num_timesteps == 56
+    for name, value in _state(model).items():
+        assert th.equal(value, _state(loaded)[name]), name
+    assert model.replay_buffer.summary() == loaded.replay_buffer.summary()
+    assert list(model.replay_buffer.episodes) == list(loaded.replay_buffer.episodes)
+    assert model._recorder.successes == loaded._recorder.successes and model._recorder.successes
+
+
+def test_what_begins_anew_is_said_and_why(trained, make_env, tmp_path):
+    checkpoint = save_checkpoint(trained, tmp_path)
+    envs = DummyVecEnv([lambda: NormalizeReward(make_env())] * 2)
+    with pytest.warns(UserWarning, match="environments begin new ones: .* other wrappers"):
+        loaded = load_checkpoint(checkpoint, envs, device="cpu")
+    loaded.learn(16, reset_num_timesteps=False)
+    with pytest.warns(UserWarning, match="begin new ones: NormalizeReward can't tell its state"):
+        load_checkpoint(save_checkpoint(loaded, tmp_path), envs, device="cpu")
 
 
 def test_demonstrations_come_back_as_they_were(trained, make_vec_env, tmp_path):
@@ -144,7 +182,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["model.zip", "replay_buffer.npz", "random_states.pt", "checksums.json"])
+@pytest.mark.parametrize("name", ["model.zip", "replay_buffer.npz", "training_state.safetensors", "checksums.json"])
 def test_a_damaged_one_is_named_and_the_one_before_it_used(checkpoints, make_vec_env, name, damage):
     _, folder = checkpoints
     DAMAGES[damage](folder / "48" / name)

@@ -20,6 +20,8 @@ import yaml
 from PIL import Image
 
 from sb3_vla import PPOSelfBC
+from sb3_vla.common.folder_lock import LOCK_FILE, locked
+from sb3_vla.common.plain_file import load_plain
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
 from sb3_vla.runs import checks, models, pipeline, quickstart, training
@@ -224,11 +226,11 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
         np.testing.assert_array_equal(ours.actions, theirs.actions)
         np.testing.assert_array_equal(ours.observations["image"], theirs.observations["image"])
 
-    states = th.load(saved / "random_states.pt", weights_only=True)
-    assert seen["python"] == states["python"] and seen["buffer"] == states["replay_buffer"]
-    np.testing.assert_array_equal(seen["numpy"][1], states["numpy"][0])
-    assert seen["numpy"][2:] == tuple(states["numpy"][1:])
-    assert th.equal(seen["torch"], states["torch"])
+    state = load_plain(saved / "training_state.safetensors")
+    assert seen["python"] == state["random"]["python"] and seen["buffer"] == state["demonstrations"]["random"]
+    np.testing.assert_array_equal(seen["numpy"][1], state["random"]["numpy"][1])
+    assert seen["numpy"][2:] == state["random"]["numpy"][2:]
+    assert th.equal(seen["torch"], state["random"]["torch"])
 
     end = PPOSelfBC.load(folder.model, device="cpu")
     assert end.num_timesteps == total and end._n_updates == total // 16
@@ -360,3 +362,60 @@ def test_new_run_starts_from_the_weights_of_the_initial_model(config_file, tmp_p
     assert moved and all(name.startswith("critic") for name in moved)
     assert (model.gamma, model.n_steps) == (config.wrapping.gamma, 8)
     assert Path(run.model).is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two commands at a time
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart", "sft"])
+def test_a_run_folder_in_use_is_an_error_that_leaves_it_alone(config_file, tmp_path, capsys, command):
+    run = tmp_path / "run"
+    demos = ["--demos", str(tmp_path / "d.npz")] if command == "sft" else []
+    if demos:
+        assert main(["demos", "--config", str(config_file), "--out", demos[1]]) == 0
+    with locked(run):
+        assert main([command, "--config", str(config_file), *demos, "--out", str(run)]) == 2
+        assert [path.name for path in run.iterdir()] == [LOCK_FILE]
+    assert f"'{run}' is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart"])
+def test_a_run_in_use_is_not_resumed(config_file, tmp_path, capsys, command):
+    run = RunFolder.create(tmp_path / "run", "sb3-vla train", {})
+    with locked(run.path):
+        assert main([command, "--resume", str(run.path)]) == 2
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept, and what is shown
+
+
+def test_demonstrations_of_other_tasks_are_kept_when_an_expert_fails(config_file, tmp_path, capsys):
+    out = tmp_path / "d.npz"
+    settings = yaml.safe_load(config_file.read_text())
+    settings |= {"tasks": ["pick-place-wall-v3", "handle-press-v3"], "simulation": {"horizon": 45}}
+    config_file.write_text(yaml.safe_dump(settings))
+    assert main(["demos", "--config", str(config_file), "--n-per-task", "3", "--out", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "that of pick-place-wall-v3 in only 0 of 20 attempts" in line and line.endswith(f"are in {out}")
+    assert [demo.task for demo in load_demonstrations(out)] == ["handle-press-v3"] * 3
+
+
+def test_training_shows_its_progress_in_lines_and_nothing_after_an_error(config_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sb3_vla_envs.progress._SECONDS_BETWEEN_LINES", 0.0)
+    arguments = ["train", "--config", str(config_file), "--timesteps", "32", "--out"]
+    assert main([*arguments, str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("train: 32/32 chunks, success ") and lines[-1].endswith(" 0 s left")
+    assert not any("\r" in line for line in lines)
+
+    monkeypatch.setattr(PPOSelfBC, "train", _fail)
+    with pytest.raises(ArithmeticError):
+        main([*arguments, str(tmp_path / "other")])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train: 16/32 chunks")
+
+
+def _fail(model):
+    raise ArithmeticError

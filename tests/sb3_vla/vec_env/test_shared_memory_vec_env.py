@@ -71,8 +71,8 @@ class ToyEnv(gym.Env):
         return os.getpid()
 
     def settings(self):
-        sigint_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        return os.environ["LP_NUM_THREADS"], th.get_num_threads(), sigint_ignored
+        ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
+        return os.environ["LP_NUM_THREADS"], th.get_num_threads(), all(ignored)
 
     def _observe(self):
         self.observation_space.seed(int(self.np_random.integers(2**31)))
