@@ -72,8 +72,20 @@ def test_python_uses_names_that_exist(block):
 def test_commands_are_understood(block):
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if "sb3-vla" in words:
-            build_parser().parse_args(words[words.index("sb3-vla") + 1 :])
+        words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+        if not words:
+            continue
+        if words[0] == "sb3-vla":
+            build_parser().parse_args(words[1:])
+        elif words[0] == "make":
+            targets = {word for word in words[1:] if "=" not in word and not word.startswith("-")}
+            assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+        elif words[:3] == ["python", "-m", "sb3_vla.zoo"]:
+            assert words[3] in ("train", "enjoy", "record_video", "plot_train", "all_plots")
+        elif words[0] in ("python", ".venv/bin/python"):
+            assert words[1] == "-m" or (ROOT / words[1]).is_file()
+        else:
+            assert words[0] in ("pip", "git", "docker", "pre-commit"), line
 
 
 def test_readme_is_short():

@@ -30,7 +30,7 @@ th { font-weight: 600; } td.number, th.number { text-align: right; white-space: 
 tr.sum td { font-weight: 600; border-top: 1px solid #aab; } td.differs { background: #fff3d6; }
 code, pre { font: .85rem ui-monospace, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f9; padding: .6rem; border-radius: 6px; }
-h1, code, .legend, figcaption { overflow-wrap: anywhere; }
+h1, code, .legend, figcaption { overflow-wrap: anywhere; } td:first-child code { white-space: nowrap; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .grid svg, .grid img { width: 100%; height: auto; } figure { margin: 0; }
 .legend span { margin-right: 1.2rem; }
