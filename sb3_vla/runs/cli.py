@@ -1,4 +1,4 @@
-"""The command line: ``sb3-vla config | demos | sft | train | eval | probe | play | record | quickstart | push``."""
+"""The command line: ``sb3-vla config | demos | sft | train | eval | probe | play | record | quickstart | memory | push``."""
 
 import argparse
 import shlex
@@ -122,6 +122,15 @@ def build_parser() -> argparse.ArgumentParser:
     quick.add_argument(
         "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
     )
+
+    memory = _add_command(commands, "memory", _memory, "say how much memory post-training will take, without the weights")
+    memory.add_argument("--backbone", metavar="NAME", help="name or path of a checkpoint (policy.backbone)")
+    memory.add_argument("--head", metavar="NAME", help="gaussian, token or flow (policy.head)")
+    memory.add_argument("--lora-rank", type=int, metavar="R", help="of adapters (policy.lora.r)")
+    memory.add_argument("--cameras", type=int, metavar="N", help="cameras like the first one (default: those of the suite)")
+    memory.add_argument("--n-envs", type=int, metavar="N", help="environments (train.n_envs)")
+    memory.add_argument("--batch-size", type=int, metavar="N", help="samples of a minibatch (train.batch_size)")
+    memory.add_argument("--micro-batch-size", type=int, metavar="N", help="at a time (train.micro_batch_size)")
 
     push = _add_command(commands, "push", _push, "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
@@ -479,6 +488,31 @@ def _quickstart(arguments: argparse.Namespace) -> Work:
         with _going_on(arguments, folder):
             quickstart(config, folder)
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
+
+    return work
+
+
+def _memory(arguments: argparse.Namespace) -> Work:
+    from .memory import DEVICES, estimator_of, table
+
+    if arguments.cameras is not None and arguments.cameras < 1:
+        raise ValueError(f"--cameras must be at least 1, got {arguments.cameras}")
+    lora = None if arguments.lora_rank is None else {"r": arguments.lora_rank}
+    train = {name: getattr(arguments, name) for name in ("n_envs", "batch_size", "micro_batch_size")}
+    config = _load(arguments, policy={"backbone": arguments.backbone, "head": arguments.head, "lora": lora}, train=train)
+    estimator = estimator_of(config, arguments.cameras)
+
+    def work() -> None:
+        size = config.train.micro_batch_size
+        if isinstance(size, int):
+            print(f"{size} of {estimator.n_samples} samples of a minibatch and its demonstrations at a time:")
+        else:
+            size = None
+            print(f"All {estimator.n_samples} samples of a minibatch and its demonstrations at once:")
+        print(table(estimator.estimate(size)))
+        sizes = {gb: estimator.largest_micro_batch(gb * 2**30) for gb in DEVICES}
+        fitting = ", ".join(f"{n or 'not even 1'} in {gb} GiB" for gb, n in sizes.items())
+        print(f"Samples at a time (train.micro_batch_size) that fit, with a tenth to spare: {fitting}")
 
     return work
 
