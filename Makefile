@@ -13,7 +13,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking memory heads check-lerobot clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -51,6 +51,13 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
+
+memory: setup  ## Hold the estimates of memory against what training takes, and the tables in docs/memory.md; needs 10 GB, half an hour
+	$(BIN)/python benchmarks/memory/measure.py
+	$(BIN)/python benchmarks/memory/table.py --estimate
+
+heads: setup  ## What each action head is worth on the quickstart's tasks, three seeds: hours; what is there is not done again
+	$(BIN)/python benchmarks/heads.py
 
 check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)
 	test -x $(LEROBOT_ENV)/bin/python || $(LEROBOT_PYTHON) -m venv $(LEROBOT_ENV)
