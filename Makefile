@@ -17,7 +17,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot torture docs browser package test-lowest test-newest clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking memory heads check-lerobot torture docs browser package test-lowest test-newest clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -55,6 +55,13 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
+
+memory: setup  ## Hold the estimates of memory against what training takes, and the tables in docs/memory.md; needs 10 GB, half an hour
+	$(BIN)/python benchmarks/memory/measure.py
+	$(BIN)/python benchmarks/memory/table.py --estimate
+
+heads: setup  ## What each action head is worth on the quickstart's tasks, three seeds: hours; what is there is not done again
+	$(BIN)/python benchmarks/heads.py
 
 torture: setup  ## Kills, power cuts, full disks, damaged files and an hour of training: hours, as root for the disks (TORTURE=)
 	$(BIN)/python benchmarks/torture/torture.py $(TORTURE)

@@ -16,6 +16,8 @@ from ..policies.encoded import EncodedObservations
 
 # Observations that a policy's frozen parts look at together
 _MAX_ENCODED = 64
+#: How much a cache holds by default
+MAX_CACHED_BYTES = 2 * 1024**3
 
 
 class FeatureCache:
@@ -29,7 +31,7 @@ class FeatureCache:
         tiny model's image tokens (9 of 128 numbers), and 1.5 GB of SmolVLM-256M's (64 of 576)
     """
 
-    def __init__(self, adapter: PolicyAdapter, device: th.device | str, max_bytes: int = 2 * 1024**3) -> None:
+    def __init__(self, adapter: PolicyAdapter, device: th.device | str, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self.adapter = adapter
         self.device = device
         self.max_bytes = max_bytes

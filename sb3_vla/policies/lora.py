@@ -37,7 +37,7 @@ def adapt(
     base_dtype: str = "bfloat16",
     save_base: bool = False,
     base_fingerprint: str | None = None,
-) -> str:
+) -> str | None:
     """
     Freeze a backbone's pretrained weights and put adapters beside them. Trained and saved are these alone, in float32, and
     whatever in the backbone is not pretrained, such as its new tokens. There is no dropout: with it the first likelihood ratio
@@ -52,7 +52,7 @@ def adapt(
     :param base_dtype: Of the pretrained weights: ``"bfloat16"`` or ``"float32"``
     :param save_base: Whether the pretrained weights are saved as well, so that the checkpoint is not needed any more
     :param base_fingerprint: Of the pretrained weights that adapters to be loaded were trained beside
-    :return: That of those given
+    :return: That of those given, ``None`` if they are saved
     :raises ImportError: If ``peft`` is not installed
     :raises ValueError: If an argument is out of range, the backbone has no pretrained weights, or other than those expected
     """
@@ -68,17 +68,20 @@ def adapt(
     targets = backbone.lora_targets if target_modules is None else target_modules
     if targets is None:
         raise ValueError(f"{type(backbone).__name__} has no lora_targets: give lora=dict(target_modules=[...])")
-    found = _fingerprint(base)
+    found = None if save_base else _fingerprint(base)
     if base_fingerprint not in (None, found):
         raise ValueError(
-            f"these adapters were trained beside other pretrained weights ({base_fingerprint}) than the backbone's ({found}): "
-            "put the checkpoint that they were trained with where it was"
+            f"these adapters were trained beside other pretrained weights ({base_fingerprint}) than those of "
+            f"{getattr(base, 'name_or_path', type(base).__name__)!r} ({found}): put the checkpoint that they were trained "
+            "with where it was"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("lora=... needs peft: pip install 'sb3-vla[lora]'") from error
-    base.requires_grad_(False).to(_DTYPES[base_dtype])
+    for parameter in base.parameters():  # not the buffers: a rounded frequency would shift the positions that tokens stand at
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(_DTYPES[base_dtype])
     config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)  # type: ignore[arg-type]
     inject_adapter_in_model(config, base)
     for name, parameter in base.named_parameters():

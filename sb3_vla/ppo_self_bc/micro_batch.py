@@ -1,13 +1,24 @@
-"""Batches in pieces, for the accumulation of gradients."""
+"""Batches in pieces, for the accumulation of gradients, and how large a piece fits into memory."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 
+from ..common.free_memory import free_memory
+from ..common.tensor_memory import peak_memory
 from ..imitation.demonstration_buffer import DemonstrationSamples
+from ..policies.adapter import PolicyAdapter
 from ..policies.encoded import EncodedObservations
-from .rollout_buffer import ChunkRolloutBufferSamples
+from .rollout_buffer import ChunkRolloutBuffer, ChunkRolloutBufferSamples
+from .update_memory import add_gradient, missing_optimizer_state
+
+# Of memory that is free, what is not planned with: allocators can't use all of it, and operations need some by themselves
+_RESERVE = 0.1
+# Samples of the pieces that are measured
+_PROBES = (2, 4)
 
 Samples = TypeVar("Samples", ChunkRolloutBufferSamples, DemonstrationSamples)
 
@@ -47,3 +58,55 @@ def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float
     if by_steps:
         return piece.chunk_lengths.sum() / batch.chunk_lengths.sum()  # a tensor, as its value would make a GPU wait
     return len(piece.actions) / len(batch.actions)
+
+
+def largest_micro_batch(peak: Callable[[int], int], n_bytes: int, n_samples: int) -> int:
+    """
+    :param peak: What a piece takes at most, by its samples: a straight line, of which two points are asked for
+    :param n_bytes: What is free for it, of which a tenth is spared
+    :param n_samples: Of the whole batch
+    :return: Samples of the largest piece that fits, 0 if none does
+    """
+    few, more = (min(size, n_samples) for size in _PROBES)
+    low = peak(few)
+    slope = (peak(more) - low) / (more - few) if more > few else low / few
+    fitting = few + (n_bytes * (1 - _RESERVE) - low) / max(slope, 1)
+    return int(min(max(fitting, 0), n_samples))
+
+
+def fitting_micro_batch(
+    adapter: PolicyAdapter, rollout_buffer: ChunkRolloutBuffer, n_samples: int, imitates: bool, ratio_per_step: bool
+) -> int:
+    """
+    Find the largest piece that fits into what is free, by the gradients of two small ones. Nothing changes.
+
+    :param adapter: Of the policy, whose gradients are cleared
+    :param rollout_buffer: A rollout
+    :param n_samples: Of the whole batch
+    :param imitates: Whether there is an imitation loss
+    :param ratio_per_step: Whether likelihood ratios are per primitive step
+    :return: Samples of a piece
+    """
+    policy = adapter.policy
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    numpy_state = np.random.get_state()
+    batch = next(rollout_buffer.get(max(_PROBES)))
+    np.random.set_state(numpy_state)
+
+    def add(size: int) -> None:
+        add_gradient(adapter, next(split_batch(batch, size)), imitates, ratio_per_step)
+
+    with th.random.fork_rng(devices):
+        add(1)  # from now on gradients are there
+        free = free_memory(policy.device) - missing_optimizer_state(policy)
+        if policy.device.type == "cpu":  # its allocator keeps what was freed in pieces, and others live there, too
+            free //= 2
+        size = largest_micro_batch(lambda size: peak_memory(policy.device, lambda: add(size)), free, n_samples)
+    policy.optimizer.zero_grad()
+    if size == 0:
+        warnings.warn(
+            f"{free / 2**30:.1f} GiB are free on {policy.device}, too little for the gradient of a single sample: take a "
+            "smaller backbone, LoRA, gradient checkpointing, or freeze parts of it",
+            stacklevel=2,
+        )
+    return max(size, 1)

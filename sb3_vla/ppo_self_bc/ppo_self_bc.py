@@ -20,7 +20,7 @@ from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunked_ppo import ChunkedPPO
 from .finite import check_gradients
 from .losses import gradient_norms, ppo_loss, value_loss
-from .micro_batch import batch_share, split_batch
+from .micro_batch import batch_share, fitting_micro_batch, split_batch
 from .rollout_buffer import ChunkRolloutBufferSamples
 
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
@@ -69,7 +69,8 @@ class PPOSelfBC(ChunkedPPO):
     :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
         value loss alone, and with privileged observations cost next to nothing
     :param micro_batch_size: Accumulate the gradient over pieces of at most this size (memory); by default a minibatch and the
-        demonstrated pairs beside it are one piece
+        demonstrated pairs beside it are one piece. ``"auto"`` becomes the largest number that fits into what is free when the
+        first update begins, and stays it, in saved models too, as other pieces add up to other last digits
     :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
         ``"gradient_balance"``) or a :class:`~sb3_vla.ppo_self_bc.bc_weight.BCWeight`; 0 turns BC off
     :param bc_weight_kwargs: Arguments of a rule given by name
@@ -131,7 +132,7 @@ class PPOSelfBC(ChunkedPPO):
         critic_learning_rate: float | Schedule | None = None,
         critic_warmup_steps: int = 0,
         critic_epochs: int | None = None,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | Literal["auto"] | None = None,
         bc_weight: float | str | BCWeight = "constant",
         bc_weight_kwargs: dict[str, Any] | None = None,
         bc_loss: Literal["auto", "mse", "nll"] = "auto",
@@ -185,7 +186,7 @@ class PPOSelfBC(ChunkedPPO):
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup_steps = critic_warmup_steps
         self.critic_epochs = critic_epochs
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size: Any = micro_batch_size
         self.bc_weight = bc_weight
         self.bc_weight_kwargs = bc_weight_kwargs
         self.bc_loss = bc_loss
@@ -211,6 +212,8 @@ class PPOSelfBC(ChunkedPPO):
         self._check_counts(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
         for name, limits in self.argument_limits.items():
             limits.check(name, getattr(self, name))
+        if isinstance(self.micro_batch_size, str):
+            Limits(choices=("auto",)).check("micro_batch_size", self.micro_batch_size)
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
@@ -274,6 +277,7 @@ class PPOSelfBC(ChunkedPPO):
         self._rate_demonstrations()  # by the critic as it acts
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        self._fit_micro_batch()
         clip_range = self._scheduled("clip_range", self.clip_range)  # type: ignore[arg-type]
         clip_range_vf = None
         if self.clip_range_vf is not None:
@@ -306,6 +310,16 @@ class PPOSelfBC(ChunkedPPO):
             for rollout_data in self.rollout_buffer.get(self.batch_size, self.adapter.critic_keys):
                 logs["value_loss"].append(self._train_critic(rollout_data, clip_range_vf))
         self._log_training(logs, weights, clip_range, clip_range_vf)
+
+    def _fit_micro_batch(self) -> None:
+        """Find the largest micro-batch, once, if that is wanted."""
+        if self.micro_batch_size != "auto":
+            return
+        imitates = self.replay_buffer is not None
+        n_samples = self.batch_size + imitates * (self.bc_batch_size or self.batch_size)
+        size = fitting_micro_batch(self.adapter, self.rollout_buffer, n_samples, imitates, self.ratio_per == "step")
+        self.logger.log(f"micro_batch_size='auto': {size} of {n_samples} samples at a time fit into memory")
+        self.micro_batch_size = None if size == n_samples else size
 
     def _rate_demonstrations(self) -> None:
         if self.replay_buffer is not None:

@@ -338,7 +338,14 @@ def _check_names(settings: Mapping[str, Any]) -> None:
 def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     :param settings: Nested mappings
-    :param changes: What replaces some of their values; an empty section or setting above the sections changes nothing
+    :param changes: What replaces some of their values; an empty section or setting above the sections changes nothing, and
+        another ``head``, say, leaves nothing of ``head_kwargs``
     :return: New nested dictionaries
     """
-    return deep_update(settings, {key: value for key, value in changes.items() if value is not None})
+    given = {key: value for key, value in changes.items() if value is not None}
+    for name, section in given.items():
+        if isinstance(section, Mapping):  # the arguments of a head are not those of another
+            old = settings[name]
+            other = [f"{key}_kwargs" for key, value in section.items() if key in old and value != old[key]]
+            settings = {**settings, name: {**old, **{key: None for key in other if key in old}}}
+    return deep_update(settings, given)

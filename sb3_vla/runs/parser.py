@@ -81,6 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run from the stage where it was"
     )
 
+    memory = _add_command(commands, "memory", "say how much memory post-training will take, without the weights")
+    memory.add_argument("--backbone", metavar="NAME", help="name or path of a checkpoint (policy.backbone)")
+    memory.add_argument("--head", metavar="NAME", help="gaussian, token or flow (policy.head)")
+    memory.add_argument("--lora-rank", type=int, metavar="R", help="of adapters (policy.lora.r)")
+    memory.add_argument("--cameras", type=int, metavar="N", help="cameras like the first one (default: those of the suite)")
+    memory.add_argument("--n-envs", type=int, metavar="N", help="environments (train.n_envs)")
+    memory.add_argument("--batch-size", type=int, metavar="N", help="samples of a minibatch (train.batch_size)")
+    memory.add_argument("--micro-batch-size", type=int, metavar="N", help="at a time (train.micro_batch_size)")
+
     report = _add_command(commands, "report", "make one page about runs: results, curves, films, settings", None)
     report.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run folders, complete or still going")
     report.add_argument("--out", type=_path, required=True, metavar="FILE", help="the page (.html); replaces a report")

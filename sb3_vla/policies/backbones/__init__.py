@@ -1,6 +1,8 @@
 """Backbones that turn images, a prompt and the robot's state into readout features."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...common.argument_checks import check_known
 from .base import ActionExpert, BackboneFeatures, Normalization, VLABackbone
@@ -19,6 +21,7 @@ __all__ = [
     "SmolVLMBackbone",
     "VLABackbone",
     "make_backbone",
+    "without_weights",
 ]
 
 
@@ -44,10 +47,32 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     if backbone == "tiny":
         check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
-    config = read_config(str(backbone))
+    return _class_of(backbone, kwargs).from_pretrained(str(backbone), state_dim=state_dim, **kwargs)
+
+
+def without_weights(backbone: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """
+    :param backbone: What a user may write in ``policy_kwargs``, see :func:`make_backbone`
+    :param kwargs: Arguments of the backbone
+    :return: Both, for the same architecture; of a checkpoint no weights are read, and need not be there
+    :raises ValueError: If there is no such checkpoint, or it is of no kind that is known
+    :raises TypeError: If the backbone has no such argument
+    """
+    if not isinstance(backbone, str | Path) or backbone == "tiny":
+        return backbone, dict(kwargs)
+    found = _class_of(backbone, kwargs)
+    return found, found.describe(str(backbone), **kwargs)
+
+
+def _class_of(checkpoint: str | Path, kwargs: Mapping[str, Any]) -> type[PretrainedBackbone]:
+    """
+    :param checkpoint: Its name or path
+    :param kwargs: Arguments for it
+    :return: What hosts it
+    """
+    config = read_config(str(checkpoint))
     if "type" in config and "model_type" not in config:  # LeRobot's
         check_known("backbone_kwargs", kwargs, SmolVLABackbone.from_pretrained, ("name_or_path", "state_dim"))
-        return SmolVLABackbone.from_pretrained(str(backbone), state_dim, **kwargs)
+        return SmolVLABackbone
     check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
-    kind = PI0Backbone if config.get("model_type") == "pi0" else PretrainedBackbone
-    return kind.from_pretrained(str(backbone), state_dim=state_dim, **kwargs)
+    return PI0Backbone if config.get("model_type") == "pi0" else PretrainedBackbone

@@ -1,10 +1,11 @@
 """Vision-language models of ``transformers`` as backbones: a checkpoint by name or path."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch as th
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -85,19 +86,37 @@ class PretrainedBackbone(TransformersBackbone):
         :return: The backbone with the checkpoint's weights, in float32
         :raises ValueError: If there is no such checkpoint, or it is of no known family
         """
+        settings = cls.describe(name_or_path, **kwargs)
+        model, report = load_pretrained(
+            cls._auto_class, name_or_path, dtype=th.float32, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would leave them random
+            raise ValueError(
+                f"the weights of {name_or_path!r} lack {len(missing)} tensors that its config.json describes, such as "
+                f"{missing[0]}: fetch the checkpoint again, or save all of it"
+            )
+        return cls(state_dim, **settings, model=model)
+
+    @classmethod
+    def describe(cls, name_or_path: str, **kwargs: Any) -> dict[str, Any]:
+        """
+        :param name_or_path: Name on the Hugging Face Hub or local folder of a checkpoint, whose weights need not be there
+        :param kwargs: Replace what the checkpoint says
+        :return: Arguments of the constructor that make its architecture
+        :raises ValueError: If there is no such checkpoint, or it is of no known family
+        """
         config = load_pretrained(AutoConfig, name_or_path)
         cls._check_model_type(config.model_type, f"checkpoint {name_or_path!r}")
-        model = load_pretrained(cls._auto_class, name_or_path, dtype=th.float32, use_safetensors=True)
         tokenizer = load_pretrained(AutoTokenizer, name_or_path)
         processor = load_pretrained(AutoImageProcessor, name_or_path)
-        settings: dict[str, Any] = {
+        return {
             "config": config.to_dict(),
             "tokenizer_files": save_tokenizer(tokenizer),
             "image_mean": processor.image_mean,
             "image_std": processor.image_std,
             "resample": _FILTERS[int(processor.resample)],
+            **kwargs,
         }
-        return cls(state_dim, **{**settings, **kwargs}, model=model)
 
     @classmethod
     def _check_model_type(cls, model_type: str, whose: str) -> None:
@@ -250,9 +269,32 @@ def read_config(name_or_path: str) -> dict[str, Any]:
 def _load(load: Callable[..., Any], what: str, name_or_path: str, **kwargs: Any) -> Any:
     try:
         return load(name_or_path, **kwargs)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise ValueError(
+            f"{_broken_file(name_or_path)} is broken ({error}): fetch the checkpoint {name_or_path!r} again"
+        ) from error
+    except RuntimeError as error:  # of another shape
+        raise ValueError(
+            f"the weights of {name_or_path!r} are not those that its config.json describes: fetch the checkpoint again "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"there is no backbone {name_or_path!r}: give 'tiny', the name of a vision-language model on the Hugging Face Hub "
             f"(needs the network, or the checkpoint in the local cache), or the folder of one, complete with weights, "
             f"tokenizer and image processor ({what}: {error})"
         ) from error
+
+
+def _broken_file(name_or_path: str) -> str:
+    """
+    :param name_or_path: Of a checkpoint with a file of weights that can't be read
+    :return: That file
+    """
+    for path in sorted(Path(name_or_path).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return str(path)
+    return f"a file of weights of {name_or_path!r}"  # in the Hub's cache

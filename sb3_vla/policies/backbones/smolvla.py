@@ -226,6 +226,22 @@ class SmolVLABackbone(ExpertBackbone):
         :return: The backbone with the checkpoint's weights, in float32
         :raises ValueError: If a file is missing or broken, or does not fit the others
         """
+        backbone = cls(state_dim, **cls.describe(name_or_path, vlm, use_statistics, image_size))
+        backbone._load(LeRobotCheckpoint(name_or_path))
+        return backbone
+
+    @classmethod
+    def describe(  # type: ignore[override]
+        cls, name_or_path: str, vlm: str | None = None, use_statistics: bool = True, image_size: int | None = None
+    ) -> dict[str, Any]:
+        """
+        :param name_or_path: See :meth:`from_pretrained`, and so for those below; the weights need not be there
+        :param vlm: The vision-language model
+        :param use_statistics: Whether states and actions are normalised by the checkpoint's statistics
+        :param image_size: Height and width in pixels to which images are resized
+        :return: Arguments of the constructor that make its architecture
+        :raises ValueError: If a file is missing or broken, or does not fit the others
+        """
         checkpoint = LeRobotCheckpoint(name_or_path)
         smolvla = checkpoint.config()
         if smolvla.get("type") != "smolvla":
@@ -251,18 +267,15 @@ class SmolVLABackbone(ExpertBackbone):
         config.text_config.rope_parameters = dict(_ROPE)
         if 0 < smolvla["num_vlm_layers"]:
             config.text_config.num_hidden_layers = smolvla["num_vlm_layers"]
-        backbone = cls(
-            state_dim,
-            config.to_dict(),
-            smolvla=smolvla,
-            normalization=_statistics(checkpoint) if use_statistics else {},
-            tokenizer_files=save_tokenizer(tokenizer),
-            image_mean=(0.5,) * 3,
-            image_std=(0.5,) * 3,
-            image_size=smolvla["resize_imgs_with_padding"][0] if image_size is None else image_size,
-        )
-        backbone._load(checkpoint)
-        return backbone
+        return {
+            "config": config.to_dict(),
+            "smolvla": smolvla,
+            "normalization": _statistics(checkpoint) if use_statistics else {},
+            "tokenizer_files": save_tokenizer(tokenizer),
+            "image_mean": (0.5,) * 3,
+            "image_std": (0.5,) * 3,
+            "image_size": smolvla["resize_imgs_with_padding"][0] if image_size is None else image_size,
+        }
 
     def _load(self, checkpoint: LeRobotCheckpoint) -> None:
         weights = checkpoint.weights()

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
-from torch.distributions import Beta, Normal
+from torch.distributions import Normal
 from torch.nn import functional as F
 
 from ...common.argument_checks import Limits, check_widths
@@ -21,8 +21,9 @@ from .base import ActionHead, ChunkDistribution, ChunkSample
 #: ``(x, t)``, of ``(batch, h, d)`` and ``(batch,)``, to the mean velocity, ``(batch, h, d)``
 Velocity = Callable[[th.Tensor, th.Tensor], th.Tensor]
 
-# pi0's distribution of times in training, Beta(1.5, 1) scaled to [0.001, 1] (Black et al. 2024, arXiv 2410.24164)
-_ALPHA, _BETA, _MIN_TIME = 1.5, 1.0, 0.001
+# pi0's distribution of times in training, Beta(1.5, 1) scaled to [0.001, 1] (Black et al. 2024, arXiv 2410.24164): of
+# Beta(a, 1) a uniform number to the power of 1 / a is a sample
+_ALPHA, _MIN_TIME = 1.5, 0.001
 # Numbers that say the time
 _TIME_DIM = 32
 
@@ -245,8 +246,7 @@ class FlowHead(ActionHead):
         length, width = self.expert.chunk_shape
         target = F.pad(target, (0, width - self.action_dim, 0, length - self.chunk_size))
         noise = th.randn_like(target)
-        times = Beta(target.new_tensor(_ALPHA), target.new_tensor(_BETA)).sample((len(target),))
-        t = _MIN_TIME + (1 - _MIN_TIME) * times
+        t = _MIN_TIME + (1 - _MIN_TIME) * th.rand_like(target[:, 0, 0]) ** (1 / _ALPHA)
         weight = t.view(-1, 1, 1)
         error = self.expert(features, weight * noise + (1 - weight) * target, t) - (noise - target)
         error = error[:, : self.chunk_size, : self.action_dim]

@@ -87,6 +87,15 @@ def test_base_in_bfloat16_and_adapters_in_float32(make_lora_model):
     assert np.isfinite(actions(model)).all() and not np.array_equal(actions(model), before)
 
 
+def test_positions_are_not_rounded_with_the_weights(checkpoint):
+    backbone = make_backbone(str(checkpoint), state_dim=3)
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    add_lora(backbone, {"base_dtype": "bfloat16"})
+    for name, buffer in backbone.named_buffers():
+        assert buffer.dtype == before[name].dtype and th.equal(buffer, before[name]), name
+
+
 def test_first_likelihood_ratio_of_an_update_is_one(make_lora_model, record_logs):
     model = make_lora_model({"r": 4}, n_epochs=1, batch_size=16, bc_weight=0.0)
     with_nonzero_adapters(model.policy.backbone)
@@ -143,7 +152,7 @@ def test_a_base_that_is_gone_or_another_is_refused(make_lora_model, checkpoint, 
     with th.no_grad():
         other.model.text_model.norm.weight.mul_(2)
     other.save_pretrained(checkpoint)
-    with pytest.raises(ValueError, match=r"trained beside other pretrained weights \(\w+\) than the backbone's \(\w+\)"):
+    with pytest.raises(ValueError, match=rf"beside other pretrained weights \(\w+\) than those of '{checkpoint}' \(\w+\)"):
         PPOSelfBC.load(tmp_path / "model.zip")
 
 

@@ -1,8 +1,10 @@
 import pytest
 import torch as th
 
+from sb3_vla import PPOSelfBC
 from sb3_vla.imitation.demonstration_buffer import DemonstrationSamples
-from sb3_vla.ppo_self_bc.micro_batch import batch_share, split_batch
+from sb3_vla.ppo_self_bc.micro_batch import batch_share, largest_micro_batch, split_batch
+from sb3_vla.ppo_self_bc.update_memory import missing_optimizer_state
 
 
 def make_batch() -> DemonstrationSamples:
@@ -33,3 +35,56 @@ def test_shares_count_chunks_or_executed_steps():
     assert [batch_share(piece, batch) for piece in (first, second, third)] == [2 / 5, 2 / 5, 1 / 5]
     shares = [batch_share(piece, batch, by_steps=True) for piece in (first, second, third)]
     assert shares == pytest.approx([4 / 12, 5 / 12, 3 / 12])
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "expected"),
+    # 100 and 10 a sample, with a tenth to spare: (0.9 * 1000 - 100) / 10
+    [(1000, 80), (10_000, 500), (150, 3), (120, 0), (0, 0)],
+)
+def test_the_largest_piece_that_fits_with_a_tenth_to_spare(n_bytes, expected):
+    asked = []
+
+    def peak(size):
+        asked.append(size)
+        return 100 + 10 * size
+
+    assert largest_micro_batch(peak, n_bytes, n_samples=500) == expected
+    assert len(asked) == 2 and max(asked) <= 4
+
+
+def test_a_batch_of_one_fits_or_does_not():
+    assert largest_micro_batch(lambda size: 10 * size, 12, n_samples=1) == 1
+    assert largest_micro_batch(lambda size: 10 * size, 11, n_samples=1) == 0
+
+
+@pytest.mark.parametrize("left", [2**40, -1, 600_000])
+def test_the_largest_micro_batch_that_fits_is_found_with_the_first_update(
+    left, make_model, make_demonstrations, monkeypatch, recwarn
+):
+    free = missing_optimizer_state(make_model().policy) + left
+    monkeypatch.setattr("sb3_vla.ppo_self_bc.micro_batch.free_memory", lambda device: free)
+    found = learn_with_demonstrations(make_model, make_demonstrations, micro_batch_size="auto")
+    if left == 2**40:
+        assert found.micro_batch_size is None
+    else:
+        assert 1 <= found.micro_batch_size < 16
+    assert (left < 0) == any("too little for the gradient of a single sample" in str(each.message) for each in recwarn)
+    # Looking for it changes nothing
+    given = learn_with_demonstrations(make_model, make_demonstrations, micro_batch_size=found.micro_batch_size)
+    for name, value in given.policy.state_dict().items():
+        assert th.equal(found.policy.state_dict()[name], value), name
+
+
+def learn_with_demonstrations(make_model, make_demonstrations, **kwargs):
+    model = make_model(bc_weight=0.5, **kwargs)
+    model.replay_buffer.extend(make_demonstrations())
+    return model.learn(32)
+
+
+def test_a_micro_batch_that_was_found_is_saved(make_model, tmp_path):
+    model = make_model(micro_batch_size="auto").learn(16)
+    assert model.micro_batch_size is None
+    model.save(tmp_path / "model.zip")
+    assert PPOSelfBC.load(tmp_path / "model.zip").micro_batch_size is None
+    assert PPOSelfBC.load(tmp_path / "model.zip", micro_batch_size="auto").micro_batch_size == "auto"

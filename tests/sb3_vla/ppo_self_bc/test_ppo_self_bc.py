@@ -870,6 +870,7 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
         ({"bc_loss": "l1"}, ValueError, r"bc_loss.*'mse' or 'nll'.*'l1'"),
         ({"normalize_advantage": "env"}, ValueError, r"normalize_advantage.*'task'.*'env'"),
         ({"micro_batch_size": 0}, ValueError, "micro_batch_size.*at least 1.*0"),
+        ({"micro_batch_size": "all"}, ValueError, "micro_batch_size must be 'auto', got 'all'"),
         ({"critic_epochs": 3, "n_epochs": 4}, ValueError, "critic_epochs=3 is less than n_epochs=4"),
         ({"bc_batch_size": 0}, ValueError, "bc_batch_size.*at least 1.*0"),
         ({"bc_weight": "adaptive"}, ValueError, "'adaptive'.*gradient_balance"),

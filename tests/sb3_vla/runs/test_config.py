@@ -264,3 +264,16 @@ def test_unknown_devices_are_refused():
     with pytest.raises(ValueError, match=r"device must be 'auto' or one of PyTorch's such as .*, got 'gpu'"):
         load_config(device="gpu")
     assert load_config(device="cuda:7").device == "cuda:7"  # of a run on another machine
+
+
+def test_another_head_leaves_nothing_of_the_arguments_of_the_one_before(write):
+    assert load_config().policy.head_kwargs == {"log_std_init": -1.7, "noise_correlation": 1.0}
+    assert load_config(write("policy: {head: gaussian, head_kwargs: {log_std_init: -1}}")).policy.head_kwargs == {
+        "log_std_init": -1,
+        "noise_correlation": 1.0,
+    }
+    assert load_config(write("policy: {head: token}")).policy.head_kwargs is None
+    token = write("policy: {head: token, head_kwargs: {n_bins: 32}}")
+    assert load_config(token).policy.head_kwargs == {"n_bins": 32}
+    assert load_config(token, policy={"head": "flow"}).policy.head_kwargs is None
+    assert load_config(token, policy={"head": "token"}).policy.head_kwargs == {"n_bins": 32}

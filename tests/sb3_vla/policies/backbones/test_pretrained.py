@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch as th
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, LlamaConfig
 
 from sb3_vla import PPOSelfBC, PretrainedBackbone, VLAPolicy
@@ -208,6 +209,33 @@ def test_a_checkpoint_that_is_not_complete_is_refused(checkpoint, files):
         path.unlink()
     with pytest.raises(ValueError, match=f"there is no backbone '{checkpoint}'.*complete with weights"):
         make_backbone(str(checkpoint), state_dim=3)
+
+
+def test_a_shard_that_is_missing_or_broken_is_named(tmp_path):
+    model = TINY_FAMILIES["smolvlm"].save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{shard} is broken .*: fetch the checkpoint '{tmp_path}' again"):
+        make_backbone(str(tmp_path), state_dim=3)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"complete with weights.*No such file or directory: {shard}"):
+        make_backbone(str(tmp_path), state_dim=3)
+
+
+def test_weights_that_the_configuration_does_not_describe_are_refused(tmp_path):
+    TINY_FAMILIES["smolvlm"].save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("text_model.norm.weight"))
+    norm = weights.pop(name)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights of '{tmp_path}' lack 1 tensors .*text_model.norm.weight: fetch"):
+        make_backbone(str(tmp_path), state_dim=3)
+    save_file({**weights, name: norm[:-1].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights of '{tmp_path}' are not those that its config.json describes"):
+        make_backbone(str(tmp_path), state_dim=3)
 
 
 def test_a_checkpoint_keeps_its_patch_embedding(checkpoint):
