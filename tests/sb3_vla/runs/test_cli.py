@@ -536,7 +536,7 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(fail, tmp_path):
     assert "no run folder" in fail("train", "--resume", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     assert "not a run folder" in fail("train", "--resume", str(tmp_path / "empty"))
-    RunFolder.create(tmp_path / "early", "sb3-vla train", yaml.safe_load(Path(_write(tmp_path / "c.yml")).read_text()))
+    RunFolder.create(tmp_path / "early", "sb3-vla train", load_config(_write(tmp_path / "c.yml")).to_dict())
     assert "there is no checkpoint" in fail("train", "--resume", str(tmp_path / "early"))
 
 
