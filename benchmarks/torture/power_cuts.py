@@ -33,12 +33,13 @@ def cut_power(n: int, seed: int) -> Tally | None:
     tally, rng = Tally("power cut while a training writes, on ext4"), random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         image, copy = Path(temporary) / "disk.img", Path(temporary) / "copy.img"
+        try:
+            _check_loses(image, copy)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no power cuts: {error}")
+            return None
         for number in range(n):
-            try:
-                said = _write_until_cut(image, copy, rng.uniform(0.0, 5.0))
-            except (OSError, subprocess.CalledProcessError) as error:
-                print(f"no power cuts: {error}")
-                return None
+            said = _write_until_cut(image, copy, rng.uniform(0.0, 5.0))
             with _mounted(copy) as folder:
                 lost = check_written(folder / "run", said)
             if lost is None:
@@ -55,9 +56,7 @@ def _write_until_cut(image: Path, copy: Path, seconds: float) -> int:
     :param seconds: When to cut the power, after the writer is ready
     :return: The last number that it said to be saved
     """
-    image.write_bytes(b"")
-    os.truncate(image, _MEGABYTES * 2**20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    _format(image)
     with _mounted(image) as folder:
         command = [sys.executable, str(HERE / "writer.py"), str(folder / "run")]
         with tempfile.TemporaryFile("w+") as said:
@@ -71,6 +70,27 @@ def _write_until_cut(image: Path, copy: Path, seconds: float) -> int:
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait()
     return int(number) if number.isdecimal() else 0
+
+
+def _check_loses(image: Path, copy: Path) -> None:
+    """
+    :param image: Becomes the disk
+    :param copy: Becomes what a power cut left of it
+    :raises OSError: If what was not forced to the disk is there after a power cut: then nothing is tried here
+    """
+    _format(image)
+    with _mounted(image) as folder:
+        (folder / "file").write_text("not forced to the disk")
+        _copy_at_one_moment(image, copy)
+    with _mounted(copy) as folder:
+        if (folder / "file").exists() and (folder / "file").read_text():
+            raise OSError("the disk loses nothing")
+
+
+def _format(image: Path) -> None:
+    image.write_bytes(b"")
+    os.truncate(image, _MEGABYTES * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
 
 
 def _last_line(file: object) -> str:
