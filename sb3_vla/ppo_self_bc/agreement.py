@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .chunked_ppo import ChunkedPPO
 
 # Arguments that may differ
-_OWN = ("self", "policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
+_OWN = ("self", "policy", "env", "seed", "device", "verbose", "stats_window_size", "tensorboard_log", "_init_setup_model")
 
 
 def check_models_alike(ranks: Ranks, model: "ChunkedPPO") -> None:
@@ -28,7 +28,8 @@ def check_models_alike(ranks: Ranks, model: "ChunkedPPO") -> None:
         return
     arguments = [name for name in inspect.signature(type(model).__init__).parameters if name not in _OWN]
     check_alike(ranks, "arguments of the algorithm", {name: getattr(model, name) for name in arguments})
-    environments = {name: getattr(model, name) for name in ("n_envs", "observation_space", "action_space", "normalized_keys")}
+    names = ("n_envs", "observation_space", "action_space", "normalized_keys")
+    environments = {name: getattr(model, name) for name in names}
     check_alike(ranks, "environments", environments)
     check_alike(ranks, "networks", {name: tuple(weight.shape) for name, weight in model.policy.state_dict().items()})
     progress = {name: getattr(model, name) for name in ("num_timesteps", "lifetime_timesteps")}

@@ -464,10 +464,11 @@ class PPOSelfBC(ChunkedPPO):
         ppo_grad_norm = bc_grad_norm = None
         if self._bc_rule.needs_gradient_norms:
             piece = next(split_batch(rollout_data, self.micro_batch_size))
-            bc_loss = self._bc_loss(self._sample_demonstrations(len(piece.advantages)))
+            demonstrations = self._sample_demonstrations(len(piece.advantages))
+            bc_loss = self._shares(demonstrations, self.adapter.imitates_steps)[1] * self._bc_loss(demonstrations)
             evaluation = self.adapter.evaluate(piece.policy_input, piece.actions, piece.extras)
             policy_loss = ppo_loss(evaluation, piece, clip_range, None, self.ratio_per == "step").policy
-            losses = [self._shares(piece, self._weighs_steps)[1] * policy_loss, bc_loss / self.ranks.size]
+            losses = [self._shares(piece, self._weighs_steps)[1] * policy_loss, bc_loss]
             ppo_grad_norm, bc_grad_norm = gradient_norms(losses, self.policy.parameters(), self.ranks)
         success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
         weights = self._bc_rule(TrainingStatistics(self.lifetime_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
