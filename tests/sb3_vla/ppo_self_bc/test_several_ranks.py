@@ -1,19 +1,12 @@
 """Ranks that train one model take the step that one process with all of their rollouts takes."""
 
 import sys
-from collections.abc import Mapping
 
 import cloudpickle
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_vla import PPOSelfBC
 from sb3_vla.imitation.demonstration_set import DemonstrationSet
 
 # Ranks can't import this file
