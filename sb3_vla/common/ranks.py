@@ -77,6 +77,22 @@ class Ranks:
         """
         return value
 
+    def first_does(self, action: Callable[[], object]) -> None:
+        """
+        Have the first rank alone do something, for which the others wait.
+
+        :param action: What to do; its error is raised on all ranks
+        """
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                action()
+            except Exception as raised:
+                error = raised
+        error = self.from_first(error)
+        if error is not None:
+            raise error
+
     def all(self, value: bool) -> bool:
         """
         :param value: Yes or no

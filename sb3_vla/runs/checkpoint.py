@@ -34,10 +34,12 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
 
     :param model: The model, between two updates
     :param folder: That of all checkpoints of its run
-    :return: The checkpoint
+    :return: The checkpoint; of several ranks the first one alone writes it
     """
     folder = Path(folder)
     checkpoint = folder / str(model.num_timesteps)
+    if not model.ranks.is_first:
+        return checkpoint
     partial = checkpoint.with_name(checkpoint.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial / "model.zip")
@@ -58,7 +60,8 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str]) -> Path:
 def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str = "auto") -> PPOSelfBC:
     """
     Continue from what :func:`save_checkpoint` wrote: step count, weights, optimizer, schedules, demonstration buffer and the
-    random states of Python, NumPy, torch and the buffer. The environments begin new episodes.
+    random states of Python, NumPy, torch and the buffer. The environments begin new episodes. The number of ranks may be
+    another: those after the first begin new random numbers.
 
     :param checkpoint: The checkpoint
     :param env: Environments like those of the run
@@ -69,7 +72,10 @@ def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str
     model = PPOSelfBC.load(checkpoint / "model.zip", env=env, device=device)
     if model.replay_buffer is not None:
         model.load_replay_buffer(checkpoint / "replay_buffer.npz")
-    _restore_random_states(model, th.load(checkpoint / "random_states.pt", weights_only=True))
+    if model.ranks.is_first:
+        _restore_random_states(model, th.load(checkpoint / "random_states.pt", weights_only=True))
+    elif model.rank_seed is not None:
+        model.set_random_seed(model.rank_seed + model.num_timesteps)
     return model
 
 

@@ -15,9 +15,11 @@ import yaml
 from sb3_vla_envs.durable_files import check_writable
 from sb3_vla_envs.suite import get_suite
 
+from ..common.ranks import LostRank
 from ..common.run_folder import RunFolder
 from .config import Config, load_config
 from .interruption import Interrupted, stopping_at_once
+from .several_ranks import check_command, first_rank_speaks, meet, where
 
 # A command checks what it was given and returns the work to do
 Work = Callable[[], None]
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0, 2 after a mistake, 128 and the signal's number after an interruption
+    :return: Exit status: 0, 1 if another rank is lost, 2 after a mistake, 128 and the signal's number after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
@@ -38,14 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stopping_at_once():
             try:
-                work = arguments.run(arguments)
+                check_command(arguments.command)
+                with first_rank_speaks():
+                    work = arguments.run(arguments)
             except (ValueError, OSError, ImportError, RuntimeError) as error:
-                print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"sb3-vla {arguments.command}{where()}: {' '.join(str(error).split())}", file=sys.stderr)
                 return 2
-            work()
+            with first_rank_speaks():
+                work()
     except Interrupted as error:
-        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        print(f"sb3-vla {arguments.command}{where()}: {error}", file=sys.stderr)
         return error.exit_status
+    except LostRank as error:
+        print(f"sb3-vla {arguments.command}{where()}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -186,7 +194,8 @@ def _load(arguments: argparse.Namespace, **sections: dict[str, Any]) -> Config:
 
 
 def _create_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
-    folder = RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
+    folder = RunFolder(arguments.out)
+    meet(config).first_does(lambda: RunFolder.create(arguments.out, arguments.command_line, config.to_dict()))
     print(f"Writing to {folder.path}")
     return folder
 
@@ -333,7 +342,7 @@ def _going_on(arguments: argparse.Namespace, folder: RunFolder) -> Iterator[None
     """
     try:
         yield
-    except Interrupted:
+    except (Interrupted, LostRank):
         print(f"To go on: sb3-vla {arguments.command} --resume {shlex.quote(str(folder.path))}", file=sys.stderr)
         raise
 
@@ -345,6 +354,7 @@ def _train_anew(arguments: argparse.Namespace) -> Work:
     from .training import post_train
 
     config = _load(arguments, train={"total_timesteps": arguments.timesteps})
+    meet(config)
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
     check_training(config, arguments.init, demonstrations, arguments.trust)
     folder = _create_run(arguments, config)
@@ -363,6 +373,7 @@ def _resume(arguments: argparse.Namespace) -> Work:
 
     folder = RunFolder.open(arguments.resume)
     config = load_config(folder.config_file, device=arguments.device)
+    meet(config)
     checkpoint = check_resuming(config, folder)
 
     def work() -> None:
@@ -379,6 +390,7 @@ def _eval(arguments: argparse.Namespace) -> Work:
 
     _check_new_file(arguments.out)
     config, model = _load_to_act(arguments, eval={"n_goals": arguments.n_goals})
+    ranks = meet(config)
     protocol = _protocol(config, arguments.protocol)
     if arguments.n_goals is not None:
         protocol["n_goals"] = arguments.n_goals
@@ -386,7 +398,7 @@ def _eval(arguments: argparse.Namespace) -> Work:
     def work() -> None:
         result = evaluate_model(config, model, **protocol)
         print(result.table())  # before it is saved: a disk may be full
-        if arguments.out:
+        if arguments.out and ranks.is_first:
             result.save(arguments.out)
 
     return work

@@ -52,7 +52,7 @@ _LeRobotArguments: Any = arguments_of(
 )
 EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
-    without=_SAID_ONCE,
+    without=(*_SAID_ONCE, "ranks"),
     at_least={"n_goals": 1, "n_envs": 1},
     limits={"split": Limits(choices=ALL_SPLITS)},
 )

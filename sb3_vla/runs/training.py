@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_vla_envs import Demonstration
 
+from ..common.ranks import LostRank
 from ..common.run_folder import RunFolder
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
@@ -64,7 +65,7 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
     try:
         model = load_checkpoint(checkpoint, venv, config.device)
         # Not the episodes of the run's beginning once more
-        venv.seed(config.seed + model.num_timesteps)
+        venv.seed(config.seed + model.num_timesteps + model.ranks.rank * venv.num_envs)
         return _learn(config, folder, model, progress)
     finally:
         venv.close()
@@ -84,7 +85,7 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :return: The model, trained to the end and saved
     :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
     """
-    logger = _make_logger(folder, model.num_timesteps)
+    logger = _make_logger(folder, model.num_timesteps) if model.ranks.is_first else Logger(None, [])
     model.set_logger(logger)
     with stopping_later("the training stops after what it is doing, with a checkpoint") as request:
         checkpoint = RunCheckpoint(folder.checkpoints, config.train.checkpoint_every, request)
@@ -98,13 +99,17 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
                 reset_num_timesteps=model.num_timesteps == 0,
                 progress_bar=progress,
             )
-        except RuntimeError:
-            if request.signal is None or not checkpoint.is_collecting:
+            request.signal = next(filter(None, model.ranks.gather(request.signal)), None)  # who stops one stops all
+        except RuntimeError as error:
+            is_lost = isinstance(error, LostRank)
+            if not checkpoint.is_collecting or not (is_lost or request.signal):
                 raise
             checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
+            if request.signal is None:
+                raise
         finally:
             logger.close()
-        if model.num_timesteps >= config.train.total_timesteps:
+        if model.num_timesteps >= config.train.total_timesteps and model.ranks.is_first:
             model.save(folder.model)
             plot_learning_curves(folder.progress, folder.curves)
     return model

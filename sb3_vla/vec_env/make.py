@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla_envs import Suite, make_env_fns
 
+from ..common.ranks import launched_as
 from .shared_memory_vec_env import SharedMemoryVecEnv
 
 
@@ -16,7 +17,8 @@ def make_vla_vec_env(
     tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, suite: str | Suite | None = None, **settings: Any
 ) -> VecEnv:
     """
-    Tasks of a suite as VLAPolicy sees them, many at a time, in a process for each CPU.
+    Tasks of a suite as VLAPolicy sees them, many at a time, in a process for each CPU. Of several processes that ``torchrun``
+    or ``accelerate launch`` has started, each gets so many of its own, and the tasks are spread over all of them.
 
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them, spread over the environments
     :param n_envs: Number of environments; a single one runs in this process
@@ -25,7 +27,9 @@ def make_vla_vec_env(
     :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`
     :return: The vectorised environment, with ``Monitor`` around each
     """
-    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, suite=suite, **settings)]
+    rank, size = launched_as()
+    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs * size, seed=seed, suite=suite, **settings)]
+    env_fns = env_fns[rank * n_envs : (rank + 1) * n_envs]
     # Some tasks take twice the time of others
     return make_vec_env_from_fns(env_fns, probe_steps=5)
 
