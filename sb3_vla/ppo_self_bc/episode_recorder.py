@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import safe_mean
 from sb3_vla_envs import Demonstration
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
+from ..common.lost_episode import is_lost
 from ..common.ranks import RankMail, Ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.feature_cache import FeatureCache
@@ -31,10 +32,10 @@ class _Chunk(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """How an episode ended."""
+    """How an episode ended; ``success`` is ``None`` for one whose environment was lost."""
 
     task: str
-    success: bool
+    success: bool | None
     steps_to_success: int | None
 
 
@@ -79,6 +80,8 @@ class EpisodeRecorder:
         self.ranks = ranks or Ranks()
         self._outcomes: RankMail[_Outcome] = RankMail(self.ranks, self._count)
         self._offers: RankMail[_Offer] = RankMail(self.ranks, self._admit)
+        #: Episodes that ended with the machine that simulated them
+        self.lost_episodes = 0
         self.begin_episodes()
 
     def begin_episodes(self) -> None:
@@ -121,6 +124,9 @@ class EpisodeRecorder:
         """
         ended = {}
         for i, (info, done) in enumerate(zip(infos, dones, strict=True)):
+            if is_lost(info):
+                self._outcomes.send(_Outcome("", None, None))
+                self._progress[i] = self._chunks[i] = None
             progress = self._progress[i]
             if progress is not None:
                 before, had_succeeded = progress.steps, bool(progress.success)
@@ -190,6 +196,9 @@ class EpisodeRecorder:
             self.cache.put(admitted, offer.encoded.map(lambda tensor: tensor[: len(admitted)].to(device)))
 
     def _count(self, outcome: _Outcome) -> None:
+        if outcome.success is None:
+            self.lost_episodes += 1
+            return
         self.successes[outcome.task].append(outcome.success)
         if outcome.steps_to_success is not None:
             self.steps_to_success[outcome.task].append(outcome.steps_to_success)
@@ -198,6 +207,8 @@ class EpisodeRecorder:
         """
         :param logger: Gets success rates and steps to success
         """
+        if self.lost_episodes:
+            logger.record("rollout/lost_episodes", self.lost_episodes)
         if self.steps_to_success:
             means = [safe_mean(steps) for steps in self.steps_to_success.values()]
             logger.record("rollout/steps_to_success", np.mean(means))
