@@ -13,7 +13,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking check-lerobot clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart scaling chunking check-lerobot clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -48,6 +48,10 @@ benchmark: setup  ## How fast it is, against others and against before; writes b
 benchmark-quickstart: setup  ## The whole quickstart, now and before the work on speed, a quarter of an hour a seed (SEEDS=)
 	$(BIN)/python benchmarks/speed/quickstart.py $(SEEDS)
 	$(BIN)/python benchmarks/speed/table.py
+
+scaling: setup  ## Cycles on ranks and Ray nodes of this machine, and the model of how it grows: half an hour; tables in docs/scaling.md
+	$(BIN)/python benchmarks/scaling/measure.py
+	$(BIN)/python benchmarks/scaling/report.py
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py

@@ -13,6 +13,7 @@ from ..common.ranks import LostRank
 from ..common.run_folder import RunFolder
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
+from ..vec_env.ray_vec_env import RayVecEnv
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
 from .config import Config
 from .interruption import stopping_later
@@ -73,7 +74,10 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
 
 def _training_env(config: Config) -> VecEnv:
     settings = config.training_env_settings()
-    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **settings)
+    vec_env_cls = RayVecEnv if config.train.vec_env == "ray" else None
+    return make_vla_vec_env(
+        *(config.tasks, config.train.n_envs), seed=config.seed, suite=config.suite, vec_env_cls=vec_env_cls, **settings
+    )
 
 
 def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:

@@ -15,6 +15,7 @@ import numpy as np
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
 from ..common.lost_episode import lost_info
+from ..common.ranks import launched_as
 from .ray_cluster import check_object_store, connect, count_places, import_ray
 from .ray_worker import RayWorker
 from .shared_memory_worker import StepArrays, WorkerFailure
@@ -36,7 +37,8 @@ class RayVecEnv(WorkerVecEnv):
     :func:`~sb3_vla.common.lost_episode.lost_info`. What :meth:`set_attr` and :meth:`env_method` changed in them is lost, too.
 
     :param env_fns: Functions that each build an environment; they are called in the workers
-    :param n_workers: Number of workers, by default as many as the cluster has room for
+    :param n_workers: Number of workers, by default as many as the cluster has room for; of several processes that train one
+        model, each takes its part of that
     :param resources: What each worker occupies of its node: ``CPU``, ``GPU``, and names of your own that ``ray start
         --resources`` gave to nodes; by default one ``CPU``
     :param address: Of the cluster, ``"HOST:PORT"``; by default that of ``RAY_ADDRESS``, and without such this machine alone. A
@@ -77,7 +79,7 @@ class RayVecEnv(WorkerVecEnv):
         # By environment: what was seen last of an episode that was lost, and info of the reset after it, until a step has told
         self._lost: dict[int, tuple[Any, dict[str, Any]]] = {}
         connect(address)
-        n_places = count_places(self.resources)
+        n_places = max(1, count_places(self.resources) // launched_as()[1])
         n_workers = min(n_workers or n_places, self.num_envs)
         self._workers = [_Worker(list(range(self.num_envs))[number::n_workers]) for number in range(n_workers)]
         self._worker_of = [self._workers[number % n_workers] for number in range(self.num_envs)]
