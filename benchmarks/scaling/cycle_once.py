@@ -83,7 +83,7 @@ def main() -> None:
     cycles: list[dict[str, float]] = []
     for owner, name, label in (
         *((model, "collect_rollouts", "rollout"), (model, "train", "update"), (model.adapter, "act", "inference")),
-        *((env, "step", "simulation"), (model.ranks, "add_up", "all_reduce"), (model, "_exchange", "exchange")),
+        *((model.env, "step", "simulation"), (model.ranks, "add_up", "all_reduce"), (model, "_exchange", "exchange")),
     ):
         stopwatch.around(owner, name, label)
     train = model.train

@@ -244,6 +244,8 @@ class RayVecEnv(WorkerVecEnv):
             return
         self.closed = True
         self.waiting = False
+        for worker in self._workers:
+            worker.reply = None  # what it owes no longer matters
         ray = import_ray()
         if not ray.is_initialized():
             return
