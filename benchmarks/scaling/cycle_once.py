@@ -101,6 +101,7 @@ def main() -> None:
     numbers = {
         "ranks": size,
         "n_steps": model.n_steps,
+        "batch_size": model.batch_size,
         "megabytes_of_gradients": sum(p.nbytes for p in model.policy.parameters() if p.requires_grad) / 1e6,
         "n_messages": _n_minibatches(model),
         "kilobytes_of_an_observation": 2 * 96 * 96 * 3 / 1e3,

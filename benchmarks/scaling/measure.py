@@ -20,6 +20,8 @@ WAITING = {"env": "waiting", "milliseconds": 5.0}
 RANKS: list[tuple[int, dict[str, Any]]] = [
     *((1, {**WAITING, "n_envs": n, "vec_env": "here"}) for n in (4, 8, 16)),
     *((2, {**WAITING, "n_envs": n, "vec_env": "here"}) for n in (4, 8, 16)),
+    # What a minibatch costs beside its samples
+    (1, {**WAITING, "n_envs": 8, "vec_env": "here", "train": {"batch_size": 16}}),
     *((ranks, {"env": "metaworld", "n_envs": 6, "vec_env": "here"}) for ranks in (1, 2)),
     (2, {**WAITING, "n_envs": 12, "vec_env": "here"}),
 ]

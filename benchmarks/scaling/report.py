@@ -53,7 +53,7 @@ def _setting(entry: Mapping[str, Any], cpus: int) -> Setting:
         workers=nodes,
         observation_bytes=1000 * entry["kilobytes_of_an_observation"],
         megabytes=entry["megabytes_of_gradients"],
-        batch_size=40,
+        batch_size=entry["batch_size"],
     )
 
 
