@@ -59,10 +59,8 @@ def _rounds(run: Any, n: int) -> dict[str, Any]:
 
 
 def _on_ranks(ranks: int, given: dict[str, Any]) -> dict[str, Any]:
-    launcher = (
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else [sys.executable]
-    )
-    return _run([*launcher, str(ONCE), json.dumps(given)])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return _run([sys.executable, *launcher, str(ONCE), json.dumps(given)])
 
 
 def _on_nodes(nodes: int, given: dict[str, Any], n_rounds: int) -> dict[str, Any]:

@@ -94,12 +94,13 @@ def _measured(content: Mapping[str, Any]) -> list[str]:
     ]
     alone: dict[tuple[Any, ...], float] = {}
     for entry in content["ranks"]:
-        seconds, key = entry["seconds"], (entry["env"], entry["n_envs"])
+        seconds, key = entry["seconds"], (entry["env"], entry["n_envs"], entry["batch_size"])
         speed = entry["ranks"] * entry["n_envs"] * entry["n_steps"] / (seconds["rollout"] + seconds["update"])
         if entry["ranks"] == 1:
             alone[key] = speed
         part = f"{speed / alone[key] / entry['ranks']:.0%}" if key in alone else ""
-        what = f"{entry['ranks']} ranks, {entry['n_envs']} {entry['env']} environments each"
+        each = f"{entry['n_envs']} {entry['env']} environments and minibatches of {entry['batch_size']} each"
+        what = f"{entry['ranks']} ranks, {each}"
         lines.append(f"| {what} | {speed:.0f} | {part} | {seconds['all_reduce'] / seconds['update']:.1%} |")
     for entry in content["nodes"]:
         speed = entry["n_envs"] * entry["n_steps"] / (entry["seconds"]["rollout"] + entry["seconds"]["update"])
