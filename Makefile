@@ -17,7 +17,7 @@ OUT ?= runs/quickstart-seed$(SEED)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking memory heads check-lerobot torture docs browser package test-lowest test-newest clean
+.PHONY: quickstart test check format setup system results mt10 mt10-ablations ablations benchmark benchmark-quickstart chunking scaling memory heads check-lerobot torture docs browser package test-lowest test-newest clean
 
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
@@ -55,6 +55,10 @@ benchmark-quickstart: setup  ## The whole quickstart, now and before the work on
 
 chunking: setup  ## PPO and SAC with and without chunks, half an hour, and the table in docs/environments.md; no run of results/chunking is repeated
 	$(BIN)/python benchmarks/chunking.py
+
+scaling: setup  ## Cycles on ranks and Ray nodes of this machine, and the model of how it grows: half an hour; tables in docs/scaling.md
+	$(BIN)/python benchmarks/scaling/measure.py
+	$(BIN)/python benchmarks/scaling/report.py
 
 memory: setup  ## Hold the estimates of memory against what training takes, and the tables in docs/memory.md; needs 10 GB, half an hour
 	$(BIN)/python benchmarks/memory/measure.py

@@ -26,6 +26,7 @@ from .ppo_self_bc.bc_weight import (
 )
 from .ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .vec_env.make import make_vla_vec_env
+from .vec_env.ray_vec_env import RayVecEnv
 from .vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 
 evaluate_on_metaworld = evaluate_on_tasks  # its name before there were other suites
@@ -46,6 +47,7 @@ __all__ = [
     "LossWeights",
     "PPOSelfBC",
     "PretrainedBackbone",
+    "RayVecEnv",
     "SFTCallback",
     "SharedMemoryVecEnv",
     "SmolVLMBackbone",

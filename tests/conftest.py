@@ -1,9 +1,18 @@
 """Toy environments and models, small enough for many updates a second; and what all tests begin with."""
 
+import multiprocessing
+import os
+import pickle
 import signal
+import socket
+import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,6 +32,9 @@ preload_workers()
 
 # A hang-up has an effect when the tests themselves run under nohup, too
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Processes that tests start can't import this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 # One 8 x 8 image becomes one token
 TINY_CONFIG = {
@@ -183,6 +195,63 @@ def _record_logs(model: Any) -> list[dict[str, Any]]:
 
     model.train = train_and_record
     return updates
+
+
+class _RunOnLoading:
+    """Does something when it is unpickled."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call, ()
+
+
+def _run_rank(function: Callable[[], Any], variables: dict[str, str], answer: Path) -> None:
+    os.environ.update(variables)
+    th.set_num_threads(1)
+    try:
+        result = function()
+    except Exception as error:
+        traceback.print_exc()
+        result = error
+    answer.write_bytes(cloudpickle.dumps(result))
+
+
+class RankProcesses:
+    """
+    Runs a function in several processes, which find in their environment what ``torchrun`` tells those that it starts; forked
+    from one that has imported everything, they start at once.
+    """
+
+    def __init__(self, folder: Path, function: Callable[..., Any], size: int, *args: Any) -> None:
+        context: Any = multiprocessing.get_context("forkserver")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self.answers = [folder / f"rank{rank}_of_{port}" for rank in range(size)]
+        self.processes = []
+        for rank, answer in enumerate(self.answers):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+            variables = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **{name: str(number) for name, number in numbers.items()}}
+            call = partial(_run_rank, partial(function, *args), variables, answer)
+            self.processes.append(context.Process(target=cloudpickle.loads, args=(cloudpickle.dumps(_RunOnLoading(call)),)))
+            self.processes[-1].start()
+
+    def results(self, timeout: float = 120.0) -> list[Any]:
+        """What the function returned or raised on each rank, ``None`` of a rank that was killed."""
+        for process in self.processes:
+            process.join(timeout)
+        running = [process for process in self.processes if process.is_alive()]
+        for process in running:
+            process.kill()
+        assert not running, "the ranks wait for each other for ever"
+        return [pickle.loads(answer.read_bytes()) if answer.exists() else None for answer in self.answers]
+
+
+@pytest.fixture(scope="session")
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RankProcesses]:
+    """Run a function with arguments on so many ranks."""
+    return partial(RankProcesses, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture

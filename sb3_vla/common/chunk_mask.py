@@ -19,7 +19,7 @@ def masked_mean(x: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
     :param mask: ``None``, or what counts, of the shape of ``x``
     :return: Mean over what counts
     """
-    return x.mean() if mask is None else (x * mask).sum() / mask.sum()
+    return x.mean() if mask is None else (x * mask).sum() / mask.sum().clamp(min=1)  # of lost steps there are none
 
 
 def masked_mse(prediction: th.Tensor, target: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:

@@ -15,6 +15,7 @@ from sb3_vla_envs import Suite, find_suite
 from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
+from ..common.ranks import Ranks
 from .episode_schedule import EpisodeJob, episode_jobs
 from .model_fit import model_settings
 from .play import VecEnvClass, play, scheduled_envs
@@ -72,6 +73,7 @@ def evaluate_on_tasks(
     deterministic: bool = True,
     progress: bool = True,
     suite: str | Suite | None = None,
+    ranks: Ranks | None = None,
     **settings: Any,
 ) -> EvaluationResult:
     """
@@ -89,6 +91,8 @@ def evaluate_on_tasks(
     :param deterministic: Take the policy's mode instead of sampling
     :param progress: Show a progress bar over episodes with the time left
     :param suite: Suite of the tasks, by default the one that knows them
+    :param ranks: Who shares the episodes out among them, each with ``n_envs`` environments, and all of whom get the result;
+        such as ``model.ranks``, but by default this process alone
     :param settings: Settings of the environments (``cameras``, ``horizon``, ``n_action_steps``, ...), as in training
     :return: The result
     :raises TypeError: If a setting is unknown
@@ -101,13 +105,18 @@ def evaluate_on_tasks(
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_goals, seed)
     settings = model_settings(model, **{"goal_split": split, "n_goals": n_goals, **settings})
-    n_envs = min(n_envs, len(jobs))
+    ranks = ranks or Ranks()
+    own = jobs[ranks.rank :: ranks.size] or jobs[:1]  # more ranks than jobs: some play one twice
+    n_envs = min(n_envs, len(own))
     with scheduled_envs(model, suite or found.address, tasks, n_envs, settings, vec_env_cls) as venv:
         what_counts = {"suite": found.address, "tasks": tasks, "seed": seed, "n_envs": n_envs, **_in_full(found, settings)}
         # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
         with th.random.fork_rng():
-            th.manual_seed(seed)
-            return evaluate(model, venv, jobs, deterministic, progress, what_counts)
+            th.manual_seed(seed + ranks.rank)
+            result = evaluate(model, venv, own, deterministic, progress and ranks.is_first, what_counts)
+    everywhere = ranks.gather(result.episodes)
+    episodes = [everywhere[number % ranks.size][number // ranks.size] for number in range(len(jobs))]
+    return EvaluationResult(episodes, ranks.from_first(result.settings))
 
 
 class _Episode:

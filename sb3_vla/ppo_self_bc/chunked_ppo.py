@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -23,11 +24,13 @@ from sb3_vla_envs.wrappers.episode_progress import task_name
 from ..common.argument_checks import check_keywords
 from ..common.device_transfer import observations_to_device
 from ..common.observation_normalization import check_frame_stack
+from ..common.ranks import RankMail, join_ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
 from ..policies.finite import check_weights
+from .agreement import SharedNormalization, check_models_alike, share_weights
 from .environment_checks import (
     check_chunks,
     check_no_text,
@@ -48,6 +51,10 @@ class ChunkedPPO(PPO):
     What :class:`~sb3_vla.PPOSelfBC` changes of SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) before
     its update: one timestep is a chunk, discounted by ``gamma ** k`` for the k primitive steps it executed; a recorder follows
     the episodes; the policy's adapter says what is kept of an observation. Without chunks all of it is PPO's, bit for bit.
+
+    Started by ``torchrun`` or ``accelerate launch``, several processes, the ranks, train one model: each has environments and
+    a rollout of its own, and all take the step that one process with all rollouts would take (DD-PPO, Wijmans et al. 2020,
+    arXiv 1911.00357). The first one logs, prints and saves.
     """
 
     rollout_buffer: ChunkRolloutBuffer
@@ -66,8 +73,15 @@ class ChunkedPPO(PPO):
         self._env_normalized_keys: tuple[str, ...] = ()
         self._recorder: EpisodeRecorder | None = None
         self._rollout_complete = True
+        self._normalization: SharedNormalization | None = None
 
     def _setup_model(self) -> None:
+        self.ranks = join_ranks(self.device)
+        self._primitive_steps: RankMail[int] = RankMail(self.ranks, self._count_primitive_steps)
+        self._ended_infos: RankMail[tuple[list[dict[str, Any]], np.ndarray]] = RankMail(self.ranks, self._receive_infos)
+        if not self.ranks.is_first:
+            self.verbose, self.tensorboard_log = 0, None
+            self.set_logger(Logger(None, []))
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = ChunkDictRolloutBuffer if is_dict else ChunkRolloutBuffer
@@ -82,12 +96,22 @@ class ChunkedPPO(PPO):
             self._given_policy_kwargs = {**self.policy_kwargs}
             self.normalized_keys = self._env_normalized_keys
         super()._setup_model()
+        if self.ranks.size > 1:  # the same weights, but other actions
+            self.set_random_seed(self.rank_seed)
         self._adapt()
         # What is saved must rebuild with no network and no checkpoint at hand
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}
         if self.adapter.stored_space != self.observation_space:
             self.rollout_buffer = self._make_rollout_buffer(self.adapter.stored_space)
         self.rollout_buffer.host_keys = self.adapter.host_keys
+
+    @property
+    def rank_seed(self) -> int | None:
+        """The seed of this rank's random numbers: its environments are seeded as those of one process with all would be."""
+        return None if self.seed is None else self.seed + self.ranks.rank * (self.n_envs or 1)
+
+    def set_logger(self, logger: Logger) -> None:
+        super().set_logger(logger if self.ranks.is_first else Logger(None, []))
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -184,7 +208,11 @@ class ChunkedPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
+        check_models_alike(self.ranks, self)
+        share_weights(self.ranks, self.policy)
+        self._share_normalization()
         before = self._last_obs
+        progress_bar = progress_bar and self.ranks.is_first
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
             self._recorder.begin_episodes()
@@ -192,6 +220,10 @@ class ChunkedPPO(PPO):
         if reset_num_timesteps and self._recorder is not None:
             self._recorder.forget_statistics()
         return result
+
+    def _share_normalization(self) -> None:
+        if self._normalization is None or self._normalization.normalizer is not self._vec_normalize_env:
+            self._normalization = SharedNormalization(self.ranks, self._vec_normalize_env)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -203,7 +235,7 @@ class ChunkedPPO(PPO):
         :param callback: Callback that is called at each step, and at the beginning and the end of the rollout
         :param rollout_buffer: Buffer to fill
         :param n_rollout_steps: Steps (chunks) to collect in each environment
-        :return: Whether the rollout is complete, ``False`` if the callback has ended it
+        :return: Whether the rollout is complete, ``False`` if the callback has ended it, here or on another rank
         :raises FloatingPointError: If an observation or a reward is not finite
         """
         assert self._last_obs is not None, "No previous observation was provided"
@@ -220,6 +252,7 @@ class ChunkedPPO(PPO):
         # Of a reset no step has told; wrappers have empty infos of their own
         check_observations(self._last_obs, getattr(env.unwrapped, "reset_infos", None) or [{}] * env.num_envs, read_keys)
         n_steps = 0
+        stopped = False
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 # Sample a new noise matrix
@@ -231,19 +264,20 @@ class ChunkedPPO(PPO):
 
             observations = self._original_observations()
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
-            self.lifetime_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.ranks.size
+            self.lifetime_timesteps += env.num_envs * self.ranks.size
             infos = list(infos) or [{} for _ in range(env.num_envs)]
             check_rewards(rewards, infos)
             check_observations(new_obs, infos, read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
-            self.num_primitive_steps += int(chunk_lengths.sum())
+            self._primitive_steps.send(int(chunk_lengths.sum()))
             ended = self._recorder.record(observations, actions, rewards, infos, dones, encoded)  # type: ignore[union-attr]
 
             # Give access to local variables
             callback.update_locals(locals())
             if not callback.on_step():
-                return False
+                stopped = True
+                break
             for i, episode in ended.items():
                 if episode is None:  # seen from its middle on
                     infos[i] = {name: value for name, value in infos[i].items() if name != "is_success"}
@@ -270,6 +304,9 @@ class ChunkedPPO(PPO):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
+        if not self.ranks.all(not stopped):
+            return False
+        self._exchange()
         with th.no_grad():
             values = self.policy.predict_values(self._to_tensors(new_obs, self._value_keys))
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
@@ -279,6 +316,31 @@ class ChunkedPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _exchange(self) -> None:
+        """Tell the other ranks what a rollout has brought, and hear it from them."""
+        assert self._recorder is not None and self._normalization is not None
+        if self.ranks.size == 1:
+            return
+        self._primitive_steps.exchange()
+        self._ended_infos.exchange()
+        self._recorder.exchange()
+        self._normalization.agree()
+
+    def _count_primitive_steps(self, number: int) -> None:
+        self.num_primitive_steps += number
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        ended = np.zeros(len(infos), dtype=bool) if dones is None else dones
+        told = [i for i, info in enumerate(infos) if ended[i] or "episode" in info]
+        if told:
+            kept: list[dict[str, Any]] = [
+                {name: infos[i][name] for name in ("episode", "is_success") if name in infos[i]} for i in told
+            ]
+            self._ended_infos.send((kept, ended[told]))
+
+    def _receive_infos(self, infos_and_dones: tuple[list[dict[str, Any]], np.ndarray]) -> None:
+        super()._update_info_buffer(*infos_and_dones)
 
     def _check_stored(self, rollout_buffer: ChunkRolloutBuffer) -> None:
         stored, kept = self.adapter.stored_space, rollout_buffer.observation_space
@@ -307,7 +369,7 @@ class ChunkedPPO(PPO):
     def _new_recorder(self, n_envs: int) -> EpisodeRecorder:
         # What VecNormalize's statistics go on changing can't be computed once
         cache = self._cache if self.observation_normalizer is None else None
-        return EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size)
+        return EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size, self.ranks)
 
     def get_episodes(self) -> dict[str, Any] | None:
         """
@@ -315,14 +377,17 @@ class ChunkedPPO(PPO):
         """
         return None if self._recorder is None else self._recorder.get_state()
 
-    def set_episodes(self, episodes: dict[str, Any]) -> None:
+    def set_episodes(self, episodes: dict[str, Any], under_way: bool) -> None:
         """
-        Go on recording where the environments go on with their episodes.
+        Go on recording.
 
         :param episodes: What :meth:`get_episodes` returned, between two rollouts
+        :param under_way: Whether the environments go on with their episodes
         """
         self._recorder = self._new_recorder(self.n_envs)
         self._recorder.set_state(episodes)
+        if not under_way:
+            self._recorder.begin_episodes()
         self._rollout_complete = True
 
     def _original_observations(self) -> dict[str, np.ndarray]:
@@ -392,7 +457,8 @@ class ChunkedPPO(PPO):
     def _excluded_save_params(self) -> list[str]:
         # The last ones are made again by _setup_model
         made_again = ["lr_schedule", "_part_schedules", "_bc_rule"]
-        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again]
+        of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
+        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks]
 
     def save(
         self,
@@ -404,7 +470,7 @@ class ChunkedPPO(PPO):
         Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
 
         :param path: Path to the file, which ends in ``.zip`` if it has no other ending, or a file. One that is there already
-            is replaced only once the new one is complete and on the disk
+            is replaced only once the new one is complete and on the disk. Of several ranks the first one alone writes it
         :param exclude: Names of attributes that are left out, beside the default ones
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
@@ -416,8 +482,9 @@ class ChunkedPPO(PPO):
         excluded |= {name.partition(".")[0] for name in parameters}
         content = ModelContent({name: value for name, value in vars(self).items() if name not in excluded}, parameters, {})
         if isinstance(path, str | pathlib.Path):
-            with replacing(zip_path(path)) as file:
-                write_model(file, content)
+            if self.ranks.is_first:
+                with replacing(zip_path(path)) as file:
+                    write_model(file, content)
         else:
             write_model(path, content)
 
@@ -500,10 +567,12 @@ class ChunkedPPO(PPO):
         """
         Save the demonstration buffer (``CheckpointCallback(save_replay_buffer=True)`` calls this).
 
-        :param path: File, written without pickle whatever its ending
+        :param path: File, written without pickle whatever its ending, of several ranks by the first one alone
         :raises ValueError: If behaviour cloning is off
         """
-        self._require_replay_buffer().save(path)
+        replay_buffer = self._require_replay_buffer()
+        if self.ranks.is_first:
+            replay_buffer.save(path)
 
     def load_replay_buffer(self, path: str | os.PathLike[str], truncate_last_traj: bool = True) -> None:
         """

@@ -15,6 +15,8 @@ from stable_baselines3.common.utils import safe_mean
 from sb3_vla_envs import Demonstration
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
+from ..common.lost_episode import is_lost
+from ..common.ranks import RankMail, Ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.feature_cache import FeatureCache
 from ..policies.encoded import NOT_ENCODED, EncodedObservations
@@ -30,6 +32,21 @@ class _Chunk(NamedTuple):
     reward: float
 
 
+class _Outcome(NamedTuple):
+    """How an episode ended; ``success`` is ``None`` for one whose environment was lost."""
+
+    task: str
+    success: bool | None
+    steps_to_success: int | None
+
+
+class _Offer(NamedTuple):
+    """An episode for the demonstration buffer, and what frozen parts made of its observations."""
+
+    episode: Demonstration
+    encoded: EncodedObservations
+
+
 class EpisodeRecorder:
     """
     Follows the episodes of all environments: counts successes and steps to success, in total and per task, and offers
@@ -38,10 +55,13 @@ class EpisodeRecorder:
     An environment reports through ``info``: ``chunk_length`` (1 where it is absent), ``task``, ``is_success`` and
     ``steps_to_success``. An episode has succeeded if any of its steps reported success.
 
+    Where several ranks train one model, each follows its own environments and tells the others in :meth:`exchange`.
+
     :param n_envs: Number of environments
     :param replay_buffer: Where good episodes go, or ``None``
     :param cache: Where what frozen parts made of their observations goes, or ``None`` if that is not worth keeping
     :param stats_window_size: Episodes over which the logged means run, for each task
+    :param ranks: Who trains the model
     """
 
     def __init__(
@@ -50,6 +70,7 @@ class EpisodeRecorder:
         replay_buffer: DemonstrationBuffer | None,
         cache: FeatureCache | None = None,
         stats_window_size: int = 100,
+        ranks: Ranks | None = None,
     ) -> None:
         self.n_envs = n_envs
         self.replay_buffer = replay_buffer
@@ -57,6 +78,11 @@ class EpisodeRecorder:
         window: Any = partial(deque, maxlen=stats_window_size)
         self.successes: dict[str, deque[bool]] = defaultdict(window)
         self.steps_to_success: dict[str, deque[int]] = defaultdict(window)
+        self.ranks = ranks or Ranks()
+        self._outcomes: RankMail[_Outcome] = RankMail(self.ranks, self._count)
+        self._offers: RankMail[_Offer] = RankMail(self.ranks, self._admit)
+        #: Episodes that ended with the machine that simulated them
+        self.lost_episodes = 0
         self.begin_episodes()
 
     def begin_episodes(self) -> None:
@@ -128,6 +154,9 @@ class EpisodeRecorder:
         """
         ended = {}
         for i, (info, done) in enumerate(zip(infos, dones, strict=True)):
+            if is_lost(info):
+                self._outcomes.send(_Outcome("", None, None))
+                self._progress[i] = self._chunks[i] = None
             progress = self._progress[i]
             if progress is not None:
                 before, had_succeeded = progress.steps, bool(progress.success)
@@ -139,8 +168,8 @@ class EpisodeRecorder:
                     chunk = _Chunk(copies, kept, actions[i], progress.steps - before, float(rewards[i]))
                     self._record_chunk(i, progress, task_name(info), chunk)
             if done:
-                if progress is not None:
-                    self._count(task_name(info), progress)
+                if progress is not None and progress.success is not None:
+                    self._outcomes.send(_Outcome(task_name(info), progress.success, progress.steps_to_success))
                 self._progress[i], self._chunks[i] = EpisodeProgress(), []
                 ended[i] = progress
         return ended
@@ -158,15 +187,14 @@ class EpisodeRecorder:
         if not self.replay_buffer.admits(task, progress.steps_to_success or progress.steps):
             self._chunks[i] = None
         elif progress.success:
-            self._offer(task, chunks, progress, self.replay_buffer)
+            self._offer(task, chunks, progress)
             self._chunks[i] = None
 
-    def _offer(self, task: str, chunks: list[_Chunk], progress: EpisodeProgress, replay_buffer: DemonstrationBuffer) -> None:
+    def _offer(self, task: str, chunks: list[_Chunk], progress: EpisodeProgress) -> None:
         """
         :param task: Name of the task
         :param chunks: The episode until its success was reported
         :param progress: Says when it succeeded; what came after is not worth imitating
-        :param replay_buffer: Where it may go
         """
         episode = Demonstration(
             task=task,
@@ -178,26 +206,39 @@ class EpisodeRecorder:
             # Whatever an environment counts in
             steps_to_success=min(max(progress.steps_to_success or progress.steps, 1), progress.steps),
         )
-        admitted = replay_buffer.admit(episode)
-        if admitted is not None and self.cache is not None and chunks[0].encoded.tensors:
-            encoded = (chunk.encoded for chunk in chunks[: len(admitted)])
-            self.cache.put(admitted, EncodedObservations.join(encoded, th.stack))
+        encoded = NOT_ENCODED
+        if self.cache is not None and chunks[0].encoded.tensors:
+            encoded = EncodedObservations.join((chunk.encoded for chunk in chunks), th.stack)
+            if self.ranks.size > 1:  # whose devices are not this one's
+                encoded = encoded.map(th.Tensor.cpu)
+        self._offers.send(_Offer(episode, encoded))
 
-    def _count(self, task: str, progress: EpisodeProgress) -> None:
-        """
-        :param task: Name of the task
-        :param progress: An episode that ended
-        """
-        if progress.success is None:
+    def exchange(self) -> None:
+        """Tell the other ranks, and hear from them, which episodes ended and which may be worth imitating."""
+        self._outcomes.exchange()
+        self._offers.exchange()
+
+    def _admit(self, offer: _Offer) -> None:
+        assert self.replay_buffer is not None
+        admitted = self.replay_buffer.admit(offer.episode)
+        if admitted is not None and self.cache is not None and offer.encoded.tensors:
+            device = self.cache.device
+            self.cache.put(admitted, offer.encoded.map(lambda tensor: tensor[: len(admitted)].to(device)))
+
+    def _count(self, outcome: _Outcome) -> None:
+        if outcome.success is None:
+            self.lost_episodes += 1
             return
-        self.successes[task].append(progress.success)
-        if progress.steps_to_success is not None:
-            self.steps_to_success[task].append(progress.steps_to_success)
+        self.successes[outcome.task].append(outcome.success)
+        if outcome.steps_to_success is not None:
+            self.steps_to_success[outcome.task].append(outcome.steps_to_success)
 
     def log(self, logger: Logger) -> None:
         """
         :param logger: Gets success rates and steps to success
         """
+        if self.lost_episodes:
+            logger.record("rollout/lost_episodes", self.lost_episodes)
         if self.steps_to_success:
             means = [safe_mean(steps) for steps in self.steps_to_success.values()]
             logger.record("rollout/steps_to_success", np.mean(means))

@@ -7,6 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 from ..common.chunk_mask import executed_mask, masked_mean
+from ..common.ranks import Ranks
 from ..policies.adapter import ActionEvaluation
 from .rollout_buffer import ChunkRolloutBufferSamples
 
@@ -106,13 +107,17 @@ def value_loss(values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, cli
     return F.mse_loss(returns, values)
 
 
-def gradient_norms(losses: Sequence[th.Tensor], parameters: Iterable[th.nn.Parameter]) -> list[float]:
+def gradient_norms(
+    losses: Sequence[th.Tensor], parameters: Iterable[th.nn.Parameter], ranks: Ranks | None = None
+) -> list[float]:
     """
     :param losses: Scalars
     :param parameters: What is trained
+    :param ranks: Over which the losses are sums, by default this one alone
     :return: Norm of each loss's gradient with respect to those parameters that all of them train
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = [th.autograd.grad(loss, trained, allow_unused=True) for loss in losses]
     shared = [of_one for of_one in zip(*gradients, strict=True) if all(gradient is not None for gradient in of_one)]
-    return [th.cat([gradient.flatten() for gradient in of_loss]).norm().item() for of_loss in zip(*shared, strict=True)]
+    flat = [th.cat([gradient.flatten() for gradient in of_loss]) for of_loss in zip(*shared, strict=True)]
+    return [(ranks or Ranks()).total(gradient).norm().item() for gradient in flat]

@@ -16,11 +16,12 @@ from ..common.argument_checks import Limits, check_keywords, check_known
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.vla_policy import VLAPolicy
+from .agreement import check_weights_identical
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
 from .chunked_ppo import ChunkedPPO
 from .finite import check_gradients
 from .losses import gradient_norms, ppo_loss, value_loss
-from .micro_batch import batch_share, fitting_micro_batch, split_batch
+from .micro_batch import Samples, batch_share, fitting_micro_batch, split_batch
 from .rollout_buffer import ChunkRolloutBufferSamples
 
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
@@ -232,7 +233,7 @@ class PPOSelfBC(ChunkedPPO):
                 self.action_space,
                 gamma=self.gamma,
                 device=self.device,
-                seed=self.seed,
+                seed=self.rank_seed,
                 **self.replay_buffer_kwargs,
             )
         self._check_frame_stack()
@@ -283,7 +284,7 @@ class PPOSelfBC(ChunkedPPO):
         if self.clip_range_vf is not None:
             clip_range_vf = self._scheduled("clip_range_vf", self.clip_range_vf)  # type: ignore[arg-type]
         if self.normalize_advantage == "task":
-            self.rollout_buffer.normalize_advantages_per_task()
+            self.rollout_buffer.normalize_advantages_per_task(self.ranks)
 
         logs: _Logs = defaultdict(list)
         weights: LossWeights | None = None
@@ -309,6 +310,7 @@ class PPOSelfBC(ChunkedPPO):
         for _ in range((self.critic_epochs or self.n_epochs) - n_policy_epochs):
             for rollout_data in self.rollout_buffer.get(self.batch_size, self.adapter.critic_keys):
                 logs["value_loss"].append(self._train_critic(rollout_data, clip_range_vf))
+        check_weights_identical(self.ranks, self.policy)
         self._log_training(logs, weights, clip_range, clip_range_vf)
 
     def _fit_micro_batch(self) -> None:
@@ -317,7 +319,8 @@ class PPOSelfBC(ChunkedPPO):
             return
         imitates = self.replay_buffer is not None
         n_samples = self.batch_size + imitates * (self.bc_batch_size or self.batch_size)
-        size = fitting_micro_batch(self.adapter, self.rollout_buffer, n_samples, imitates, self.ratio_per == "step")
+        fitting = fitting_micro_batch(self.adapter, self.rollout_buffer, n_samples, imitates, self.ratio_per == "step")
+        size = min(self.ranks.gather(fitting))
         self.logger.log(f"micro_batch_size='auto': {size} of {n_samples} samples at a time fit into memory")
         self.micro_batch_size = None if size == n_samples else size
 
@@ -336,8 +339,9 @@ class PPOSelfBC(ChunkedPPO):
     def _normalize_advantages(self, rollout_data: ChunkRolloutBufferSamples) -> ChunkRolloutBufferSamples:
         advantages = rollout_data.advantages
         # Normalization does not make sense if mini batchsize == 1, see SB3 issue #325
-        if self.normalize_advantage and self.normalize_advantage != "task" and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        if self.normalize_advantage and self.normalize_advantage != "task" and len(advantages) * self.ranks.size > 1:
+            of_all = self.ranks.rows(advantages)
+            advantages = (advantages - of_all.mean()) / (of_all.std() + 1e-8)
         return rollout_data._replace(advantages=advantages)
 
     def _backward(
@@ -369,7 +373,16 @@ class PPOSelfBC(ChunkedPPO):
         losses = self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms)
         for loss in losses if together is None else [th.stack(list(losses)).sum()]:
             loss.backward()
+        self._add_up_gradients(*terms.values())
         return terms
+
+    def _add_up_gradients(self, *terms: th.Tensor) -> None:
+        """
+        :param terms: What is added up over the ranks like the gradients, in place
+        """
+        if self.ranks.size > 1:
+            gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+            self.ranks.add_up([*gradients, *terms])
 
     def _losses(
         self,
@@ -392,12 +405,13 @@ class PPOSelfBC(ChunkedPPO):
         :return: Iterator over scalars, whose sum is the loss
         """
         ratio_per_step = self.ratio_per == "step"
+        # Which part of the minibatch of all ranks this one's is
+        samples_here, steps_here = self._shares(rollout_data, self._weighs_steps)
         for piece in split_batch(rollout_data, self.micro_batch_size):
             evaluation = self.adapter.evaluate(piece.policy_input, piece.actions, piece.extras)
             ppo = ppo_loss(evaluation, piece, clip_range, clip_range_vf, ratio_per_step)
-            samples = batch_share(piece, rollout_data)
-            # A ratio per step is averaged over executed steps, so pieces count by theirs
-            steps = batch_share(piece, rollout_data, by_steps=ratio_per_step and self.rollout_buffer.steps_apart)
+            samples = samples_here * batch_share(piece, rollout_data)
+            steps = steps_here * batch_share(piece, rollout_data, self._weighs_steps)
             loss = steps * (ppo.policy + self.ent_coef * ppo.entropy) + samples * (self.vf_coef * ppo.value)
             terms["policy_gradient_loss"] += steps * ppo.policy.detach()
             terms["entropy_loss"] += steps * ppo.entropy.detach()
@@ -408,12 +422,27 @@ class PPOSelfBC(ChunkedPPO):
             yield weights.ppo * loss
         if demonstrations is None:
             return
+        demonstrations_here = self._shares(demonstrations, self.adapter.imitates_steps)[1]
         for demonstrated in split_batch(demonstrations, self.micro_batch_size):
-            share = batch_share(demonstrated, demonstrations, by_steps=self.adapter.imitates_steps)
+            share = demonstrations_here * batch_share(demonstrated, demonstrations, self.adapter.imitates_steps)
             loss = share * self._bc_loss(demonstrated)
             terms["bc_loss"] += loss.detach()
             terms["loss"] += weights.bc * loss.detach()
             yield weights.bc * loss
+
+    @property
+    def _weighs_steps(self) -> bool:
+        """Whether a batch counts by its executed steps, over which a ratio per step is averaged."""
+        return self.ratio_per == "step" and self.rollout_buffer.steps_apart
+
+    def _shares(self, batch: Samples, by_steps: bool) -> tuple[float, float | th.Tensor]:
+        """
+        :param batch: A batch of this rank, of as many samples as those of the others
+        :param by_steps: Whether each executed primitive step counts the same, instead of each chunk
+        :return: How much its mean counts in the mean over all ranks, sample by sample, and as ``by_steps`` says
+        """
+        samples = 1 / self.ranks.size
+        return samples, self.ranks.share(batch.chunk_lengths.sum()) if by_steps else samples
 
     def _bc_loss(self, batch: DemonstrationSamples) -> th.Tensor:
         return self.adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
@@ -430,9 +459,11 @@ class PPOSelfBC(ChunkedPPO):
         total = th.zeros((), device=self.device)
         for piece in split_batch(rollout_data, self.micro_batch_size):
             values = self.adapter.critic_values(piece.policy_input).flatten()
-            loss = batch_share(piece, rollout_data) * value_loss(values, piece.old_values, piece.returns, clip_range_vf)
+            share = batch_share(piece, rollout_data) / self.ranks.size
+            loss = share * value_loss(values, piece.old_values, piece.returns, clip_range_vf)
             loss.backward()
             total += loss.detach()
+        self._add_up_gradients(total)
         self._step_optimizer()
         return total
 
@@ -462,10 +493,12 @@ class PPOSelfBC(ChunkedPPO):
         ppo_grad_norm = bc_grad_norm = None
         if self._bc_rule.needs_gradient_norms:
             piece = next(split_batch(rollout_data, self.micro_batch_size))
-            bc_loss = self._bc_loss(self._sample_demonstrations(len(piece.advantages)))
+            demonstrations = self._sample_demonstrations(len(piece.advantages))
+            bc_loss = self._shares(demonstrations, self.adapter.imitates_steps)[1] * self._bc_loss(demonstrations)
             evaluation = self.adapter.evaluate(piece.policy_input, piece.actions, piece.extras)
             policy_loss = ppo_loss(evaluation, piece, clip_range, None, self.ratio_per == "step").policy
-            ppo_grad_norm, bc_grad_norm = gradient_norms([policy_loss, bc_loss], self.policy.parameters())
+            losses = [self._shares(piece, self._weighs_steps)[1] * policy_loss, bc_loss]
+            ppo_grad_norm, bc_grad_norm = gradient_norms(losses, self.policy.parameters(), self.ranks)
         success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
         weights = self._bc_rule(TrainingStatistics(self.lifetime_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
         if not np.isfinite([weights.ppo, weights.bc]).all():
@@ -478,8 +511,9 @@ class PPOSelfBC(ChunkedPPO):
                 self.logger.record(
                     f"train/{name}", (values[-1] if name == "loss" else th.stack(values).double().mean()).item()
                 )
-        explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        self.logger.record("train/explained_variance", explained_var)
+        expected = self.ranks.gather((self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
+        values_and_returns = (np.concatenate(parts) for parts in zip(*expected, strict=True))
+        self.logger.record("train/explained_variance", explained_variance(*values_and_returns))
         for name, metric in self.adapter.metrics().items():
             self.logger.record(f"train/{name}", metric)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ..common.device_transfer import observations_to_device, to_device
+from ..common.ranks import Ranks
 from ..policies.encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
 
@@ -167,19 +168,23 @@ class ChunkRolloutBuffer(RolloutBuffer):
         self.returns = self.advantages + self.values
         self._normalized_per_task = False
 
-    def normalize_advantages_per_task(self) -> None:
+    def normalize_advantages_per_task(self, ranks: Ranks | None = None) -> None:
         """
         Standardise the advantages over the rollout within each task, so that a task whose returns vary little weighs as
         much as one whose returns vary a lot. Once is enough: again it does nothing, until there are new ones.
+
+        :param ranks: Whose rollouts count, by default this one alone
         """
         if self._normalized_per_task:
             return
         self._normalized_per_task = True
+        everywhere = (ranks or Ranks()).gather((self.tasks.ravel(), self.advantages.ravel()))
+        all_tasks, all_advantages = (np.concatenate(parts) for parts in zip(*everywhere, strict=True))
         for task in set(self.tasks.ravel()):
             of_task = self.tasks == task
-            advantages = self.advantages[of_task]
+            advantages = all_advantages[all_tasks == task]
             if len(advantages) > 1:
-                self.advantages[of_task] = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+                self.advantages[of_task] = (self.advantages[of_task] - advantages.mean()) / (advantages.std() + 1e-8)
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None, keys: Sequence[str] | None = None

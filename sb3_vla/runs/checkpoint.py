@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_vla_envs.durable_files import PARTIAL, replace_text, sync_folder
 
+from ..common.launch import launched_as
 from ..common.plain_file import load_plain, save_plain
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .between_updates import BetweenUpdates
@@ -39,10 +40,12 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str], state: dic
     :param model: The model, between two updates
     :param folder: That of all checkpoints of its run
     :param state: What :func:`training_state` returned of it, by default the current one
-    :return: The checkpoint
+    :return: The checkpoint; of several ranks the first one alone writes it
     """
     folder = Path(folder)
     checkpoint = folder / str(model.num_timesteps)
+    if not model.ranks.is_first:
+        return checkpoint
     partial = checkpoint.with_name(checkpoint.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial / "model.zip")
@@ -64,7 +67,8 @@ def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str
     Continue from what :func:`save_checkpoint` wrote: step count, weights, optimizer, schedules, demonstration buffer, random
     numbers, and the environments in the middle of their episodes, where they can tell their state
     (:class:`~sb3_vla.vec_env.env_state.TellsState`). Then training goes on as if it had never stopped, bit for bit. Where they
-    can't, a warning says so, and they begin new episodes.
+    can't, a warning says so, and they begin new episodes. So do those of other ranks than the first, of which there may be
+    another number, with new random numbers.
 
     :param checkpoint: The checkpoint
     :param env: Environments like those of the run
@@ -74,14 +78,14 @@ def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str
     """
     checkpoint = Path(checkpoint)
     state = load_plain(checkpoint / _TRAINING_STATE)
-    why_not = restore_environments(env, state)
+    why_not = restore_environments(env, state) if launched_as()[0] == 0 else ""
     if why_not:
         warnings.warn(f"the episodes under way are lost, and the environments begin new ones: {why_not}", stacklevel=2)
     model = PPOSelfBC.load(checkpoint / "model.zip", env=env, device=device, force_reset=why_not is not None)
     if model.replay_buffer is not None:
         model.load_replay_buffer(checkpoint / "replay_buffer.npz")
-    if why_not is not None and model.seed is not None:
-        env.seed(model.seed + model.num_timesteps)  # not the episodes of the run's beginning once more
+    if why_not is not None and model.rank_seed is not None:
+        env.seed(model.rank_seed + model.num_timesteps)  # not the episodes of the run's beginning once more
     restore_model(model, state, with_episodes=why_not is None)
     return model
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
 
+from ..common.launch import LostRank
 from .commands import Failure
 from .interruption import Interrupted, stopping_at_once
 from .parser import build_parser
+from .several_ranks import check_command, first_rank_speaks, where
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     passed all checks, shows where it arose.
 
     :param argv: Arguments, by default those of the process
-    :return: Exit status: 0 or what the command gives, 1 if the work can't be done, 2 after a mistake, 128 and the number of a
-        signal after an interruption
+    :return: Exit status: 0 or what the command gives, 1 if the work can't be done or another rank is lost, 2 after a mistake,
+        128 and the number of a signal after an interruption
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
@@ -26,16 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stopping_at_once(), ExitStack() as arguments.held:
             try:
-                # On use only: torch, SB3 and transformers take seconds to import
-                work = import_module(f".commands.{arguments.command}", __package__).prepare(arguments)
+                check_command(arguments.command)
+                with first_rank_speaks():
+                    # On use only: torch, SB3 and transformers take seconds to import
+                    work = import_module(f".commands.{arguments.command}", __package__).prepare(arguments)
             except (ValueError, OSError, ImportError, RuntimeError) as error:
-                print(f"sb3-vla {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"sb3-vla {arguments.command}{where()}: {' '.join(str(error).split())}", file=sys.stderr)
                 return 2
-            status: int | None = work()
+            with first_rank_speaks():
+                status: int | None = work()
     except Interrupted as error:
-        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+        print(f"sb3-vla {arguments.command}{where()}: {error}", file=sys.stderr)
         return error.exit_status
-    except Failure as error:
-        print(f"sb3-vla {arguments.command}: {error}", file=sys.stderr)
+    except (Failure, LostRank) as error:
+        print(f"sb3-vla {arguments.command}{where()}: {error}", file=sys.stderr)
         return 1
     return status or 0

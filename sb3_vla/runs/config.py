@@ -52,7 +52,7 @@ _LeRobotArguments: Any = arguments_of(
 )
 EvalSettings: Any = arguments_of(
     evaluate_on_tasks,
-    without=_SAID_ONCE,
+    without=(*_SAID_ONCE, "ranks"),
     at_least={"n_goals": 1, "n_envs": 1},
     limits={"split": Limits(choices=ALL_SPLITS)},
 )
@@ -95,7 +95,9 @@ class TrainSettings(_PPOArguments):
     from that number to 0, as in the zoo.
 
     :param total_timesteps: Chunks to train for
-    :param n_envs: Number of environments
+    :param n_envs: Number of environments, of each process where several train one model
+    :param vec_env: Where the environments run: ``"processes"`` of this machine, or ``"ray"``, the nodes of the Ray cluster
+        that the environment variable ``RAY_ADDRESS`` names
     :param horizon: Primitive steps after which an episode of the training is truncated, by default ``simulation.horizon``,
         which is that of evaluations: a short one plays more episodes of what does not succeed yet
     :param checkpoint_every: Timesteps between two checkpoints
@@ -106,6 +108,7 @@ class TrainSettings(_PPOArguments):
 
     total_timesteps: int = setting(at_least=1, changes_on_resume=True)
     n_envs: int = setting(at_least=1)
+    vec_env: str = setting(limits=Limits(choices=("processes", "ray")), changes_on_resume=True, default="processes")
     horizon: int | None = setting(at_least=1, default=None)
     checkpoint_every: int = setting(at_least=1, changes_on_resume=True)
     validate_every: int | None = setting(at_least=1, changes_on_resume=True, default=None)

@@ -107,7 +107,7 @@ def evaluate_model(config: Config, model: PPOSelfBC, **protocol: Any) -> Evaluat
         ``Suite.protocols``
     :return: The result
     """
-    arguments = {**vars(config.eval), **config.acting_settings(), **protocol}
+    arguments = {**vars(config.eval), **config.acting_settings(), **protocol, "ranks": model.ranks}
     return evaluate_on_tasks(model, config.tasks, seed=config.seed, suite=config.suite, **arguments)
 
 

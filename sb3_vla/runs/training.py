@@ -11,10 +11,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_vla_envs import Demonstration
 from sb3_vla_envs.progress import Progress
 
+from ..common.launch import LostRank
 from ..common.run_folder import RunFolder
 from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
+from ..vec_env.ray_vec_env import RayVecEnv
 from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
 from .config import Config
 from .interruption import stopping_later
@@ -74,7 +76,10 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
 
 def _training_env(config: Config) -> VecEnv:
     settings = config.training_env_settings()
-    return make_vla_vec_env(config.tasks, config.train.n_envs, seed=config.seed, suite=config.suite, **settings)
+    vec_env_cls = RayVecEnv if config.train.vec_env == "ray" else None
+    return make_vla_vec_env(
+        *(config.tasks, config.train.n_envs), seed=config.seed, suite=config.suite, vec_env_cls=vec_env_cls, **settings
+    )
 
 
 def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
@@ -86,7 +91,7 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
     :return: The model, trained to the end and saved
     :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
     """
-    logger = _make_logger(folder, model.num_timesteps)
+    logger = _make_logger(folder, model.num_timesteps) if model.ranks.is_first else Logger(None, [])
     model.set_logger(logger)
     total = config.train.total_timesteps
     with (
@@ -99,13 +104,17 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
             callbacks.append(_validation(config, folder, config.train.validate_every))
         try:
             model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-        except RuntimeError:
-            if request.signal is None or not checkpoint.is_collecting:
+            request.signal = next(filter(None, model.ranks.gather(request.signal)), None)  # who stops one stops all
+        except RuntimeError as error:
+            is_lost = isinstance(error, LostRank)
+            if not checkpoint.is_collecting or not (is_lost or request.signal):
                 raise
             checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
+            if request.signal is None:
+                raise
         finally:
             logger.close()
-        if model.num_timesteps >= total:
+        if model.num_timesteps >= total and model.ranks.is_first:
             model.save(folder.model)
             draw_curves(folder)
     return model

@@ -56,9 +56,12 @@ def restore_model(model: PPOSelfBC, state: dict[str, Any], with_episodes: bool) 
     """
     if model.replay_buffer is not None:
         model.replay_buffer.set_state(state["demonstrations"])
-    if with_episodes and state["episodes"] is not None:
-        model.set_episodes(state["episodes"])
-    restore_random_states(model, state["random"])
+    if state["episodes"] is not None:
+        model.set_episodes(state["episodes"], under_way=with_episodes)
+    if model.ranks.is_first:
+        restore_random_states(model, state["random"])
+    elif model.rank_seed is not None:
+        model.set_random_seed(model.rank_seed + model.num_timesteps)
 
 
 def restore_random_states(model: PPOSelfBC, states: dict[str, Any]) -> None:

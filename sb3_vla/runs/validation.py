@@ -57,22 +57,28 @@ class Validation(BetweenUpdates):
         self.arguments = arguments
 
     def _on_training_start(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
         self.start = time.monotonic()
         # Of a file that is damaged, what can be read counts
         text = self.csv_file.read_text(encoding="utf-8", errors="replace") if self.csv_file.exists() else ""
         lines = text.replace("\0", "").splitlines()
         self.rows = [row for row in csv.DictReader(lines) if _is_whole(row)]
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
-        self.last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
+        last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
+        self.last = self.model.ranks.from_first(last)  # as the others may not see the file
 
     def act(self) -> None:
         """Evaluate it."""
         assert isinstance(self.model, PPOSelfBC)
-        result = evaluate_on_tasks(self.model, progress=False, **self.arguments)
+        result = evaluate_on_tasks(self.model, progress=False, ranks=self.model.ranks, **self.arguments)
+        if self.model.ranks.is_first:
+            self._keep(self.model, result)
+
+    def _keep(self, model: PPOSelfBC, result: EvaluationResult) -> None:
         episode_steps = mean_episode_steps(result)
         row = {
             "timesteps": self.num_timesteps,
-            "primitive_steps": self.model.num_primitive_steps,
+            "primitive_steps": model.num_primitive_steps,
             "seconds": round(self.seconds_before + time.monotonic() - self.start),
             "episode_steps": round(episode_steps, 3),
             "success": round(result.overall.success, 4),
@@ -81,7 +87,7 @@ class Validation(BetweenUpdates):
             **{f"steps_to_success/{task}": summary.steps_to_success for task, summary in result.tasks.items()},
         }
         if all(episode_steps < float(before["episode_steps"]) for before in self.rows):
-            self.model.save(self.best_model)
+            model.save(self.best_model)
         self.rows.append({name: "" if value is None else str(value) for name, value in row.items()})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(row))

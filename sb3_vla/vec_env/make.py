@@ -1,7 +1,7 @@
 """Vectorised environments of a suite, for training."""
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stable_baselines3.common.monitor import Monitor
@@ -9,23 +9,36 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla_envs import Suite, make_env_fns
 
+from ..common.launch import launched_as
 from .shared_memory_vec_env import SharedMemoryVecEnv
 
 
 def make_vla_vec_env(
-    tasks: str | Sequence[str], n_envs: int = 16, *, seed: int = 0, suite: str | Suite | None = None, **settings: Any
+    tasks: str | Sequence[str],
+    n_envs: int = 16,
+    *,
+    seed: int = 0,
+    suite: str | Suite | None = None,
+    vec_env_cls: Callable[[Sequence[Any]], VecEnv] | None = None,
+    **settings: Any,
 ) -> VecEnv:
     """
-    Tasks of a suite as VLAPolicy sees them, many at a time, in a process for each CPU.
+    Tasks of a suite as VLAPolicy sees them, many at a time, in a process for each CPU. Of several processes that ``torchrun``
+    or ``accelerate launch`` has started, each gets so many of its own, and the tasks are spread over all of them.
 
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them, spread over the environments
     :param n_envs: Number of environments; a single one runs in this process
     :param seed: Seeds each environment differently
     :param suite: Suite of the tasks, by default the one that knows them
+    :param vec_env_cls: What runs them: by default processes of this machine; :class:`~sb3_vla.RayVecEnv` for a cluster
     :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`
     :return: The vectorised environment, with ``Monitor`` around each
     """
-    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs, seed=seed, suite=suite, **settings)]
+    rank, size = launched_as()
+    env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs * size, seed=seed, suite=suite, **settings)]
+    env_fns = env_fns[rank * n_envs : (rank + 1) * n_envs]
+    if vec_env_cls is not None:
+        return vec_env_cls(env_fns)
     # Some tasks take twice the time of others
     return make_vec_env_from_fns(env_fns, probe_steps=5)
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,16 +16,10 @@ from typing import Any
 
 import cloudpickle
 import gymnasium as gym
-import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from .env_state import EnvState
 from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
+from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv
 
-# What workers may take to close their environments. After an error they should not keep it from being raised.
-_SECONDS_TO_CLOSE = 10.0
-_SECONDS_TO_CLOSE_AFTER_ERROR = 2.0
 _SECONDS_TO_PRINT = 0.5
 
 # What most often keeps workers from starting
@@ -36,11 +29,7 @@ _MAIN_GUARD = (
 )
 
 
-class WorkerTraceback(Exception):
-    """The cause of an error that a worker process raised: its traceback there, with the number of the environment."""
-
-
-class SharedMemoryVecEnv(VecEnv):
+class SharedMemoryVecEnv(WorkerVecEnv):
     """
     Runs environments in worker processes as SB3's ``SubprocVecEnv`` does, but several in each, and with observations in
     shared memory instead of pickled through pipes. One worker for each CPU starts sooner and steps quicker than a process
@@ -89,10 +78,9 @@ class SharedMemoryVecEnv(VecEnv):
         self.timeout = timeout
         self.waiting = False
         self.closed = False
-        self._steps: SharedSteps | None = None
         self._workers: list[_Worker] = []
         # Before multiprocessing ends what is left when the interpreter does, by a signal that workers ignore
-        self._finalizer = Finalize(self, _end, (self._workers, _SECONDS_TO_CLOSE_AFTER_ERROR), exitpriority=1)
+        self._finalizer = Finalize(self, _end, (self._workers, SECONDS_TO_CLOSE_AFTER_ERROR), exitpriority=1)
         # One by one: environments must not share objects only because they are in one process
         pickled_env_fns = [cloudpickle.dumps(env_fn) for env_fn in env_fns]
         try:
@@ -110,138 +98,13 @@ class SharedMemoryVecEnv(VecEnv):
             super().__init__(self.num_envs, observation_space, action_space)
             self.metadata = self.get_attr("metadata", indices=0)[0]  # VecVideoRecorder looks for the pictures a second here
         except BaseException:
-            self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+            self._shut_down(SECONDS_TO_CLOSE_AFTER_ERROR)
             raise
 
     @property
     def processes(self) -> list[Any]:
         """The worker processes."""
         return [worker.process for worker in self._workers]
-
-    def reset(self) -> VecEnvObs:
-        """
-        Reset all environments, with the seeds and options set before. A step under way is dropped.
-
-        :return: Observations
-        """
-        self._receive()
-        self.waiting = False
-        arguments = list(zip(self._seeds, self._options, strict=True))
-        self.reset_infos = self._ask("reset", range(self.num_envs), values=arguments)
-        # Seeds and options are only used once
-        self._reset_seeds()
-        self._reset_options()
-        return self._observations()
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """
-        Begin a step. One that was interrupted (Ctrl-C) before anyone had its results is dropped.
-
-        :param actions: One for each environment
-        """
-        self._receive()
-        if len(actions) != self.num_envs:
-            raise ValueError(f"Got {len(actions)} actions for {self.num_envs} environments: give one for each.")
-        self._tell("step", range(self.num_envs), values=actions)
-        self.waiting = True
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """
-        :return: Observations, rewards, dones, infos: copies, which later steps leave alone
-        """
-        if not self.waiting:
-            raise RuntimeError("There is no step to wait for: call step_async() first.")
-        results = self._hear(range(self.num_envs))
-        self.waiting = False
-        assert self._steps is not None
-        for index, (_, reset_info) in enumerate(results):
-            if reset_info is not None:
-                self.reset_infos[index] = reset_info
-        return self._observations(), self._steps.rewards.copy(), self._steps.dones.copy(), [info for info, _ in results]
-
-    def close(self) -> None:
-        """Close the environments and end the workers, also in the middle of a step."""
-        self._shut_down(_SECONDS_TO_CLOSE)
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        """
-        :return: What each environment renders, or None if that isn't pictures
-        """
-        if self.render_mode != "rgb_array":
-            warnings.warn(
-                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
-                stacklevel=2,
-            )
-            return [None] * self.num_envs
-        return self._ask("render", range(self.num_envs), closes=False)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """
-        :param method_name: Of a method of the environments or of a wrapper
-        :param method_args: Its arguments
-        :param indices: Of environments, all by default
-        :param method_kwargs: Its arguments by name
-        :return: What it returns, one for each environment
-        """
-        return self._ask("env_method", self._numbers(indices), method_name, method_args, method_kwargs)
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: Of an attribute of the environments or of a wrapper
-        :param indices: Of environments, all by default
-        :return: Its values
-        :raises AttributeError: If an environment doesn't have it
-        """
-        return self._ask("get_attr", self._numbers(indices), attr_name, closes=False)
-
-    def has_attr(self, attr_name: str) -> bool:
-        """
-        :param attr_name: Of an attribute of the environments or of a wrapper
-        :return: Whether all have it
-        """
-        return all(self._ask("has_attr", range(self.num_envs), attr_name, closes=False))
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        :param attr_name: Of an attribute
-        :param value: Its new value, set on the outermost wrapper
-        :param indices: Of environments, all by default
-        """
-        self._ask("set_attr", self._numbers(indices), attr_name, value, closes=False)
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """
-        :param wrapper_class: Class of a wrapper
-        :param indices: Of environments, all by default
-        :return: Which of them have it
-        """
-        return self._ask("is_wrapped", self._numbers(indices), wrapper_class, closes=False)
-
-    def get_states(self) -> list[EnvState]:
-        """
-        :return: What each environment goes on from
-        :raises NotImplementedError: If an environment, or one of its wrappers, can't tell
-        """
-        return self._ask("get_state", range(self.num_envs), closes=False)
-
-    def set_states(self, states: Sequence[EnvState]) -> None:
-        """
-        :param states: What :meth:`get_states` returned, also in another process; what is observed shows with the next step
-        :raises ValueError: If the environments are others
-        """
-        self._ask("set_state", range(self.num_envs), values=states)
-
-    def _numbers(self, indices: VecEnvIndices) -> list[int]:
-        """Numbers from 0, where indices may count from the end."""
-        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
-
-    def _observations(self) -> VecEnvObs:
-        assert self._steps is not None
-        return dict_to_obs(self.observation_space, {key: array.copy() for key, array in self._steps.observations.items()})
 
     def _start_workers(self, n_workers: int, start_method: str | None) -> None:
         if start_method is None:
@@ -272,20 +135,6 @@ class SharedMemoryVecEnv(VecEnv):
     def _assign(self, costs: Sequence[float]) -> list["_Worker"]:
         """The worker of each environment."""
         return [self._workers[number] for number in balance(costs, len(self._workers))]
-
-    def _ask(self, command: str, numbers: Sequence[int], *args: Any, values: Any = None, closes: bool = True) -> list[Any]:
-        """
-        Have a command done and wait for it.
-
-        :param command: A method of :class:`EnvWorker`
-        :param numbers: Of the environments
-        :param args: Further arguments of the command
-        :param values: What environment i is to get as ``values[i]``, instead of only its number
-        :param closes: Whether an error closes everything
-        :return: One reply for each environment
-        """
-        self._tell(command, numbers, *args, values=values)
-        return self._hear(numbers, closes)
 
     def _tell(self, command: str, numbers: Sequence[int], *args: Any, values: Any = None) -> None:
         if self.closed:
@@ -328,14 +177,14 @@ class SharedMemoryVecEnv(VecEnv):
                 if isinstance(replies[worker], WorkerFailure):
                     failure = failure or replies[worker]
             if failure is not None and closes:
-                self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+                self._shut_down(SECONDS_TO_CLOSE_AFTER_ERROR)
                 break
         if failure is not None:
             raise failure.error from WorkerTraceback(failure.traceback)
         return replies
 
     def _death_of(self, worker: "_Worker") -> RuntimeError:
-        worker.process.join(_SECONDS_TO_CLOSE_AFTER_ERROR)  # its pipe is closed: it has ended, or is just about to
+        worker.process.join(SECONDS_TO_CLOSE_AFTER_ERROR)  # its pipe is closed: it has ended, or is just about to
         code = worker.process.exitcode or 0
         numbers = self._numbers_of(worker)
         how = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
@@ -345,7 +194,7 @@ class SharedMemoryVecEnv(VecEnv):
         )
         if code > 0 and self._steps is None:
             hint = f"It had not built an environment yet. {_MAIN_GUARD}"
-        self._shut_down(_SECONDS_TO_CLOSE_AFTER_ERROR)
+        self._shut_down(SECONDS_TO_CLOSE_AFTER_ERROR)
         return RuntimeError(f"The worker process of environments {numbers} {how}. It may have printed why, above. {hint}")
 
     def _silence_of(self, workers: Sequence["_Worker"]) -> tuple[TimeoutError, WorkerTraceback]:

@@ -44,39 +44,28 @@ class WorkerFailure(NamedTuple):
     traceback: str
 
 
-class SharedSteps:
+class StepArrays:
     """
-    What the environments last observed and were rewarded with, in memory that several processes share.
+    What the environments last observed and were rewarded with.
 
     :param n_envs: Number of environments
     :param observation_space: Of one environment, any that SB3 supports
-    :param name: Of the memory, if another process has made it already
-    :raises RuntimeError: If there is not enough of it
     """
 
-    def __init__(self, n_envs: int, observation_space: spaces.Space[Any], name: str | None = None) -> None:
-        keys, shapes, dtypes = obs_space_info(observation_space)
-        layout = [((n_envs, *shapes[key]), np.dtype(dtypes[key])) for key in keys]
-        layout += [((n_envs,), np.dtype(np.float32)), ((n_envs,), np.dtype(bool))]
-        sizes = step_sizes(n_envs, observation_space)
-        if name is None:
-            check_room(sum(sizes))
-        self._memory = SharedMemory(name, create=name is None, size=sum(sizes))
-        if name is None:
-            try:
-                reserve(self._memory.name, sum(sizes))
-            except RuntimeError:
-                self._memory.unlink()
-                raise
-        arrays: list[Any] = [
-            np.ndarray(shape, dtype, self._memory.buf, offset=sum(sizes[:number]))
-            for number, (shape, dtype) in enumerate(layout)
-        ]
-        self.name = self._memory.name
+    def __init__(self, n_envs: int, observation_space: spaces.Space[Any]) -> None:
+        keys, layout = _layout(n_envs, observation_space)
+        self._hold(keys, [np.zeros(shape, dtype) for shape, dtype in layout])
+
+    def _hold(self, keys: Sequence[Any], arrays: Sequence[Any]) -> None:
         #: Each part of the observation, shape (n_envs, ...); a space without parts has one, named None
         self.observations: dict[Any, Any] = dict(zip(keys, arrays[:-2], strict=True))
         #: float32 like DummyVecEnv's, so that both give the same numbers
         self.rewards, self.dones = arrays[-2:]
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All of them."""
+        return [*self.observations.values(), self.rewards, self.dones]
 
     def write_observation(self, index: int, observation: Any) -> None:
         """
@@ -97,6 +86,40 @@ class SharedSteps:
                 )
             array[index] = part
 
+    def close(self) -> None:
+        """Let go of what has to be let go of."""
+
+
+class SharedSteps(StepArrays):
+    """
+    The same in memory that several processes share.
+
+    :param n_envs: Number of environments
+    :param observation_space: Of one environment, any that SB3 supports
+    :param name: Of the memory, if another process has made it already
+    :raises RuntimeError: If there is not enough of it
+    """
+
+    def __init__(self, n_envs: int, observation_space: spaces.Space[Any], name: str | None = None) -> None:
+        keys, layout = _layout(n_envs, observation_space)
+        sizes = step_sizes(n_envs, observation_space)
+        if name is None:
+            check_room(sum(sizes))
+        self._memory = SharedMemory(name, create=name is None, size=sum(sizes))
+        if name is None:
+            try:
+                reserve(self._memory.name, sum(sizes))
+            except RuntimeError:
+                self._memory.unlink()
+                raise
+        self.name = self._memory.name
+        offsets = [sum(sizes[:number]) for number in range(len(sizes))]
+        arrays = [
+            np.ndarray(shape, dtype, self._memory.buf, offset=offset)
+            for (shape, dtype), offset in zip(layout, offsets, strict=True)
+        ]
+        self._hold(keys, arrays)
+
     def unlink(self) -> None:
         """Take away the memory's name: it goes with the last process that uses it, however that ends."""
         self._memory.unlink()
@@ -109,6 +132,13 @@ class SharedSteps:
     def __del__(self) -> None:
         if hasattr(self, "_memory"):
             self.close()
+
+
+def _layout(n_envs: int, observation_space: spaces.Space[Any]) -> tuple[list[Any], list[tuple[tuple[int, ...], Any]]]:
+    """:return: Names of the parts of an observation; shapes and types of their arrays, of the rewards' and of the dones'"""
+    keys, shapes, dtypes = obs_space_info(observation_space)
+    layout: list[tuple[tuple[int, ...], Any]] = [((n_envs, *shapes[key]), np.dtype(dtypes[key])) for key in keys]
+    return keys, [*layout, ((n_envs,), np.dtype(np.float32)), ((n_envs,), np.dtype(bool))]
 
 
 class GlobalRandomness:
@@ -145,7 +175,7 @@ class EnvWorker:
         self._cleanup = cleanup
         self._envs: dict[int, gym.Env[Any, Any]] = {}
         self._randomness: defaultdict[int, GlobalRandomness] = defaultdict(GlobalRandomness)
-        self._steps: SharedSteps
+        self._steps: StepArrays
 
     def measure(self, env_fns: Mapping[int, bytes], n_steps: int) -> list[float]:
         """
@@ -175,9 +205,27 @@ class EnvWorker:
         :param name: Of the shared memory
         :return: One None each
         """
-        self._steps = SharedSteps(n_envs, observation_space, name)
-        self._cleanup.callback(self._steps.close)
+        steps = SharedSteps(n_envs, observation_space, name)
+        self._cleanup.callback(steps.close)
+        self._steps = steps
         return [None] * len(indices)
+
+    def hold(self, indices: Sequence[int], n_envs: int, observation_space: spaces.Space[Any]) -> list[None]:
+        """
+        :param indices: Which environments
+        :param n_envs: Number of environments of all workers
+        :param observation_space: Of one of them
+        :return: One None each
+        """
+        self._steps = StepArrays(n_envs, observation_space)
+        return [None] * len(indices)
+
+    def last_steps(self, indices: Sequence[int]) -> list[Any]:
+        """
+        :param indices: Which environments
+        :return: Their rows of :attr:`StepArrays.arrays`
+        """
+        return [array[list(indices)] for array in self._steps.arrays]
 
     def reset(self, arguments: Mapping[int, tuple[int | None, dict[str, Any]]]) -> list[dict[str, Any]]:
         """
@@ -313,12 +361,17 @@ def run_worker(remote: Connection, stack_remote: Connection, inherited: Sequence
         worker = EnvWorker(cleanup)
         try:
             while (message := remote.recv_bytes()) != END:
-                remote.send_bytes(_reply(worker, message))
+                remote.send_bytes(reply_to(worker, message))
         except (EOFError, ConnectionError):
             pass  # the parent is gone
 
 
-def _reply(worker: EnvWorker, message: bytes) -> bytes:
+def reply_to(worker: EnvWorker, message: bytes) -> bytes:
+    """
+    :param worker: Runs the environments
+    :param message: Pickled command and its arguments
+    :return: Pickled reply, a :class:`WorkerFailure` if the command raised an error
+    """
     try:
         command, arguments = pickle.loads(message)
         return _pickled(getattr(worker, command)(*arguments))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from .env_state import EnvState, get_env_state, set_env_state
-from .shared_memory_vec_env import SharedMemoryVecEnv
+from .worker_vec_env import WorkerVecEnv
 
 
 def get_states(venv: VecEnv) -> list[EnvState]:
@@ -14,7 +14,7 @@ def get_states(venv: VecEnv) -> list[EnvState]:
     :return: What each of its environments goes on from
     :raises NotImplementedError: If they can't tell
     """
-    if isinstance(venv, SharedMemoryVecEnv):
+    if isinstance(venv, WorkerVecEnv):
         return venv.get_states()
     if isinstance(venv, DummyVecEnv):
         return [get_env_state(env) for env in venv.envs]
@@ -30,7 +30,7 @@ def set_states(venv: VecEnv, states: Sequence[EnvState]) -> None:
     """
     if len(states) != venv.num_envs:
         raise ValueError(f"there are states of {len(states)} environments for {venv.num_envs}")
-    if isinstance(venv, SharedMemoryVecEnv):
+    if isinstance(venv, WorkerVecEnv):
         venv.set_states(states)
     elif isinstance(venv, DummyVecEnv):
         for env, state in zip(venv.envs, states, strict=True):

@@ -48,7 +48,7 @@ def config(tiny_config):
     )
 
 
-def _in_this_process(tasks, n_envs, seed, **settings):
+def _in_this_process(tasks, n_envs, seed, vec_env_cls=None, **settings):
     """The same environments as in worker processes, which take longer to start."""
     return DummyVecEnv([partial(_monitored, make) for make in make_env_fns(tasks, n_envs, seed=seed, **settings)])
 

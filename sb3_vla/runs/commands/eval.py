@@ -8,7 +8,7 @@ from sb3_vla_envs.suite import get_suite
 from ..config import Config
 from ..pipeline import evaluate_model
 from . import Work
-from .given import check_new_file, load_to_act
+from .given import check_new_file, load_to_act, meet
 
 
 def prepare(arguments: Namespace) -> Work:
@@ -18,6 +18,7 @@ def prepare(arguments: Namespace) -> Work:
     """
     check_new_file(arguments.out)
     config, model = load_to_act(arguments, eval={"n_goals": arguments.n_goals})
+    ranks = meet(config)
     protocol = _protocol(config, arguments.protocol)
     if arguments.n_goals is not None:
         protocol["n_goals"] = arguments.n_goals
@@ -25,7 +26,7 @@ def prepare(arguments: Namespace) -> Work:
     def work() -> None:
         result = evaluate_model(config, model, **protocol)
         print(result.table())  # before it is saved: a disk may be full
-        if arguments.out:
+        if arguments.out and ranks.is_first:
             result.save(arguments.out)
 
     return work

@@ -4,9 +4,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.utils import get_device
+
 from sb3_vla_envs.durable_files import check_writable, sweep
 
 from ...common.folder_lock import locked
+from ...common.ranks import Ranks, check_alike, join_ranks
 from ...common.run_folder import RunFolder
 from ...common.trusted_names import trust_by_name
 from ..checks import check_acting
@@ -30,8 +33,13 @@ def create_run(arguments: Namespace, config: Config) -> RunFolder:
     :param config: Its configuration
     :return: The run's folder
     """
-    arguments.held.enter_context(locked(arguments.out))
-    folder = RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
+    folder = RunFolder(arguments.out)
+
+    def begin() -> None:
+        arguments.held.enter_context(locked(arguments.out))
+        RunFolder.create(arguments.out, arguments.command_line, config.to_dict())
+
+    meet(config).first_does(begin)
     print(f"Writing to {folder.path}")
     return folder
 
@@ -42,9 +50,29 @@ def open_run(arguments: Namespace) -> tuple[RunFolder, Config]:
     :return: The run's folder and configuration
     """
     folder = RunFolder.open(arguments.resume)
-    arguments.held.enter_context(locked(folder.path))
-    sweep(folder.path)
-    return folder, load_run_config(folder.config_file, device=arguments.device)
+    config = load_run_config(folder.config_file, device=arguments.device)
+
+    def begin() -> None:
+        arguments.held.enter_context(locked(folder.path))
+        sweep(folder.path)
+
+    meet(config).first_does(begin)
+    return folder, config
+
+
+def meet(config: Config) -> Ranks:
+    """
+    :param config: Configuration
+    :return: The ranks, all of which have it
+    :raises ValueError: If another one has another
+    :raises ImportError: If there are several, but Accelerate is not installed
+    """
+    ranks = join_ranks(get_device(config.device))
+    settings = config.to_dict()
+    sections = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    check_alike(ranks, "configuration", {**{name: settings[name] for name in settings.keys() - sections.keys()}, **flat})
+    return ranks
 
 
 def trusts_pickle(arguments: Namespace) -> bool:

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ...common.launch import LostRank
 from ...common.run_folder import RunFolder
 from ..interruption import Interrupted
 
@@ -38,6 +39,6 @@ def going_on(arguments: Namespace, folder: RunFolder) -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted:
+    except (Interrupted, LostRank):
         print(f"To go on: sb3-vla {arguments.command} --resume {shlex.quote(str(folder.path))}", file=sys.stderr)
         raise

@@ -7,7 +7,7 @@ from sb3_vla_envs import load_demonstrations
 from ..checks import check_resuming, check_training
 from ..training import post_train, resume_training
 from . import Work
-from .given import create_run, load, open_run, trusts_pickle
+from .given import create_run, load, meet, open_run, trusts_pickle
 from .resuming import going_on, is_resumed
 
 
@@ -21,6 +21,7 @@ def prepare(arguments: Namespace) -> Work:
 
 def _train_anew(arguments: Namespace) -> Work:
     config = load(arguments, train={"total_timesteps": arguments.timesteps})
+    meet(config)
     demonstrations = load_demonstrations(arguments.demos) if arguments.demos else []
     trust_pickle = trusts_pickle(arguments)
     check_training(config, arguments.init, demonstrations, trust_pickle)

@@ -19,8 +19,9 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_vla import PPOSelfBC, SharedMemoryVecEnv
-from sb3_vla.vec_env.shared_memory_vec_env import WorkerTraceback, balance
+from sb3_vla import PPOSelfBC, RayVecEnv, SharedMemoryVecEnv
+from sb3_vla.vec_env.shared_memory_vec_env import balance
+from sb3_vla.vec_env.worker_vec_env import WorkerTraceback
 
 # Workers can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -102,6 +103,24 @@ def make():
         assert not any(process.is_alive() for process in env.processes)
 
 
+@pytest.fixture(params=["shared memory", "ray"])
+def make_either(request):
+    """For what :class:`RayVecEnv` has in common."""
+    if request.param == "shared memory":
+        yield request.getfixturevalue("make")
+        return
+    request.getfixturevalue("ray_cluster")
+    made = []
+
+    def make(env_fns, *args):
+        made.append(RayVecEnv(env_fns, *args))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
 def assert_same(one, two):
     """Equal in value, type, shape and dtype."""
     assert isinstance(one, type(two)) or isinstance(two, type(one))
@@ -117,12 +136,18 @@ def assert_same(one, two):
         np.testing.assert_array_equal(one, two, strict=isinstance(one, np.ndarray))
 
 
+ON_RAY = [("ray", "dict", 2), ("ray", "tuple", 1)]  # where a worker starts for seconds
+IN_PROCESSES = [*zip(SPACES, [1, 2, 5, 2, 1, 2, 2, 2], strict=True), ("dict", 1), ("dict", 5), ("tuple", 4)]
+
+
 @pytest.mark.parametrize(
-    "space, n_workers", [*zip(SPACES, [1, 2, 5, 2, 1, 2, 2, 2], strict=True), ("dict", 1), ("dict", 5), ("tuple", 4)]
+    ("make_either", "space", "n_workers"),
+    [*(("shared memory", *case) for case in IN_PROCESSES), *ON_RAY],
+    indirect=["make_either"],
 )
-def test_every_step_is_that_of_dummy_vec_env(make, space, n_workers):
+def test_every_step_is_that_of_dummy_vec_env(make_either, space, n_workers):
     env_fns = toy_env_fns(space=space)
-    shared, dummy = make(env_fns, n_workers), DummyVecEnv(env_fns)
+    shared, dummy = make_either(env_fns, n_workers), DummyVecEnv(env_fns)
     assert shared.observation_space == dummy.observation_space and shared.action_space == dummy.action_space
     rng = np.random.default_rng(0)
     n_ends = {"terminated": 0, "truncated": 0}
@@ -144,8 +169,8 @@ def test_every_step_is_that_of_dummy_vec_env(make, space, n_workers):
     assert min(n_ends.values()) > 5
 
 
-def test_seeds_and_options_hold_for_one_reset(make):
-    env = make(toy_env_fns(3), 2)
+def test_seeds_and_options_hold_for_one_reset(make_either):
+    env = make_either(toy_env_fns(3), 2)
     env.seed(10)
     env.set_options({"goal": 1})
     first = env.reset()
@@ -179,8 +204,8 @@ def test_what_is_returned_belongs_to_the_caller(make):
     assert_same(second[1], rewards)
 
 
-def test_attributes_and_methods_by_index(make):
-    env = make([partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)], 2)
+def test_attributes_and_methods_by_index(make_either):
+    env = make_either([partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)], 2)
     assert env.get_attr("number") == [0, 1, 2, 3]
     assert env.get_attr("number", indices=[3, 0, 3, -1]) == [3, 0, 3, 3]
     assert env.get_attr("number", indices=2) == [2]
@@ -208,12 +233,16 @@ def test_renders_like_dummy_vec_env(make):
         assert texts.get_images() == [None, None]
 
 
-@pytest.mark.parametrize("algorithm", [PPO, PPOSelfBC, SAC])
-def test_algorithms_learn_the_same_as_with_dummy_vec_env(make, algorithm):
+@pytest.mark.parametrize(
+    ("make_either", "algorithm"),
+    [*(("shared memory", algorithm) for algorithm in (PPO, PPOSelfBC, SAC)), ("ray", PPOSelfBC)],
+    indirect=["make_either"],
+)
+def test_algorithms_learn_the_same_as_with_dummy_vec_env(make_either, algorithm):
     env_fns = [partial(_pendulum, number) for number in range(3)]
     settings = {"learning_starts": 30} if algorithm is SAC else {"n_steps": 16, "batch_size": 24, "n_epochs": 2}
     parameters = []
-    for env in (make(env_fns, 2), DummyVecEnv(env_fns)):
+    for env in (make_either(env_fns, 2), DummyVecEnv(env_fns)):
         model = algorithm("MlpPolicy", VecNormalize(env), seed=0, device="cpu", policy_kwargs={"net_arch": [16]}, **settings)
         model.learn(100)
         parameters.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
@@ -257,10 +286,10 @@ def test_an_environments_error_is_raised_here_and_everything_closed(make, where)
                 call()
 
 
-def test_an_error_is_not_held_up_by_other_workers(make):
+def test_an_error_is_not_held_up_by_other_workers(make_either):
     env_fns = faulty_env_fns("step")
     env_fns[1] = partial(ToyEnv, 1, fault=("step", partial(time.sleep, 60)))
-    env = make(env_fns, 2)
+    env = make_either(env_fns, 2)
     env.reset()
     start = time.monotonic()
     with pytest.raises(ValueError, match="the spring broke"):
@@ -272,18 +301,18 @@ def test_an_error_is_not_held_up_by_other_workers(make):
         env.step_wait()
 
 
-def test_an_error_that_cannot_be_pickled_keeps_its_text(make):
-    env = make(faulty_env_fns("step", partial(fail, Unpicklable, "rust", "dust")), 2)
+def test_an_error_that_cannot_be_pickled_keeps_its_text(make_either):
+    env = make_either(faulty_env_fns("step", partial(fail, Unpicklable, "rust", "dust")), 2)
     env.reset()
     with pytest.raises(RuntimeError, match="Unpicklable: rust and dust"):
         env.step(np.zeros((4, 2)))
 
 
-def test_observations_that_do_not_fit_are_named(make):
+def test_observations_that_do_not_fit_are_named(make_either):
     narrow = spaces.Dict({**SPACES["dict"].spaces, "state": spaces.Box(-1, 1, (1,))})
     fewer = spaces.Dict({"image": SPACES["dict"]["image"]})
     for space, text in ((narrow, r"'state' has shape \(1,\).*says \(3,\)"), (fewer, "'number' is missing")):
-        env = make([partial(ToyEnv, space="dict"), partial(ToyEnv, space=space)], 1)
+        env = make_either([partial(ToyEnv, space="dict"), partial(ToyEnv, space=space)], 1)
         with pytest.raises(ValueError, match=text) as caught:
             env.reset()
         assert "environment 1" in str(caught.value.__cause__)
@@ -329,9 +358,9 @@ def test_can_be_closed_in_the_middle_of_a_step_and_again(make, tmp_path):
     assert [process.exitcode for process in env.processes] == [0, 0]
 
 
-def test_reset_drops_the_step_under_way(make):
+def test_reset_drops_the_step_under_way(make_either):
     env_fns = toy_env_fns(3)
-    env, dummy = make(env_fns, 2), DummyVecEnv(env_fns)
+    env, dummy = make_either(env_fns, 2), DummyVecEnv(env_fns)
     for venv in (env, dummy):
         venv.seed(0)
         venv.reset()

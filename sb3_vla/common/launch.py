@@ -1,0 +1,17 @@
+"""Whether a launcher has started this process with others, and that one of them is gone. Imports nothing large."""
+
+import os
+
+
+class LostRank(RuntimeError):
+    """Another of the processes has ended, or can't be reached."""
+
+
+def launched_as() -> tuple[int, int]:
+    """
+    :return: Number of this process among those that ``torchrun`` or ``accelerate launch`` has started together, from 0, and
+        how many they are: 0 and 1 for one that was started alone
+    """
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,102 @@
+import os
+import sys
+
+import cloudpickle
+import pytest
+import torch as th
+
+from sb3_vla.common.launch import LostRank, launched_as
+from sb3_vla.common.ranks import JoinedRanks, RankMail, Ranks, check_alike, join_ranks
+
+# Ranks can't import this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def talk():
+    ranks = join_ranks("cpu")
+    assert isinstance(ranks, JoinedRanks) and join_ranks("cpu").size == 2
+    own = ranks.rank + 1
+    tensors = [th.full((2, 3), own), th.full((), 10.0 * own), th.tensor([own], dtype=th.float64), th.empty(0)]
+    ranks.add_up(tensors)
+    received = []
+    mail = RankMail(ranks, received.append)
+    mail.send(f"from {ranks.rank}")
+    before = list(received)
+    mail.exchange()
+    mail.exchange()
+    return {
+        "rank": (ranks.rank, ranks.size, ranks.is_first, launched_as()),
+        "gather": ranks.gather({"own": own}),
+        "from_first": ranks.from_first(f"I am {own}"),
+        "all": (ranks.all(True), ranks.all(own == 1), ranks.all(False)),
+        "total": ranks.total(th.tensor([own, 5])).tolist(),
+        "add_up": [tensor.tolist() for tensor in tensors],
+        "rows": ranks.rows(th.tensor([[own, own]])).tolist(),
+        "share": float(ranks.share(th.tensor(own))),
+        "mail": (before, received),
+    }
+
+
+def disagree(what):
+    ranks = join_ranks("cpu")
+    check_alike(ranks, "tools", {"hammer": 1, "saw": "new"})
+    check_alike(ranks, "tools", {"hammer": 1, "saw": ranks.rank} if what == "value" else {"hammer"[: 6 - ranks.rank]: 1})
+
+
+def vanish():
+    ranks = join_ranks("cpu")
+    ranks.gather(0)
+    if ranks.rank == 1:
+        os._exit(1)
+    ranks.total(th.zeros(1))
+
+
+def test_what_ranks_tell_each_other(start_ranks):
+    first, second = start_ranks(talk, 2).results()
+    assert first.pop("rank") == (0, 2, True, (0, 2)) and second.pop("rank") == (1, 2, False, (1, 2))
+    assert (first.pop("share"), second.pop("share")) == pytest.approx((1 / 3, 2 / 3))
+    assert first == second
+    assert first["gather"] == [{"own": 1}, {"own": 2}]
+    assert first["from_first"] == "I am 1"
+    assert first["all"] == (True, False, False)
+    assert first["total"] == [3, 10]
+    assert first["add_up"] == [[[3, 3, 3]] * 2, 30.0, [3.0], []]
+    assert first["rows"] == [[1, 1], [2, 2]]
+    assert first["mail"] == ([], ["from 0", "from 1"])
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [("value", "saw is 0 on rank 0 and 1 on rank 1"), ("name", "hammer is 1 on rank 0 and nothing on rank 1")],
+)
+def test_what_differs_between_ranks_is_named_on_all(start_ranks, what, text):
+    for error in start_ranks(disagree, 2, what).results():
+        assert isinstance(error, ValueError) and f"the ranks differ in tools: {text}" in str(error) and "\n" not in str(error)
+
+
+def test_a_rank_that_ends_is_noticed_at_once(start_ranks):
+    error, nothing = start_ranks(vanish, 2).results(timeout=30)
+    assert nothing is None
+    assert isinstance(error, LostRank) and "another rank has ended" in str(error) and "--resume" in str(error)
+
+
+def test_a_process_alone_asks_nobody(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert launched_as() == (0, 1)
+    ranks = join_ranks("cpu")
+    assert type(ranks) is Ranks and ranks.is_first and ranks.size == 1
+    tensor = th.tensor([1.0, 2.0])
+    ranks.add_up([tensor])
+    assert ranks.total(tensor) is tensor and ranks.rows(tensor) is tensor and ranks.share(tensor.sum()) == 1.0
+    assert ranks.gather(3) == [3] and ranks.from_first(3) == 3 and ranks.all(True) and not ranks.all(False)
+    received = []
+    RankMail(ranks, received.append).send(7)
+    assert received == [7]
+
+
+def test_a_missing_accelerate_is_named(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-vla\[distributed\]'"):
+        join_ranks("cpu")
