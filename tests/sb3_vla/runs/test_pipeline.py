@@ -382,7 +382,7 @@ def test_a_run_folder_in_use_is_an_error_that_leaves_it_alone(config_file, tmp_p
 
 @pytest.mark.parametrize("command", ["train", "quickstart"])
 def test_a_run_in_use_is_not_resumed(config_file, tmp_path, capsys, command):
-    run = RunFolder.create(tmp_path / "run", "sb3-vla train", {})
+    run = RunFolder.create(tmp_path / "run", "sb3-vla train", load_config(config_file).to_dict())
     with locked(run.path):
         assert main([command, "--resume", str(run.path)]) == 2
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
