@@ -105,8 +105,8 @@ def fitting_micro_batch(
     policy.optimizer.zero_grad()
     if size == 0:
         warnings.warn(
-            f"{free / 2**30:.1f} GiB are free on {policy.device}, too little for the gradient of a single sample: take a "
-            "smaller backbone, LoRA, gradient checkpointing, or freeze parts of it",
+            f"what is free on {policy.device} is too little for the gradient of a single sample: take a smaller backbone, "
+            "LoRA or gradient checkpointing, or freeze parts of it",
             stacklevel=2,
         )
     return max(size, 1)
