@@ -232,7 +232,8 @@ class RankProcesses:
         self.processes = []
         for rank, answer in enumerate(self.answers):
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-            variables = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **{name: str(number) for name, number in numbers.items()}}
+            variables = {name: str(number) for name, number in numbers.items()}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
             call = partial(_run_rank, partial(function, *args), variables, answer)
             self.processes.append(context.Process(target=cloudpickle.loads, args=(cloudpickle.dumps(_RunOnLoading(call)),)))
             self.processes[-1].start()
