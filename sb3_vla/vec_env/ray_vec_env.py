@@ -34,7 +34,7 @@ class RayVecEnv(WorkerVecEnv):
 
     A worker that is lost, with its node or alone, is replaced wherever there is room, also on a node that is yet to come. The
     episodes of its environments end as truncated; a step that got lost counts as none, see
-    :func:`~sb3_vla.common.lost_episode.lost_info`. What :meth:`set_attr` and :meth:`env_method` changed in them is lost, too.
+    ``sb3_vla.common.lost_episode.lost_info``. What ``set_attr`` and ``env_method`` changed in them is lost, too.
 
     :param env_fns: Functions that each build an environment; they are called in the workers
     :param n_workers: Number of workers, by default as many as the cluster has room for; of several processes that train one
