@@ -42,6 +42,7 @@ class MemoryEstimate:
     :param cache: The same of the demonstrations
     :param rollout: Rollout buffer, in the machine's memory, and so are those that follow
     :param demonstrations: Demonstration buffer
+    :param making: Weights while the model is made, in float32 whatever an adapters' base is in afterwards
     """
 
     parameters: int
@@ -53,6 +54,7 @@ class MemoryEstimate:
     cache: int
     rollout: int
     demonstrations: int
+    making: int
 
     @property
     def device(self) -> int:
@@ -62,12 +64,18 @@ class MemoryEstimate:
 
     @property
     def host(self) -> int:
-        """All that is in the machine's memory."""
-        return self.rollout + self.demonstrations
+        """All that is in the machine's memory, at the peak."""
+        return max(self.making, self.rollout + self.demonstrations)
+
+    @property
+    def without_gpu(self) -> int:
+        """All of it at the peak, where the device is the machine's own processor."""
+        return max(self.making, self.device + self.rollout + self.demonstrations)
 
     def to_dict(self) -> dict[str, int]:
         """:return: Bytes by name, the sums too"""
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "device": self.device, "host": self.host}
+        names = [*(each.name for each in fields(self)), "device", "host", "without_gpu"]
+        return {name: getattr(self, name) for name in names}
 
 
 class MemoryEstimator:
@@ -102,6 +110,7 @@ class MemoryEstimator:
         ratio_per_step: bool = True,
     ) -> None:
         self.batch_size, self.bc_batch_size, self.ratio_per_step = batch_size, bc_batch_size, ratio_per_step
+        self._known: dict[int | None, tuple[int, int]] = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.policy = self._make_policy(observation_space, action_space, policy_kwargs)
         self.adapter = adapt(self.policy, chunked=True)
@@ -123,6 +132,7 @@ class MemoryEstimator:
             cache=min(per_sample["encoded"] * n_demonstrations, MAX_CACHED_BYTES),
             rollout=self._rollout_bytes(n_envs, step.log_prob.shape[-1]) * n_steps,
             demonstrations=self._pair_bytes() * n_demonstrations,
+            making=sum(4 * parameter.numel() for parameter in self.policy.parameters()),
         )
 
     @property
@@ -135,7 +145,9 @@ class MemoryEstimator:
         :param micro_batch_size: Samples in a piece, ``None`` for a minibatch and its demonstrations together
         :return: What post-training takes
         """
-        optimizer, peak = self._update(micro_batch_size)
+        if micro_batch_size not in self._known:  # seconds, and asked again for each device
+            self._known[micro_batch_size] = self._update(micro_batch_size)
+        optimizer, peak = self._known[micro_batch_size]
         beside = self._fixed.parameters + self._fixed.gradients + optimizer
         return replace(self._fixed, optimizer=optimizer, update=max(0, peak - beside))
 
