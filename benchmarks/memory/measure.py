@@ -122,7 +122,7 @@ def estimate(name: str) -> int:
         n_demonstrations=N_STEPS * N_ENVS,
     )
     found = estimator.estimate(case["micro_batch"])
-    return found.device if th.cuda.is_available() else found.device + found.host
+    return found.device if th.cuda.is_available() else found.without_gpu
 
 
 def measure(name: str) -> int:

@@ -1,7 +1,6 @@
 """How much memory post-training will take, known beforehand: for models that are not there, or don't fit into this machine."""
 
 import gc
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ class MemoryEstimate:
     :param cache: The same of the demonstrations
     :param rollout: Rollout buffer, in the machine's memory, and so are those that follow
     :param demonstrations: Demonstration buffer
+    :param making: Weights while the model is made, in float32 whatever an adapters' base is in afterwards
     """
 
     parameters: int
@@ -53,6 +53,7 @@ class MemoryEstimate:
     cache: int
     rollout: int
     demonstrations: int
+    making: int
 
     @property
     def device(self) -> int:
@@ -62,12 +63,18 @@ class MemoryEstimate:
 
     @property
     def host(self) -> int:
-        """All that is in the machine's memory."""
-        return self.rollout + self.demonstrations
+        """All that is in the machine's memory, at the peak."""
+        return max(self.making, self.rollout + self.demonstrations)
+
+    @property
+    def without_gpu(self) -> int:
+        """All of it at the peak, where the device is the machine's own processor."""
+        return max(self.making, self.device + self.rollout + self.demonstrations)
 
     def to_dict(self) -> dict[str, int]:
         """:return: Bytes by name, the sums too"""
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "device": self.device, "host": self.host}
+        names = [*(each.name for each in fields(self)), "device", "host", "without_gpu"]
+        return {name: getattr(self, name) for name in names}
 
 
 class MemoryEstimator:
@@ -102,6 +109,7 @@ class MemoryEstimator:
         ratio_per_step: bool = True,
     ) -> None:
         self.batch_size, self.bc_batch_size, self.ratio_per_step = batch_size, bc_batch_size, ratio_per_step
+        self._peaks: dict[int | None, int] = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.policy = self._make_policy(observation_space, action_space, policy_kwargs)
         self.adapter = adapt(self.policy, chunked=True)
@@ -109,6 +117,7 @@ class MemoryEstimator:
         self._instruction = th.from_numpy(np.tile(encoded_instruction, self.policy.n_frames))
         step, acting = self._act(n_envs)
         self._step = step
+        self._optimizer = self._make_optimizer()
         per_sample = {
             "encoded": sum(tensor.nbytes for tensor in step.encoded.tensors.values()) // n_envs,
             "extras": sum(tensor.nbytes for tensor in step.extras.values()) // n_envs,
@@ -116,13 +125,14 @@ class MemoryEstimator:
         self._fixed = MemoryEstimate(
             parameters=sum(tensor.nbytes for tensor in (*self.policy.parameters(), *self.policy.buffers())),
             gradients=sum(parameter.nbytes for parameter in self.policy.parameters() if parameter.requires_grad),
-            optimizer=0,
+            optimizer=state_bytes(self._optimizer),
             update=0,
             acting=acting,
             encoded=sum(per_sample.values()) * n_envs * n_steps,
             cache=min(per_sample["encoded"] * n_demonstrations, MAX_CACHED_BYTES),
             rollout=self._rollout_bytes(n_envs, step.log_prob.shape[-1]) * n_steps,
             demonstrations=self._pair_bytes() * n_demonstrations,
+            making=sum(4 * parameter.numel() for parameter in self.policy.parameters()),
         )
 
     @property
@@ -135,9 +145,10 @@ class MemoryEstimator:
         :param micro_batch_size: Samples in a piece, ``None`` for a minibatch and its demonstrations together
         :return: What post-training takes
         """
-        optimizer, peak = self._update(micro_batch_size)
-        beside = self._fixed.parameters + self._fixed.gradients + optimizer
-        return replace(self._fixed, optimizer=optimizer, update=max(0, peak - beside))
+        if micro_batch_size not in self._peaks:  # seconds, and asked again for each device
+            self._peaks[micro_batch_size] = self._update_peak(micro_batch_size)
+        beside = self._fixed.parameters + self._fixed.gradients + self._fixed.optimizer
+        return replace(self._fixed, update=max(0, self._peaks[micro_batch_size] - beside))
 
     def largest_micro_batch(self, n_bytes: int) -> int:
         """
@@ -204,34 +215,40 @@ class MemoryEstimator:
             extras={name: rows(each) for name, each in self._step.extras.items()},
         )
 
-    def _update(self, size: int | None) -> tuple[int, int]:
-        """
-        :param size: Samples in a piece
-        :return: What the optimizer's state takes, and an update in all at its peak
-        """
+    def _make_optimizer(self) -> th.optim.Optimizer:
+        """:return: The optimizer after its first step, with the state of what gets gradients"""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = self.policy.optimizer_class(trained, lr=0.0, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
-        weights = self._fixed.parameters
-        peaks: list[int] = []
-        for _ in range(2):  # at first the optimizer has no state
-            with _measured() as memory:
-                self._add_gradients(size)
-                optimizer.step()
-                optimizer.zero_grad()
-            peaks.append(memory.peak + weights + (state_bytes(optimizer) if peaks else 0))
-        return state_bytes(optimizer), max(peaks)
+        with _measured():
+            add_gradient(self.adapter, self._samples(1), self.bc_batch_size > 0, self.ratio_per_step)
+            optimizer.step()
+        self._learning = [parameter for parameter in trained if parameter.grad is not None]
+        return optimizer
 
-    def _add_gradients(self, size: int | None) -> None:
-        imitates = self.bc_batch_size > 0
-        if size is not None and size < self.n_samples:
-            pieces = split_batch(self._samples(self.n_samples), size)
-            for piece in itertools.islice(pieces, 2):  # of which the second adds to the gradients of the first
-                add_gradient(self.adapter, piece, imitates, self.ratio_per_step)
-        elif imitates:
+    def _update_peak(self, size: int | None) -> int:
+        """
+        :param size: Samples in a piece
+        :return: What an update takes in all at its peak
+        """
+        is_whole = size is None or size >= self.n_samples
+        for parameter in self._learning:  # a piece's gradients are added to those of the piece before
+            parameter.grad = None if is_whole else self._zeros(tuple(parameter.shape), parameter.dtype)
+        before = 0 if is_whole else sum(parameter.nbytes for parameter in self._learning)
+        with _measured() as memory:
+            if is_whole:
+                self._add_whole_gradient()
+            else:
+                piece = next(split_batch(self._samples(self.n_samples), size))
+                add_gradient(self.adapter, piece, self.bc_batch_size > 0, self.ratio_per_step)
+            self._optimizer.step()
+        return memory.peak + before + self._fixed.parameters + self._fixed.optimizer
+
+    def _add_whole_gradient(self) -> None:
+        if self.bc_batch_size:
             both = self._samples(self.batch_size), self._samples(self.bc_batch_size)
             add_joint_gradient(self.adapter, *both, self.ratio_per_step)
         else:
-            add_gradient(self.adapter, self._samples(self.batch_size), imitates, self.ratio_per_step)
+            add_gradient(self.adapter, self._samples(self.batch_size), False, self.ratio_per_step)
 
     def _rollout_bytes(self, n_envs: int, h: int) -> int:
         """

@@ -29,7 +29,9 @@ _ROWS = {
     "device": "all on the device",
     "rollout": "rollout buffer",
     "demonstrations": "demonstration buffer",
+    "making": "or float32 weights while the model is made",
     "host": "all in the machine's memory",
+    "without_gpu": "all together, without a GPU",
 }
 
 

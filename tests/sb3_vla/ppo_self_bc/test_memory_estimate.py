@@ -28,8 +28,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("frozen", [(), ("vision", "connector"), ("all",)])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "frozen"), [*((head, ()) for head in HEADS), ("flow-sde", ("vision", "connector")), ("gaussian", ("all",))]
+)
 def test_what_is_told_beforehand_is_there_afterwards(head, frozen, make_model, make_demonstrations):
     kwargs = {**HEADS[head], "frozen": frozen}
     model = make_model(micro_batch_size=4, bc_weight=0.5, policy_kwargs=kwargs)
@@ -61,8 +62,10 @@ def test_an_update_takes_what_was_told(head, micro_batch_size, make_model, make_
     assert estimate.gradients + estimate.update == pytest.approx(memory.peak, rel=0.15)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}])
-@pytest.mark.parametrize("name", [*sorted(TINY_FAMILIES), "smolvla"])
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [*((name, None) for name in [*sorted(TINY_FAMILIES), "smolvla"]), ("qwen3_vl", {"r": 4}), ("smolvla", {})],
+)
 def test_any_checkpoint_is_told_of_without_its_weights(name, lora, make_model, tmp_path):
     kwargs = {}
     if name == "smolvla":
@@ -80,6 +83,7 @@ def test_any_checkpoint_is_told_of_without_its_weights(name, lora, make_model, t
     few, more = estimator.estimate(2), estimator.estimate(6)
     assert few.parameters == sum(tensor.nbytes for tensor in (*policy.parameters(), *policy.buffers()))
     assert few.gradients == sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
+    assert few.making == sum(4 * parameter.numel() for parameter in policy.parameters()) <= min(few.host, few.without_gpu)
     assert few.update < more.update and few.device < more.device and few.host == more.host
 
 
@@ -90,7 +94,7 @@ def test_more_cameras_environments_and_demonstrations_take_more(make_model):
     assert estimator_for(model, kwargs, n_envs=4).estimate(4).rollout == 2 * usual.rollout
     assert estimator_for(model, kwargs, n_steps=24).estimate(4).rollout == 3 * usual.rollout
     assert estimator_for(model, kwargs, n_demonstrations=20).estimate(4).demonstrations == 2 * usual.demonstrations
-    assert usual.host == usual.rollout + usual.demonstrations
+    assert usual.without_gpu == usual.device + usual.rollout + usual.demonstrations
     assert usual.device >= usual.parameters + usual.gradients + usual.optimizer + usual.update
 
 
