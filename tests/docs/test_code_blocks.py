@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_vla
 import sb3_vla_envs
@@ -63,6 +64,8 @@ def test_python_runs(block, made, monkeypatch):
     monkeypatch.setattr("sb3_vla.api.evaluate_on_tasks", evaluate)
     monkeypatch.setattr("sb3_vla.api.fine_tune", fine_tune)
     monkeypatch.setattr("sb3_vla.api.push_to_hub", lambda folder, repo_id: None)
+    # There is no cluster here but that of tests/sb3_vla/vec_env/test_ray_vec_env.py
+    monkeypatch.setattr("sb3_vla.api.RayVecEnv", lambda env_fns, address: DummyVecEnv(env_fns))
     for written, run in SMALLER.items():
         block = re.sub(written, run, block)
     exec(block, {**names, "evaluate_on_tasks": evaluate, "fine_tune": fine_tune, "__name__": "__main__"})

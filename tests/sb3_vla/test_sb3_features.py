@@ -5,6 +5,7 @@ import csv
 import pickle
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import moviepy
@@ -208,30 +209,36 @@ def leveldb_content(log: bytes) -> bytes:
     return content
 
 
-def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "exit", sys.exit)  # wandb hooks into it
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(tmp_path)
+def logged_offline(make_model, folder: Path) -> bytes:
+    """:return: What W&B has written of a run"""
     run = wandb.init(
-        project="sb3-vla", mode="offline", dir=tmp_path, sync_tensorboard=True, settings=wandb.Settings(console="off")
+        project="sb3-vla", mode="offline", dir=folder, sync_tensorboard=True, settings=wandb.Settings(console="off")
     )
     time.sleep(1.1)  # it passes over event files that are older than the run, in whole seconds
     try:
-        model = make_model(tensorboard_log=str(tmp_path / "tb"))
-        callback = WandbCallback(model_save_path=str(tmp_path / "models"), model_save_freq=8, gradient_save_freq=2)
+        model = make_model(tensorboard_log=str(folder / "tb"))
+        callback = WandbCallback(model_save_path=str(folder / "models"), model_save_freq=8, gradient_save_freq=2)
         model.learn(32, callback=callback)
         assert run.config["algo"] == "PPOSelfBC" and run.config["bc_weight"] == "constant"
-        # It follows the event file at its leisure, and may end without a last look
-        (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-        names = (b"train/bc_weight", b"gradients/")
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not all(name in leveldb_content(log.read_bytes()) for name in names):
-            time.sleep(0.2)
+        time.sleep(5)  # it follows the event file at its leisure
     finally:
         run.finish()
-    for name in names:
-        assert name in leveldb_content(log.read_bytes()), name
-    assert PPOSelfBC.load(tmp_path / "models/model.zip").num_timesteps == 32
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert PPOSelfBC.load(folder / "models/model.zip").num_timesteps == 32
+    return leveldb_content(log.read_bytes())
+
+
+def test_weights_and_biases_offline(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "exit", sys.exit)  # wandb hooks into it
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for attempt in range(3):  # on a busy machine it ends without a last look at the event file
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        content = logged_offline(make_model, folder)
+        if b"train/bc_weight" in content:
+            break
+    assert b"train/bc_weight" in content and b"gradients/" in content
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------

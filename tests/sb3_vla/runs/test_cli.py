@@ -619,7 +619,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(commands.choices)
 
 
-@pytest.mark.parametrize("command", [*ALL, "config", "doctor", "push", "report"])
+@pytest.mark.parametrize("command", [*ALL, "config", "doctor", "memory", "push", "report"])
 def test_help_describes_every_option(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -633,11 +633,11 @@ def test_help_describes_every_option(command, capsys):
 
 
 def test_help_lists_every_command(capsys):
-    assert sorted(_parsers()) == sorted([*ALL, "config", "doctor", "push", "report"])
+    assert sorted(_parsers()) == sorted([*ALL, "config", "doctor", "memory", "push", "report"])
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n    {command}" in text for command in [*ALL, "config", "doctor", "push", "report"])
+    assert all(f"\n    {command}" in text for command in [*ALL, "config", "doctor", "memory", "push", "report"])
 
 
 def test_unknown_option_shows_the_usage(capsys):
