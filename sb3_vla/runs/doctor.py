@@ -76,9 +76,7 @@ def examine() -> Iterator[Finding]:
     yield look_at_processor()
     yield look_at_threads(*_threads_and_cpus(), os.getloadavg()[0], os.environ.get("OMP_WAIT_POLICY", ""))
     yield look_at_gpu()
-    free_memory = _free_memory()
-    if free_memory is not None:
-        yield look_at_memory(free_memory)
+    yield look_at_memory(_free_memory())
     if Path("/dev/shm").is_dir():
         free = os.statvfs("/dev/shm")
         yield look_at_shared_memory(free.f_bavail * free.f_frsize)
@@ -262,13 +260,12 @@ def _threads_and_cpus() -> tuple[int, float]:
     return th.get_num_threads(), min(cpus, int(quota) / int(period)) if quota.isdigit() else cpus
 
 
-def _free_memory() -> int | None:
-    """:return: In bytes, what the system and this container have, where that can be told"""
-    free = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        free.append(int(limit) - int(used))
-    return min(free, default=None)
+def _free_memory() -> int:
+    import torch as th
+
+    from ..common.free_memory import free_memory
+
+    return free_memory(th.device("cpu"))
 
 
 def _read(path: str) -> str:
