@@ -53,14 +53,14 @@ def row(name: str, way: str) -> dict[str, Any]:
     kwargs = {**backbone_of(name, gradient_checkpointing=True), "autocast": "bfloat16", **WAYS[way]}
     sizes = {"n_envs": 16, "n_steps": 60, "batch_size": 64, "bc_batch_size": 64, "n_demonstrations": 1000}
     estimator = MemoryEstimator(OBSERVATIONS, ACTIONS, "open the drawer", kwargs, **sizes)
-    one, five = estimator.estimate(1), estimator.estimate(5)
+    one, half, whole = (estimator.estimate(size) for size in (1, estimator.n_samples // 2, estimator.n_samples - 1))
     print(name, way, round(one.device / 2**30, 1), flush=True)
     return {
         "model": name,
         "trained": way,
         "image_size": estimator.policy.backbone.image_size,
         "one_sample": one.to_dict(),
-        "more_a_sample": (five.device - one.device) // 4,
+        "more_a_sample": (whole.device - half.device) // (estimator.n_samples // 2 - 1),
         "fits": {gb: estimator.largest_micro_batch(gb * 2**30) for gb in DEVICES},
     }
 
@@ -70,7 +70,7 @@ def fitting(rows: list[dict[str, Any]]) -> str:
     :param rows: Of the results
     :return: Their table
     """
-    head = ["model", "pictures", "trained", "1 sample", "each more", *(f"{gb} GB" for gb in DEVICES)]
+    head = ["model", "pictures", "trained", "1 sample", "many, each", *(f"{gb} GB" for gb in DEVICES)]
     lines = [head, ["---"] * len(head)]
     for each in rows:
         size, one, more = each["image_size"], each["one_sample"]["device"] / 2**30, each["more_a_sample"] / 2**30

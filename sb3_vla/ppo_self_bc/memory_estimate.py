@@ -1,5 +1,6 @@
 """How much memory post-training will take, known beforehand: for models that are not there, or don't fit into this machine."""
 
+import bisect
 import gc
 import math
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from ..imitation.feature_cache import MAX_CACHED_BYTES
 from ..policies.adapter import RolloutStep, adapt
 from ..policies.encoded import EncodedObservations
 from ..policies.vla_policy import VLAPolicy
-from .micro_batch import largest_micro_batch, split_batch
+from .micro_batch import plannable, split_batch
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBufferSamples
 from .update_memory import add_gradient, add_joint_gradient, state_bytes
 
@@ -155,7 +156,8 @@ class MemoryEstimator:
         :param n_bytes: Memory of the device
         :return: Samples of the largest piece that fits, with a tenth to spare; 0 if none does
         """
-        return largest_micro_batch(lambda size: self.estimate(size).device, n_bytes, self.n_samples)
+        sizes = range(1, self.n_samples + 1)
+        return bisect.bisect_right(sizes, plannable(n_bytes), key=lambda size: self.estimate(size).device)
 
     def _make_policy(
         self, observation_space: spaces.Dict, action_space: spaces.Box, policy_kwargs: Mapping[str, Any]

@@ -17,8 +17,6 @@ from .update_memory import add_gradient, missing_optimizer_state
 
 # Of memory that is free, what is not planned with: allocators can't use all of it, and operations need some by themselves
 _RESERVE = 0.1
-# Samples of the pieces that are measured
-_PROBES = (2, 4)
 
 Samples = TypeVar("Samples", ChunkRolloutBufferSamples, DemonstrationSamples)
 
@@ -60,25 +58,35 @@ def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float
     return len(piece.actions) / len(batch.actions)
 
 
+def plannable(free: int) -> int:
+    """
+    :param free: Bytes that are free
+    :return: Bytes to plan with
+    """
+    return int(free * (1 - _RESERVE))
+
+
 def largest_micro_batch(peak: Callable[[int], int], n_bytes: int, n_samples: int) -> int:
     """
-    :param peak: What a piece takes at most, by its samples: a straight line, of which two points are asked for
-    :param n_bytes: What is free for it, of which a tenth is spared
-    :param n_samples: Of the whole batch
-    :return: Samples of the largest piece that fits, 0 if none does
+    :param peak: What a piece takes at most, by its samples: it does not grow faster than they do
+    :param n_bytes: What there is for it
+    :param n_samples: Of the largest piece that ``peak`` can tell of
+    :return: Samples of a piece that fits, 0 if none does; found by doubling, so that nothing is tried that may not fit. It can
+        be larger than ``n_samples``, and smaller than the largest one, as what is the same for all counts as if it grew
     """
-    few, more = (min(size, n_samples) for size in _PROBES)
-    low = peak(few)
-    slope = (peak(more) - low) / (more - few) if more > few else low / few
-    fitting = few + (n_bytes * (1 - _RESERVE) - low) / max(slope, 1)
-    return int(min(max(fitting, 0), n_samples))
+    size = 1
+    while True:
+        fitting = int(size * n_bytes / peak(size)) if n_bytes > 0 else 0
+        if fitting < 2 * size or n_samples < 2 * size:
+            return fitting
+        size *= 2
 
 
 def fitting_micro_batch(
     adapter: PolicyAdapter, rollout_buffer: ChunkRolloutBuffer, n_samples: int, imitates: bool, ratio_per_step: bool
 ) -> int:
     """
-    Find the largest piece that fits into what is free, by the gradients of two small ones. Nothing changes.
+    Find the largest piece that fits into what is free, by the gradients of ever larger ones. Nothing changes.
 
     :param adapter: Of the policy, whose gradients are cleared
     :param rollout_buffer: A rollout
@@ -90,7 +98,7 @@ def fitting_micro_batch(
     policy = adapter.policy
     devices = [policy.device] if policy.device.type == "cuda" else []
     numpy_state = np.random.get_state()
-    batch = next(rollout_buffer.get(max(_PROBES)))
+    batch = next(rollout_buffer.get(n_samples))
     np.random.set_state(numpy_state)
 
     def add(size: int) -> None:
@@ -101,7 +109,8 @@ def fitting_micro_batch(
         free = free_memory(policy.device) - missing_optimizer_state(policy)
         if policy.device.type == "cpu":  # its allocator keeps what was freed in pieces, and others live there, too
             free //= 2
-        size = largest_micro_batch(lambda size: peak_memory(policy.device, lambda: add(size)), free, n_samples)
+        n_known = min(len(batch.actions), n_samples)
+        size = largest_micro_batch(lambda size: peak_memory(policy.device, lambda: add(size)), plannable(free), n_known)
     policy.optimizer.zero_grad()
     if size == 0:
         warnings.warn(
@@ -109,4 +118,4 @@ def fitting_micro_batch(
             "LoRA or gradient checkpointing, or freeze parts of it",
             stacklevel=2,
         )
-    return max(size, 1)
+    return min(max(size, 1), n_samples)

@@ -39,23 +39,20 @@ def test_shares_count_chunks_or_executed_steps():
 
 @pytest.mark.parametrize(
     ("n_bytes", "expected"),
-    # 100 and 10 a sample, with a tenth to spare: (0.9 * 1000 - 100) / 10
-    [(1000, 80), (10_000, 500), (150, 3), (120, 0), (0, 0)],
+    # Of 10 a sample, and at least 100, pieces of 1, 2, 4, .. are measured; from the last one on all may grow with the samples
+    [(99, 0), (100, 1), (199, 1), (310, 16 * 310 // 160), (1000, 64 * 1000 // 640), (10**6, 10**6 // 10)],
 )
-def test_the_largest_piece_that_fits_with_a_tenth_to_spare(n_bytes, expected):
+def test_a_piece_that_surely_fits(n_bytes, expected):
     asked = []
 
     def peak(size):
-        asked.append(size)
-        return 100 + 10 * size
+        asked.append(max(100, 10 * size))
+        return asked[-1]
 
-    assert largest_micro_batch(peak, n_bytes, n_samples=500) == expected
-    assert len(asked) == 2 and max(asked) <= 4
-
-
-def test_a_batch_of_one_fits_or_does_not():
-    assert largest_micro_batch(lambda size: 10 * size, 12, n_samples=1) == 1
-    assert largest_micro_batch(lambda size: 10 * size, 11, n_samples=1) == 0
+    found = largest_micro_batch(peak, n_bytes, n_samples=500)
+    assert found == expected
+    assert max(100, 10 * found) <= n_bytes or found == 0
+    assert len(asked) == 1 or max(asked) <= n_bytes  # nothing was tried that does not fit, but for a single sample
 
 
 @pytest.mark.parametrize("left", [2**40, -1, 600_000])
