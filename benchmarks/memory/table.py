@@ -1,11 +1,12 @@
 """
 Writes what docs/memory.md says of memory: how the estimates compare with what was measured (results/memory.json), and which
-micro-batches fit into which devices (results/memory_table.json, made anew with --estimate, in some minutes).
+micro-batches fit into which devices (results/memory_table.json; --estimate makes what it lacks, in a quarter of an hour).
 
     python benchmarks/memory/table.py --estimate
 """
 
 import argparse
+import itertools
 import json
 from typing import Any
 
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from measure import RESULTS
 
 from sb3_vla.ppo_self_bc.memory_estimate import MemoryEstimator
+from sb3_vla.ppo_self_bc.micro_batch import plannable
 from sb3_vla.runs.memory import DEVICES
 
 PAGE = RESULTS.parents[1] / "docs" / "memory.md"
@@ -27,6 +29,8 @@ OBSERVATIONS = spaces.Dict(
     }
 )
 ACTIONS = spaces.Box(-1, 1, (8, 7), np.float32)
+# Between them memory grows along a line at most
+SIZES = (1, 16, 64)
 WAYS: dict[str, dict[str, Any]] = {
     "everything": {},
     "LoRA, rank 16": {"lora": {"r": 16}},
@@ -36,10 +40,14 @@ WAYS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Replace what stands between the marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--estimate", action="store_true", help="make results/memory_table.json anew")
+    parser.add_argument("--estimate", action="store_true", help="make what results/memory_table.json lacks")
     if parser.parse_args().estimate:
-        rows = [row(name, way) for name in CONFIGS for way in WAYS]
-        TABLE.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        rows = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else []
+        known = {(each["model"], each["trained"]) for each in rows}
+        for name, way in itertools.product(CONFIGS, WAYS):
+            if (name, way) not in known:
+                rows.append(row(name, way))
+                TABLE.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     replace("fits", fitting(json.loads(TABLE.read_text(encoding="utf-8"))))
     replace("measured", measured(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
@@ -48,20 +56,19 @@ def row(name: str, way: str) -> dict[str, Any]:
     """
     :param name: Of an architecture
     :param way: What of it is trained
-    :return: What it takes, and the largest micro-batch that fits into each device, in GiB
+    :return: What it takes, and on the device by micro-batch
     """
     kwargs = {**backbone_of(name, gradient_checkpointing=True), "autocast": "bfloat16", **WAYS[way]}
-    sizes = {"n_envs": 16, "n_steps": 60, "batch_size": 64, "bc_batch_size": 64, "n_demonstrations": 1000}
+    sizes = {"n_envs": 16, "n_steps": 60, "batch_size": SIZES[-1] + 1, "n_demonstrations": 1000}
     estimator = MemoryEstimator(OBSERVATIONS, ACTIONS, "open the drawer", kwargs, **sizes)
-    one, half, whole = (estimator.estimate(size) for size in (1, estimator.n_samples // 2, estimator.n_samples - 1))
-    print(name, way, round(one.device / 2**30, 1), flush=True)
+    takes = {size: estimator.estimate(size) for size in SIZES}
+    print(name, way, *(round(each.device / 2**30, 1) for each in takes.values()), flush=True)
     return {
         "model": name,
         "trained": way,
         "image_size": estimator.policy.backbone.image_size,
-        "one_sample": one.to_dict(),
-        "more_a_sample": (whole.device - half.device) // (estimator.n_samples // 2 - 1),
-        "fits": {gb: estimator.largest_micro_batch(gb * 2**30) for gb in DEVICES},
+        "one_sample": takes[1].to_dict(),
+        "device": {size: each.device for size, each in takes.items()},
     }
 
 
@@ -70,12 +77,15 @@ def fitting(rows: list[dict[str, Any]]) -> str:
     :param rows: Of the results
     :return: Their table
     """
-    head = ["model", "pictures", "trained", "1 sample", "many, each", *(f"{gb} GB" for gb in DEVICES)]
+    head = ["model", "pictures", "trained", "1 at a time", f"{SIZES[-1]}", *(f"{gb} GB" for gb in DEVICES)]
     lines = [head, ["---"] * len(head)]
     for each in rows:
-        size, one, more = each["image_size"], each["one_sample"]["device"] / 2**30, each["more_a_sample"] / 2**30
-        fits = [str(n) if n else "–" for n in each["fits"].values()]  # noqa: RUF001
-        lines.append([each["model"], f"{size} x {size}", each["trained"], f"{one:.1f} GiB", f"{more:.2f} GiB", *fits])
+        takes = list(each["device"].values())
+        by_size = np.interp(range(1, SIZES[-1] + 1), SIZES, takes)
+        fits = [np.searchsorted(by_size, plannable(gb * 2**30), side="right") for gb in DEVICES]
+        sizes = [str(n) if n else "–" for n in fits]  # noqa: RUF001
+        picture = f"{each['image_size']} x {each['image_size']}"
+        lines.append([each["model"], picture, each["trained"], *(f"{takes[i] / 2**30:.1f} GiB" for i in (0, -1)), *sizes])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
