@@ -26,6 +26,10 @@ _MODULES_OF_VALUES = ("sb3_vla.ppo_self_bc.bc_weight", "stable_baselines3.common
 _trusted: dict[str, Any] = {}
 
 
+class UntrustedError(ValueError):
+    """A file says what could run anything, or names what is not trusted."""
+
+
 def trust(*objects: Any) -> None:
     """
     Let model files name classes and functions of one's own: a backbone, a head, a policy, a schedule. Those that a model was
@@ -74,7 +78,7 @@ def find_trusted(name: str) -> Any:
     """
     :param name: Module and name, as :func:`name_of` has it
     :return: The class or function; nothing but modules of torch, Stable-Baselines3 and sb3-vla is imported for it
-    :raises ValueError: If it is not trusted
+    :raises UntrustedError: If it is not trusted
     """
     module, _, qualname = name.partition(":")
     if name in _trusted:
@@ -90,6 +94,6 @@ def find_trusted(name: str) -> Any:
             each = None
         if isinstance(each, type) and each.__module__ == module and (module in _MODULES_OF_VALUES or is_part(each)):
             return each
-    raise ValueError(
+    raise UntrustedError(
         f"the file names {name!r}, which is not trusted: if it is yours, import it and call sb3_vla.trust({qualname}) first"
     )

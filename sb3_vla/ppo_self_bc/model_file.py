@@ -27,6 +27,7 @@ from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.utils import get_system_info
 
 from ..common.plain_values import PlainValues
+from ..common.trusted_names import UntrustedError
 
 _FORMAT, _VERSION = "sb3-vla model", 1
 _CONTENT, _TENSORS = "model.json", "tensors"
@@ -83,16 +84,17 @@ def read_model(
     :param custom_objects: Attributes that replace those of the file, which are not read then
     :param trust_pickle: Whether to read a pickled file of SB3 too, which runs what it says
     :return: What it holds
-    :raises ValueError: If it is truncated, damaged, no model, or pickled and not trusted, or names what is not trusted
+    :raises UntrustedError: If it is pickled and not trusted, or names what is not trusted
+    :raises ValueError: If it is truncated, damaged or no model
     """
     with open_model(path) as archive:
         names = archive.namelist()
         if _PICKLED not in names:
             return _content(path, archive.read(_CONTENT), archive.read(_TENSORS), custom_objects or {})
     if not trust_pickle:
-        raise ValueError(
+        raise UntrustedError(
             f"{str(path)!r:.200} is a pickled file, which can run anything when it is read: only if you trust whoever made "
-            "it, give trust_pickle=True (--trust pickle), and save the model again"
+            "it, give trust_pickle=True (--trust pickle, in the zoo --trust), and save the model again"
         )
     warnings.warn(f"{str(path)!r:.200} is a pickled file, which may run anything: save the model again", stacklevel=3)
     data, parameters, _ = load_from_zip_file(path, device="cpu", custom_objects=dict(custom_objects or {}))
@@ -113,7 +115,8 @@ def _content(path: Any, text: bytes, tensors: bytes, custom_objects: Mapping[str
         left_out = {name: str(text) for name, text in content["left_out"].items() if name not in custom_objects}
         return ModelContent(data, values.decode(content["parameters"]), left_out)
     except _DAMAGE as error:
-        raise ValueError(f"{str(path)!r:.200} can't be read: {error}") from error
+        kind = UntrustedError if isinstance(error, UntrustedError) else ValueError
+        raise kind(f"{str(path)!r:.200} can't be read: {error}") from error
 
 
 def zip_path(path: str | pathlib.Path) -> pathlib.Path:

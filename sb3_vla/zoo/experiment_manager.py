@@ -23,6 +23,7 @@ from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .configs import find_config
 from .environment import Hyperparams, chunk_settings, is_of_a_suite
 from .hyperparams import CHUNK_SIZES
+from .trust import check_config_file, check_hyperparams, refusal
 
 # Learning rates that may be schedules, beside those that the zoo knows
 _LEARNING_RATES = ("backbone_learning_rate", "critic_learning_rate")
@@ -39,7 +40,8 @@ class ChunkExperimentManager(ExperimentManager):
     - ``--vec-env subproc`` is :class:`~sb3_vla.SharedMemoryVecEnv`;
     - ``--env-kwargs`` go over the ``env_kwargs`` of the configuration one by one, ``--eval-env-kwargs`` over both, and
       ``enjoy`` and films find what came of it;
-    - a search ranks trials by success and steps, whatever the chunk size.
+    - a search ranks trials by success and steps, whatever the chunk size;
+    - what could run anything in a configuration or study is refused.
 
     :param args: The zoo's command line
     :param algo: Name of the algorithm
@@ -47,6 +49,9 @@ class ChunkExperimentManager(ExperimentManager):
     :param more_args: See ``rl_zoo3.exp_manager.ExperimentManager``
     :param kwargs: Likewise
     """
+
+    #: Whether files may run what they say
+    trust = False
 
     def __init__(self, args: Any, algo: str, env_id: str, *more_args: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, *more_args, **kwargs)
@@ -60,6 +65,8 @@ class ChunkExperimentManager(ExperimentManager):
                 "processes with the same --storage and --study-name instead"
             )
         self._is_self_bc = issubclass(ALGOS[algo], PPOSelfBC)
+        if self.continue_training and not (self._is_self_bc or self.trust):  # before there is a folder
+            raise refusal(self.trained_agent, "is a pickled model")
         # What a trial of the search starts from
         self._chunk_size: int | None = None
         self._wrappers: Hyperparams = {}
@@ -69,8 +76,11 @@ class ChunkExperimentManager(ExperimentManager):
         Read the configuration and what the command line changes of it.
 
         :return: Hyperparameters, and those that are saved
+        :raises UntrustedError: If the configuration could run anything, and is not trusted
         :raises ValueError: If there is a ``chunk_size``, but the environment has no chunks
         """
+        if not self.trust:
+            check_config_file(self.config)
         # The zoo would let those of the command line replace all of the configuration's
         given, self.env_kwargs = self.env_kwargs, {}
         env_name = self.env_name
@@ -86,6 +96,9 @@ class ChunkExperimentManager(ExperimentManager):
             found = {**self.load_trial(self.storage, self.study_name, 0), **(self.custom_hyperparams or {})}
             hyperparams.update(found)
             saved.update(found)
+        if not self.trust:  # what the command line says is the user's own
+            typed = self.custom_hyperparams or {}
+            check_hyperparams({name: value for name, value in hyperparams.items() if name not in typed}, self.config)
         hyperparams["env_kwargs"] = {**(hyperparams.get("env_kwargs") or {}), **given}
         chunk_size = hyperparams.pop("chunk_size", None)
         changed = self._with_chunks(hyperparams, chunk_size, hyperparams.get("gamma"))
@@ -94,6 +107,25 @@ class ChunkExperimentManager(ExperimentManager):
             self._discount_chunks(changed, chunk_size)
         saved.update({key: copy.deepcopy(changed[key]) for key in ("env_kwargs", "env_wrapper", "gamma") if key in changed})
         return changed, saved
+
+    def load_trial(self, storage: str, study_name: str, *args: Any, **kwargs: Any) -> Hyperparams:
+        """
+        :param storage: Of a search
+        :param study_name: Likewise
+        :param args: See ``rl_zoo3.exp_manager.ExperimentManager``
+        :param kwargs: Likewise
+        :return: What a trial has found
+        :raises UntrustedError: If that could run anything, and is not trusted
+        """
+        found = super().load_trial(storage, study_name, *args, **kwargs)
+        if not self.trust:
+            check_hyperparams(found, storage)
+        return found
+
+    def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
+        if sampler_method == "auto" and self.storage and not self.trust:
+            raise refusal(self.storage, "may hold a pickled sampler, which --sampler auto loads")
+        return super()._create_sampler(sampler_method)
 
     def _discount_chunks(self, hyperparams: Hyperparams, chunk_size: int) -> None:
         """
@@ -190,6 +222,7 @@ class ChunkExperimentManager(ExperimentManager):
             seed=self.seed,
             tensorboard_log=self.tensorboard_log,
             verbose=self.verbose,
+            trust_pickle=self.trust,
             **changed,
         )
         if model._n_updates > 0 and "critic_warmup_steps" not in (self.custom_hyperparams or {}):

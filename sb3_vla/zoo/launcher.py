@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..callbacks.success_eval_callback import SuccessEvalCallback
+from ..common.trusted_names import UntrustedError
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import preload_workers
 
@@ -26,6 +27,7 @@ except ImportError as error:
 
 from .experiment_manager import ChunkExperimentManager, TrialSuccessCallback
 from .hyperparams import NAME, convert_ppo_self_bc_params, sample_ppo_self_bc_params
+from .trust import READERS
 
 # Those of its scripts that know algorithms by its tables; the others start `python -m rl_zoo3...` anew, or need its Hub client
 COMMANDS = {
@@ -54,31 +56,55 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="rl-baselines3-zoo with --algo ppo_self_bc, action chunks, and suites of tasks from pixels and language.",
         epilog="COMMAND --help lists the zoo's arguments.",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="before COMMAND: let its files run what they say, such as Python, classes of others, and all models but those of "
+        "ppo_self_bc, which are pickled; without it, such a file is refused",
+    )
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as the zoo takes them")
     args = parser.parse_args(argv)
-    register()
+    register(args.trust)
     preload_workers()
     with ExitStack() as stack:
         stack.enter_context(_replaced(sys, "argv", [f"sb3_vla.zoo {args.command}", *args.arguments]))
         for name, value in _REPLACEMENTS.items():
             stack.enter_context(_replaced(rl_zoo3.exp_manager, name, value))
+        stack.enter_context(_replaced(ChunkExperimentManager, "trust", args.trust))
+        for owner, name, value in () if args.trust else READERS:
+            stack.enter_context(_replaced(owner, name, value))
         # run_module warns of what the zoo has imported itself
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
-        runpy.run_module(COMMANDS[args.command], run_name="__main__")
+        try:
+            runpy.run_module(COMMANDS[args.command], run_name="__main__")
+        except UntrustedError as error:
+            parser.exit(2, f"{parser.prog} {args.command}: {error}\n")
 
 
-def register() -> None:
-    """Make PPOSelfBC known to rl_zoo3 in this process, under the name ``ppo_self_bc``."""
-    ALGOS[NAME] = PPOSelfBC
+class _TrustingPPOSelfBC(PPOSelfBC):
+    """Loads pickled files, too."""
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().load(*args, **{**kwargs, "trust_pickle": True})
+
+
+def register(trust: bool = False) -> None:
+    """
+    Make PPOSelfBC known to rl_zoo3 in this process, under the name ``ppo_self_bc``.
+
+    :param trust: Whether its models may be pickled files, which can run anything
+    """
+    ALGOS[NAME] = _TrustingPPOSelfBC if trust else PPOSelfBC
     HYPERPARAMS_SAMPLER[NAME] = sample_ppo_self_bc_params
     HYPERPARAMS_CONVERTER[NAME] = convert_ppo_self_bc_params
 
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
+    original = vars(owner)[name]
     setattr(owner, name, value)
     try:
         yield

@@ -1,13 +1,19 @@
 """A stranger's file runs nothing, whatever it says."""
 
+import base64
 import io
 import json
 import pickle
+import sys
 import zipfile
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
+import optuna
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from safetensors.torch import save
 from stable_baselines3.common.policies import BasePolicy
@@ -63,7 +69,7 @@ def test_pickled_files_of_sb3_run_nothing(part, saved, tmp_path, make_model):
     proof = tmp_path / "it ran"
     hostile = io.BytesIO()
     th.save({"x": Run(proof)}, hostile)
-    data = {"policy_class": {":type:": "x", ":serialized:": __import__("base64").b64encode(pickle.dumps(Run(proof))).decode()}}
+    data = {"policy_class": {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(Run(proof))).decode()}}
     content = json.dumps(data).encode() if part == "data" else hostile.getvalue()
     path = _changed(saved, **{"data": b"{}", part: content})
     for load in (
@@ -71,7 +77,7 @@ def test_pickled_files_of_sb3_run_nothing(part, saved, tmp_path, make_model):
         lambda path: PPOSelfBC.load(path, policy_kwargs={}),
         lambda path: make_model().set_parameters(str(path)),
     ):
-        with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True \(--trust pickle\)"):
+        with pytest.raises(ValueError, match=r"pickled file, which can run anything.*trust_pickle=True \(--trust pickle"):
             load(path)
     for command in ("eval", "record", "probe", "play"):
         assert main([command, str(path), "--tasks", "reach-v3", *(["--out", str(tmp_path / "out")])]) == 2
@@ -292,3 +298,174 @@ def test_a_class_of_ones_own_is_trusted_by_name_on_the_command_line(saved, tmp_p
     for name in ("my_schedules:Nothing", "my_schedules", "no_such_module:Half", ":"):
         assert main([*push, "--trust", name]) == 2
         assert f"'{name}' can't be trusted: give MODULE:NAME" in capsys.readouterr().err
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch, capsys):
+    """The zoo's command line in a folder of its own, and what a file may call; gives what it refuses."""
+    for owner in (gym.wrappers, gym.wrappers.common):  # which rl_zoo3 replaces when it is imported
+        monkeypatch.setattr(owner, "TimeLimit", owner.TimeLimit)
+    from sb3_vla.zoo.launcher import main
+
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\nhyperparams = {{}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+
+    def refuse(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--env", "Pendulum-v1"])
+        assert stop.value.code == 2 and not (tmp_path / "it ran").exists()
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return refuse
+
+
+RUN_FOLDER = "logs/ppo_self_bc/Pendulum-v1_1/Pendulum-v1"
+PLAY = ["--algo", "ppo_self_bc", "-f", "logs", "-n", "1"]
+OPEN = "open('it ran', 'w')"
+
+
+def _write(name, content):
+    """A run folder of the zoo with one file, a dictionary or a text, and nothing that is a model."""
+    folder = Path(RUN_FOLDER)
+    folder.mkdir(parents=True)
+    (folder.parent / "Pendulum-v1.zip").touch()
+    (folder / name).write_text(content if isinstance(content, str) else yaml.dump(content))
+    return str(folder / name)
+
+
+def _pickled_model(path, proof):
+    run = {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(Run(proof))).decode()}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", json.dumps({"policy_class": run}))
+
+
+HOSTILE_RUNS = [
+    "x: !!python/object/apply:builtins.open ['it ran', w]",
+    "x: !!python/object/new:evil.X {}",
+    "x: !!python/object:evil.X {}",
+    "x: !!python/module:evil",
+    "x: !!python/name:evil.X",
+    "x: !!python/name:os.system",
+    "x: !!python/object/apply:collections.OrderedDict [[[a, !!python/name:evil.X '']]]",
+    "!!python/tuple [!!python/object/apply:builtins.eval [\"open('it ran', 'w')\"]]",
+    {"normalize": OPEN},
+    {"normalize": f"dict(a=[{OPEN}])"},
+    {"normalize": f"dict(**{OPEN})"},
+    {"normalize": f"[0 for _ in {OPEN}]"},
+    {"normalize": "nn.modules.module.sys.modules['builtins'].open('it ran', 'w')"},
+    {"normalize": "nn.Linear(1, 1)"},
+    {"env_wrapper": "evil.Wrapper"},
+    {"env_wrapper": ["gymnasium.wrappers.FlattenObservation", {"evil.Wrapper": {}}]},
+    {"env_wrapper": "stable_baselines3.common.save_util.open_path"},
+    {"env_wrapper": "gymnasium.wrappersevil.X"},
+    {"vec_env_wrapper": {"evil.Wrapper": {}}},
+    {"env_kwargs": {"suite": "evil:suite"}},
+    {"env_kwargs": [["suite", "evil:suite"]]},
+]
+
+
+@pytest.mark.parametrize("command", ["enjoy", "record_video"])
+@pytest.mark.parametrize("content", HOSTILE_RUNS, ids=str)
+def test_run_folders_of_the_zoo_run_nothing(content, command, zoo):
+    path = _write("config.yml", content)
+    line = zoo(command, *PLAY)
+    assert line.startswith(f"python -m sb3_vla.zoo {command}: '{path}' h") and "--trust" in line
+
+
+@pytest.mark.parametrize("content", [HOSTILE_RUNS[0], {"env_kwargs": {"suite": "evil:suite"}}], ids=str)
+def test_arguments_in_run_folders_of_the_zoo_run_nothing(content, zoo):
+    path = _write("args.yml", content)
+    for command in ("enjoy", "record_video"):
+        assert f"'{path}' h" in zoo(command, *PLAY)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a pickled file, which may run anything")
+@pytest.mark.parametrize("hostile", ["config.yml", "model"])
+def test_what_is_trusted_in_the_zoo_runs(hostile, zoo, tmp_path):
+    from sb3_vla.zoo.launcher import main
+
+    path = Path(_write("config.yml", {"normalize": OPEN} if hostile == "config.yml" else {}))
+    _pickled_model(path.parents[1] / "Pendulum-v1.zip", tmp_path / "it ran")
+    with pytest.raises((TypeError, AttributeError)):  # from what becomes of an open file
+        main(["--trust", "enjoy", *PLAY, "--no-render", "--env", "Pendulum-v1"])
+    assert (tmp_path / "it ran").exists()
+
+
+HOSTILE_HYPERPARAMS = [
+    *(
+        {name: OPEN}
+        for name in ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+    ),
+    *({name: "evil.X"} for name in ("policy", "env_wrapper", "vec_env_wrapper", "callback")),
+    *({name: [{"os.system": {"command": "touch 'it ran'"}}]} for name in ("env_wrapper", "vec_env_wrapper", "callback")),
+    *({"callback": each} for each in ("subprocess.Popen", "sb3_vla.load_normalizer", "rl_zoo3.plots.plot_from_file.X")),
+    {"env_kwargs": {"suite": "evil:suite"}},
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE_HYPERPARAMS, ids=str)
+def test_configurations_of_the_zoo_run_nothing(content, zoo, tmp_path):
+    entry = {"policy": "MlpPolicy", "n_timesteps": 8, **content}
+    (tmp_path / "hostile.yml").write_text(yaml.dump({"Pendulum-v1": entry}))
+    for algo in ("ppo_self_bc", "sac"):
+        line = zoo("train", "--algo", algo, "--conf-file", "hostile.yml")
+        named = "suite" if "env_kwargs" in content else next(iter(content))
+        assert line.startswith(f"python -m sb3_vla.zoo train: 'hostile.yml' has the {named} ")
+
+
+@pytest.mark.parametrize("config", ["evil.py", "evil"])
+def test_configurations_in_python_are_not_run(config, zoo):
+    assert f"'{config}' is Python" in zoo("train", "--algo", "ppo_self_bc", "--conf-file", config)
+
+
+def test_a_study_of_the_zoo_runs_nothing(zoo):
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    study = optuna.create_study(storage=storage, study_name="x")
+    choices = {"bc_rule": "success", "bc_strength": 0.1, "episodes_per_task": 10, "n_epochs": 1, "policy_kwargs": OPEN}
+    distributions = {name: optuna.distributions.CategoricalDistribution([value]) for name, value in choices.items()}
+    for _ in range(2):
+        study.add_trial(optuna.create_trial(value=0.0, params=choices, distributions=distributions))
+    options = ["train", "--algo", "ppo_self_bc", "--storage", "study.log", "--study-name", "x"]
+    for number in ("0", "1"):
+        assert "'study.log' has the policy_kwargs" in zoo(*options, "--trial-id", number)
+    assert "'study.log' may hold a pickled sampler" in zoo(*options, "-optimize", "--sampler", "auto")
+
+
+@pytest.mark.parametrize("algo", ["ppo_self_bc", "sac"])
+def test_pickled_models_and_statistics_run_nothing_in_the_zoo(algo, zoo, tmp_path):
+    folder = tmp_path / f"logs/{algo}/Pendulum-v1_1/Pendulum-v1"
+    folder.mkdir(parents=True)
+    model, statistics = folder.parent / "Pendulum-v1.zip", folder / "vecnormalize.pkl"
+    _pickled_model(model, tmp_path / "it ran")
+    play = ["--algo", algo, "-f", "logs", "-n", "1", "--no-render"]
+    commands = [["enjoy", *play], ["record_video", *play], ["train", "--algo", algo, "-f", "new", "-i", str(model)]]
+    for command in commands:
+        line = zoo(*command)
+        assert "Pendulum-v1.zip' is a pickled" in line and "--trust" in line
+    (folder / "config.yml").write_text("normalize: true")
+    for content in (Run(tmp_path / "it ran"), [VecNormalize, Run(tmp_path / "it ran")], VecNormalize.save, np.zeros(2)):
+        statistics.write_bytes(pickle.dumps(content))
+        for command in commands if algo == "ppo_self_bc" else commands[:2]:  # others' models are refused before
+            line = zoo(*command)
+            assert "vecnormalize.pkl' holds " in line or "vecnormalize.pkl' is no VecNormalize" in line
+
+
+def test_a_demonstration_buffer_of_ppo_self_bc_is_not_unpickled(make_model, tmp_path):
+    (tmp_path / "replay_buffer.pkl").write_bytes(pickle.dumps(Run(tmp_path / "it ran")))
+    with pytest.raises(ValueError, match=r"replay_buffer\.pkl"):
+        make_model().load_replay_buffer(tmp_path / "replay_buffer.pkl")
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_plots_of_the_zoo_unpickle_nothing(zoo, tmp_path):
+    from sb3_vla.zoo.launcher import main
+
+    folder = tmp_path / "logs/ppo/Pendulum-v1_1"
+    folder.mkdir(parents=True)
+    np.savez(folder / "evaluations.npz", timesteps=[1], results=np.array([Run(tmp_path / "it ran")], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        main(["all_plots", "-a", "ppo", "-e", "Pendulum-v1", "-f", "logs", "--no-display"])
+    assert not (tmp_path / "it ran").exists()

@@ -17,7 +17,9 @@ import yaml
 from matplotlib import pyplot as plt
 from sb3_contrib import TQC, RecurrentPPO
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import PPOSelfBC
 from sb3_vla.zoo.launcher import COMMANDS, main
@@ -108,10 +110,28 @@ def test_resume_of_other_algorithms_is_the_zoos(tmp_path):
     common = ["train", "--algo", "sac", "--env", "Pendulum-v1", "--eval-freq", "-1", "-f", str(tmp_path), "-n", "24"]
     small = ["-params", "learning_starts:8", "batch_size:4", "buffer_size:100", "normalize:True"]
     main([*common, "--save-replay-buffer", *small])
-    main([*common, "-i", str(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip"), "--save-replay-buffer", *small])
+    again = [*common, "-i", str(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip"), "--save-replay-buffer", *small]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert not (tmp_path / "sac/Pendulum-v1_2").exists()
+    main(["--trust", *again])
     resumed = SAC.load(tmp_path / "sac/Pendulum-v1_2/Pendulum-v1.zip")
     resumed.load_replay_buffer(tmp_path / "sac/Pendulum-v1_2/replay_buffer.pkl")
     assert resumed.replay_buffer.size() == 48
+
+
+def test_what_it_wrote_itself_needs_no_trust(tmp_path):
+    common = ["--algo", "ppo_self_bc", "--env", "Pendulum-v1", "-f", str(tmp_path)]
+    params = ["n_envs:1", "n_steps:16", "batch_size:16"]
+    params += ["normalize:'dict(norm_obs=True, norm_reward=False)'", "policy_kwargs:dict(activation_fn=nn.ReLU, net_arch=[8])"]
+    train = ["train", *common, "-n", "16", "--eval-freq", "8", "--eval-episodes", "1", "-params", *params]
+    main([*train, "--env-kwargs", "g:9.0"])
+    main(["enjoy", *common, "-n", "2", "--no-render"])
+    main(["record_video", *common, "-n", "2"])
+    main([*train, "-i", str(tmp_path / "ppo_self_bc/Pendulum-v1_1/Pendulum-v1.zip")])
+    statistics = tmp_path / "ppo_self_bc/Pendulum-v1_2/Pendulum-v1/vecnormalize.pkl"
+    normalizer = VecNormalize.load(str(statistics), make_vec_env("Pendulum-v1"))
+    assert normalizer.obs_rms.count == pytest.approx(34, abs=1)  # two resets and twice 16 steps: the second went on
 
 
 def test_evaluation_follows_the_configuration_and_its_own_arguments(tmp_path):
