@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
@@ -263,6 +264,23 @@ def get_suite(name: str) -> Suite:
     if module:
         suite.module = module
     return suite
+
+
+def check_suite_in_file(name: str, file: str, given: str | Suite | None = None) -> None:
+    """
+    See that nothing is imported because a file says so.
+
+    :param name: Name of a suite, as :func:`get_suite` takes it, in a file
+    :param file: The file
+    :param given: What the user has said himself
+    :raises ValueError: If the name says a module that is not imported yet, and the user does not say the same
+    """
+    module = name.rpartition(":")[0]
+    if module and name != given and module not in sys.modules:
+        raise ValueError(
+            f"{file!r} names the suite {name!r}, for which the module {module!r} would run: if you trust it, name the suite "
+            f"yourself, too: --suite {name}, in Python suite={name!r}"
+        )
 
 
 def find_suite(tasks: str | Sequence[str], suite: str | Suite | None = None) -> Suite:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sb3_vla_envs.suite import Suite, find_suite
+from sb3_vla_envs.suite import Suite, check_suite_in_file, find_suite
 
 from ..common.run_folder import RunFolder, software_versions
 from ..evaluation.result import EvaluationResult
@@ -71,6 +71,7 @@ def save_for_hub(
     settings = result.settings if result else {}
     # What evaluate_on_tasks wrote has both
     if not tasks and {"tasks", "suite"} <= settings.keys():
+        check_suite_in_file(settings["suite"], "the evaluation", suite)
         tasks, suite = settings["tasks"], suite or settings["suite"]
     found = find_suite(tasks, suite) if tasks else None
     names = found.resolve_tasks(tasks) if found and tasks else ()

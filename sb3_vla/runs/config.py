@@ -13,7 +13,7 @@ import torch as th
 import yaml
 
 from sb3_vla_envs import collect_demonstrations, read_lerobot
-from sb3_vla_envs.suite import find_suite, get_suite
+from sb3_vla_envs.suite import check_suite_in_file, find_suite, get_suite
 from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
@@ -235,7 +235,8 @@ def load_config(
         suite's default tasks
     :param overrides: Settings that go over those of the file, sections as dictionaries; ``None`` counts as not given
     :return: The configuration
-    :raises ValueError: If the file is no YAML mapping, or there is no such setting, or it must not have that value
+    :raises ValueError: If the file is no YAML mapping, or there is no such setting, or it must not have that value, or the file
+        names a suite by a module that would have to be imported, and ``suite`` does not
     """
     arguments = {"suite": suite, "tasks": tasks, **overrides}
     layers = [("", {key: _given(value) for key, value in arguments.items()})]
@@ -244,6 +245,8 @@ def load_config(
     for source, layer in layers:
         with _named_after(source):
             _check_names(layer)
+    if path is not None and layers[0][1].get("suite") is not None:
+        check_suite_in_file(layers[0][1]["suite"], str(path), suite)
     chosen = {key: layer[key] for _, layer in layers for key in ("suite", "tasks") if layer.get(key) is not None}
     settings = _packaged("defaults.yml")
     if "tasks" in chosen:

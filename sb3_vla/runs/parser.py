@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     push = _add_command(commands, "push", "upload a run's model, with a model card, to the Hugging Face Hub", None)
     push.add_argument("run_folder", type=_path, metavar="RUN_FOLDER", help="what `sb3-vla quickstart`, `train` or `sft` wrote")
+    _add_suite(push)
     _add_trust(push)
     push.add_argument("--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub, made if there is none")
     push.add_argument(
@@ -118,6 +119,15 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="MODULE:NAME of a class of your own that the model names, such as a backbone; or pickle: load a pickled model, "
         "too, which can run anything. May be given more than once",
+    )
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="suite of tasks, or MODULE:NAME for one that importing a module registers, which has to be said again for its runs "
+        "and models (default: the one that has the tasks)",
     )
 
 
@@ -143,11 +153,7 @@ def _add_command(
     if config_help is None:  # it has no configuration
         return parser
     parser.add_argument("--config", type=_path, metavar="FILE", help=config_help)
-    parser.add_argument(
-        "--suite",
-        metavar="NAME",
-        help="suite of tasks, or MODULE:NAME for one that importing a module registers (default: the one that has the tasks)",
-    )
+    _add_suite(parser)
     parser.add_argument(
         "--tasks", metavar="NAMES", help="tasks or groups of tasks, separated by commas (default: the suite's default tasks)"
     )

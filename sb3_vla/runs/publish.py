@@ -12,7 +12,9 @@ from .config import load_config
 from .models import load_model
 
 
-def read_run(path: str | Path, demonstrations: bool = False, trust_pickle: bool = False) -> tuple[dict[str, Any], list[str]]:
+def read_run(
+    path: str | Path, demonstrations: bool = False, trust_pickle: bool = False, suite: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """
     Find what :func:`~sb3_vla.save_for_hub` takes in a run folder of ``sb3-vla quickstart``, ``train`` or ``sft``. Its
     ``results.json`` is what ``quickstart`` or ``sb3-vla eval RUN/model.zip --out RUN/results.json`` wrote there, and its films
@@ -21,6 +23,7 @@ def read_run(path: str | Path, demonstrations: bool = False, trust_pickle: bool 
     :param path: The run folder
     :param demonstrations: Whether to publish the demonstration buffer of the last checkpoint
     :param trust_pickle: Whether the model may be a pickled file, which can run anything
+    :param suite: The run's suite, if it is one of a module that is not imported yet
     :return: Arguments of :func:`~sb3_vla.save_for_hub`, and a line on each thing that is not there
     :raises FileNotFoundError: If there is no run, no model, or no demonstration buffer where it is asked for
     :raises ValueError: If a file is not what its name says
@@ -30,7 +33,7 @@ def read_run(path: str | Path, demonstrations: bool = False, trust_pickle: bool 
     model_path = run.model if is_post_trained else run.sft_model
     if not model_path.is_file():
         raise FileNotFoundError(f"'{path}' holds no model.zip or sft_model.zip: let the training come to its end first")
-    config = load_config(run.config_file)
+    config = load_config(run.config_file, suite)
     result, baseline = _read_results(run.results, is_post_trained)
     buffer = _find_buffer(run) if demonstrations else None
     videos = _find_videos(run.gifs, is_post_trained)

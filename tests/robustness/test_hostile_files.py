@@ -21,11 +21,22 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_vla
-from sb3_vla import ConstantWeight, PPOSelfBC, SmolVLMBackbone, VLAPolicy, load_normalizer, save_normalizer
+from sb3_vla import (
+    ConstantWeight,
+    EvaluationResult,
+    PPOSelfBC,
+    SmolVLMBackbone,
+    VLAPolicy,
+    load_normalizer,
+    save_for_hub,
+    save_normalizer,
+)
 from sb3_vla.common.plain_file import save_plain
 from sb3_vla.common.plain_values import PlainValues
+from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.common.trusted_names import find_trusted
 from sb3_vla.runs.cli import main
+from sb3_vla.runs.config import load_config
 
 
 class Run:
@@ -301,16 +312,50 @@ def test_a_class_of_ones_own_is_trusted_by_name_on_the_command_line(saved, tmp_p
 
 
 @pytest.fixture
-def zoo(tmp_path, monkeypatch, capsys):
-    """The zoo's command line in a folder of its own, and what a file may call; gives what it refuses."""
-    for owner in (gym.wrappers, gym.wrappers.common):  # which rl_zoo3 replaces when it is imported
-        monkeypatch.setattr(owner, "TimeLimit", owner.TimeLimit)
-    from sb3_vla.zoo.launcher import main
-
+def evil(tmp_path, monkeypatch):
+    """A module that leaves a file behind when it is imported."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\nhyperparams = {{}}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "evil", raising=False)
+
+
+COMMANDS_WITH_A_SUITE = [
+    "config --config run/config.yaml",
+    "eval run/model.zip",
+    "probe run/model.zip",
+    "record run/model.zip --out films",
+    "train --resume run",
+    "quickstart --resume run",
+    "push run --repo-id a/b --local card",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_A_SUITE)
+def test_a_suite_is_imported_only_where_the_user_names_it(command, evil, saved, tmp_path, capsys):
+    run = RunFolder.create(tmp_path / "run", "sb3-vla", {**load_config(tasks="reach-v3").to_dict(), "suite": "evil:suite"})
+    saved.rename(run.model)
+    assert main(command.split()) == 2 and not (tmp_path / "it ran").exists()
+    assert "config.yaml' names the suite 'evil:suite'" in capsys.readouterr().err
+    assert main([*command.split(), "--suite", "evil:suite"]) == 2 and (tmp_path / "it ran").exists()
+    assert "There is no suite 'suite'" in capsys.readouterr().err
+
+
+def test_an_evaluation_names_no_suite_that_is_not_imported(evil, make_model, tmp_path):
+    result = EvaluationResult([], {"tasks": ["climb"], "suite": "evil:suite"})
+    with pytest.raises(
+        ValueError, match="the evaluation' names the suite 'evil:suite', for which the module"
+    ):
+        save_for_hub(make_model(), tmp_path / "card", None, result=result)
+    assert not (tmp_path / "it ran").exists() and not (tmp_path / "card").exists()
+
+
+@pytest.fixture
+def zoo(evil, tmp_path, monkeypatch, capsys):
+    """The zoo's command line in a folder of its own, and what a file may call; gives what it refuses."""
+    for owner in (gym.wrappers, gym.wrappers.common):  # which rl_zoo3 replaces when it is imported
+        monkeypatch.setattr(owner, "TimeLimit", owner.TimeLimit)
+    from sb3_vla.zoo.launcher import main
 
     def refuse(*arguments):
         with pytest.raises(SystemExit) as stop:

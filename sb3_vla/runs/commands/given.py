@@ -50,7 +50,7 @@ def open_run(arguments: Namespace) -> tuple[RunFolder, Config]:
     :return: The run's folder and configuration
     """
     folder = RunFolder.open(arguments.resume)
-    config = load_run_config(folder.config_file, device=arguments.device)
+    config = load_run_config(folder.config_file, suite=arguments.suite, device=arguments.device)
 
     def begin() -> None:
         arguments.held.enter_context(locked(folder.path))

@@ -16,7 +16,7 @@ def prepare(arguments: Namespace) -> Work:
     :return: The work
     """
     check_repo_id(arguments.repo_id)
-    contents, missing = read_run(arguments.run_folder, arguments.with_demos, trusts_pickle(arguments))
+    contents, missing = read_run(arguments.run_folder, arguments.with_demos, trusts_pickle(arguments), arguments.suite)
     if arguments.local is None:
         create_repo(arguments.repo_id, private=arguments.private)
     else:

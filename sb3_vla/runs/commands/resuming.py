@@ -19,7 +19,7 @@ def is_resumed(arguments: Namespace) -> bool:
     """
     if (arguments.out is None) == (arguments.resume is None):
         raise ValueError("give either --out FOLDER for a new run or --resume FOLDER to continue one")
-    own = ("config", "suite", "tasks", "seed", "init", "demos", "timesteps")
+    own = ("config", "tasks", "seed", "init", "demos", "timesteps")
     given = [name for name in own if getattr(arguments, name, None) is not None]
     if arguments.resume is not None and given:
         raise ValueError(
@@ -40,5 +40,6 @@ def going_on(arguments: Namespace, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (Interrupted, LostRank):
-        print(f"To go on: sb3-vla {arguments.command} --resume {shlex.quote(str(folder.path))}", file=sys.stderr)
+        suite = () if arguments.suite is None else ("--suite", arguments.suite)
+        print(f"To go on: {shlex.join(['sb3-vla', arguments.command, '--resume', str(folder.path), *suite])}", file=sys.stderr)
         raise
