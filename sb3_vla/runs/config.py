@@ -235,8 +235,8 @@ def load_config(
         suite's default tasks
     :param overrides: Settings that go over those of the file, sections as dictionaries; ``None`` counts as not given
     :return: The configuration
-    :raises ValueError: If the file is no YAML mapping, or there is no such setting, or it must not have that value, or the file
-        names a suite by a module that would have to be imported, and ``suite`` does not
+    :raises ValueError: If the file is no YAML mapping, or there is no such setting, or it must not have that value, or the
+        file names a suite by a module that would have to be imported, and ``suite`` does not
     """
     arguments = {"suite": suite, "tasks": tasks, **overrides}
     layers = [("", {key: _given(value) for key, value in arguments.items()})]

@@ -126,8 +126,8 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
         metavar="NAME",
-        help="suite of tasks, or MODULE:NAME for one that importing a module registers, which has to be said again for its runs "
-        "and models (default: the one that has the tasks)",
+        help="suite of tasks, or MODULE:NAME for one that importing a module registers, which has to be said again for its "
+        "runs and models (default: the one that has the tasks)",
     )
 
 

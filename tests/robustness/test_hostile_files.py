@@ -343,9 +343,7 @@ def test_a_suite_is_imported_only_where_the_user_names_it(command, evil, saved, 
 
 def test_an_evaluation_names_no_suite_that_is_not_imported(evil, make_model, tmp_path):
     result = EvaluationResult([], {"tasks": ["climb"], "suite": "evil:suite"})
-    with pytest.raises(
-        ValueError, match="the evaluation' names the suite 'evil:suite', for which the module"
-    ):
+    with pytest.raises(ValueError, match="the evaluation' names the suite 'evil:suite', for which the module"):
         save_for_hub(make_model(), tmp_path / "card", None, result=result)
     assert not (tmp_path / "it ran").exists() and not (tmp_path / "card").exists()
 
