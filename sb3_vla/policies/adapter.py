@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from ..common.chunk_mask import executed_mask, masked_mse
+from ..common.random_source import drawing_from
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
 #: Where the likelihood of actions needs nothing beside them
@@ -117,12 +118,14 @@ class PolicyAdapter:
         :param keys: Observations that ``VecNormalize`` standardises before the policy sees them
         """
 
-    def act(self, obs: PyTorchObs) -> RolloutStep:
+    def act(self, obs: PyTorchObs, generator: th.Generator | None = None) -> RolloutStep:
         """
         :param obs: Observations of all environments
+        :param generator: What actions are drawn with, by default torch's global one
         :return: A step of the rollout
         """
-        actions, values, log_prob = self.policy(obs)
+        with drawing_from(generator):
+            actions, values, log_prob = self.policy(obs)
         return RolloutStep(actions, values, log_prob)
 
     def evaluate(

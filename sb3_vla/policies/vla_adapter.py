@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from ..common.random_source import drawing_from
 from .adapter import NO_EXTRAS, ActionEvaluation, PolicyAdapter, RolloutStep
 from .encoded import EncodedObservations, PolicyInput
 from .heads import ChunkSample
@@ -82,11 +83,12 @@ class VLAPolicyAdapter(PolicyAdapter):
             )
         self.policy.normalized_keys = keys
 
-    def act(self, obs: PyTorchObs) -> RolloutStep:
+    def act(self, obs: PyTorchObs, generator: th.Generator | None = None) -> RolloutStep:
         encoded = self.precompute(obs)
         features = self.policy.encode(obs, encoded)
         distribution = self.policy.head(features)
-        sample = distribution.draw()
+        with drawing_from(generator):
+            sample = distribution.draw()
         values = self.policy.values(obs, features)
         return RolloutStep(sample.actions, values, distribution.drawn_log_prob(sample), encoded, sample.extras)
 

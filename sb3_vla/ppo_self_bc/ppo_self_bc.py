@@ -79,6 +79,9 @@ class PPOSelfBC(ChunkedPPO):
         VLAPolicy the choice of its head
     :param bc_batch_size: Demonstrated pairs beside each minibatch, by default ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments of :class:`~sb3_vla.DemonstrationBuffer`
+    :param overlap: Whether the next rollout is collected, by a copy of the policy in a thread of its own, while this one is
+        learned from. What acts is then the policy from before the last update, and likelihood ratios, the KL divergence that
+        ``target_kl`` limits and values are held against that one. See "Not waiting" in the documentation's page on scaling
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -105,6 +108,7 @@ class PPOSelfBC(ChunkedPPO):
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
+        "overlap": Limits(choices=(True, False)),
     }
 
     def __init__(
@@ -139,6 +143,7 @@ class PPOSelfBC(ChunkedPPO):
         bc_loss: Literal["auto", "mse", "nll"] = "auto",
         bc_batch_size: int | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
+        overlap: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -193,6 +198,7 @@ class PPOSelfBC(ChunkedPPO):
         self.bc_loss = bc_loss
         self.bc_batch_size = bc_batch_size
         self.replay_buffer_kwargs = replay_buffer_kwargs or {}
+        self.overlap = overlap
         if _init_setup_model:
             self._setup_model()
 
@@ -327,7 +333,7 @@ class PPOSelfBC(ChunkedPPO):
     def _rate_demonstrations(self) -> None:
         if self.replay_buffer is not None:
             critic, keys = self.adapter.critic_values, self.adapter.critic_keys
-            self.replay_buffer.rate(critic, self.observation_normalizer, self._cache, self.adapter.host_keys, keys)
+            self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, self.adapter.host_keys, keys)
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
         if self.target_kl is None or approx_kl.item() <= 1.5 * self.target_kl:
@@ -478,7 +484,7 @@ class PPOSelfBC(ChunkedPPO):
 
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache, self.adapter.host_keys)
+        return self.replay_buffer.sample(batch_size, self._learned_normalizer, self._cache, self.adapter.host_keys)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
         """
@@ -545,11 +551,14 @@ class PPOSelfBC(ChunkedPPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPPOSelfBC:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        finally:
+            self._leave_rollout_ahead()

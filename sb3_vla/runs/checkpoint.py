@@ -131,6 +131,9 @@ class RunCheckpoint(BetweenUpdates):
     A training that is asked to stop in the middle of a rollout does so after the chunk in hand, as nothing has been learned
     from the rollout yet: the checkpoint is of the moment before it. In the middle of an update the update is completed.
 
+    With ``overlap`` the rollout after a checkpoint does not begin before it. One at which a training is to stop may find that
+    the next rollout has begun: that one is lost then, and going on begins new episodes.
+
     :param folder: That of all checkpoints of the run
     :param every: Timesteps between two checkpoints
     :param request: Says whether to stop
@@ -173,7 +176,10 @@ class RunCheckpoint(BetweenUpdates):
         return self.request.signal is None
 
     def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
         self.is_collecting = False
+        if self.request.signal is not None or self.is_due:
+            self.model.hold_next_rollout()
 
     def _on_training_end(self) -> None:
         if self.is_collecting:
