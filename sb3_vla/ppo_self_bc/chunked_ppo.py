@@ -1,33 +1,24 @@
-"""SB3's PPO with rollouts of chunks, any policy's frozen parts computed once, and models that load anywhere."""
+"""SB3's PPO with rollouts of chunks, and any policy's frozen parts computed once."""
 
-import io
 import os
-import pathlib
-import warnings
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
-from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
-from ..common.argument_checks import check_keywords
 from ..common.observation_normalization import check_frame_stack
 from ..common.ranks import RankMail, join_ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
-from ..policies.finite import check_weights
 from .actor import Actor
 from .agreement import SharedNormalization, check_models_alike, share_weights
 from .environment_checks import (
@@ -38,15 +29,12 @@ from .environment_checks import (
 )
 from .episode_recorder import EpisodeRecorder
 from .finite import check_observations, check_rewards
-from .model_file import ModelContent, open_model, read_model, write_model, zip_path
 from .overlap import ActingCopy, ActorAhead, check_overlap
-from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
+from .portable_ppo import PortablePPO
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
 
-SelfChunkedPPO = TypeVar("SelfChunkedPPO", bound="ChunkedPPO")
 
-
-class ChunkedPPO(PPO):
+class ChunkedPPO(PortablePPO):
     """
     What :class:`~sb3_vla.PPOSelfBC` changes of SB3's :class:`~stable_baselines3.PPO` (this file follows version 2.9.2) before
     its update: one timestep is a chunk, discounted by ``gamma ** k`` for the k primitive steps it executed; a recorder follows
@@ -196,6 +184,9 @@ class ChunkedPPO(PPO):
             check_normalized_alike(self.normalized_keys, self._env_normalized_keys)
         self.normalized_keys = self._env_normalized_keys
         self.adapter.note_normalized(self.normalized_keys)
+
+    def _on_loaded(self) -> None:
+        self._hold_against_training()  # only now its weights say whether it was fine-tuned
 
     def _check_frame_stack(self) -> None:
         """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
@@ -452,109 +443,6 @@ class ChunkedPPO(PPO):
         of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
         of_overlap = ["_acting", "_ahead", "_holds_rollout"]
         return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks, *of_overlap]
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
-
-        :param path: Path to the file, which ends in ``.zip`` if it has no other ending, or a file. One that is there already
-            is replaced only once the new one is complete and on the disk. Of several ranks the first one alone writes it
-        :param exclude: Names of attributes that are left out, beside the default ones
-        :param include: Names of attributes that are saved all the same
-        :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
-        """
-        check_weights(self.policy, "it is not saved")
-        self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}  # adapters may have been merged
-        excluded = {*(exclude or ()), *self._excluded_save_params()}.difference(include or ())
-        parameters = self.get_parameters()
-        excluded |= {name.partition(".")[0] for name in parameters}
-        content = ModelContent({name: value for name, value in vars(self).items() if name not in excluded}, parameters, {})
-        if isinstance(path, str | pathlib.Path):
-            if self.ranks.is_first:
-                with replacing(zip_path(path)) as file:
-                    write_model(file, content)
-        else:
-            write_model(path, content)
-
-    @classmethod
-    def load(
-        cls: type[SelfChunkedPPO],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        trust_pickle: bool = False,
-        **kwargs: Any,
-    ) -> SelfChunkedPPO:
-        """
-        Load a model, as SB3 does, but without running anything that the file says.
-
-        :param path: Path to the file, or a file
-        :param env: The environment to run the model on, ``None`` for prediction alone
-        :param device: Device on which the code should run
-        :param custom_objects: Objects that replace those of the file by name
-        :param print_system_info: Whether to print the system of the saved model and this one
-        :param force_reset: Whether ``learn`` begins with a reset of the environment
-        :param trust_pickle: Whether to load a file that SB3 or an earlier sb3-vla saved, too, which can run anything
-        :param kwargs: Arguments of the constructor to change. ``policy_kwargs`` go over those of the model; what they can't
-            change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
-            ``policy_kwargs=dict(frozen=("vision",))``
-        :return: The model
-        :raises ValueError: If the file is truncated or damaged, is pickled, or names a class that is not trusted (see
-            :func:`sb3_vla.trust`), ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that
-            the model has learned with, or has one that it has not
-        """
-        if print_system_info:
-            print("== CURRENT SYSTEM INFO ==")
-            get_system_info()
-            print("== SAVED MODEL SYSTEM INFO ==")
-            with open_model(path) as archive:
-                print(archive.read("system_info.txt").decode())
-        data, parameters, left_out = read_model(path, custom_objects, trust_pickle)
-        if missing := {name: text for name, text in left_out.items() if name not in kwargs}:
-            warnings.warn(
-                f"The file could not hold {missing}: what is an argument has its default, unless you give it, as in "
-                f"load(path, {next(iter(missing))}=...)",
-                stacklevel=2,
-            )
-        if wrong := [name for name in data if callable(getattr(cls, name, None))]:
-            raise ValueError(f"{str(path)!r:.200} can't be read: it has {wrong} in place of methods")
-        if "policy_kwargs" in kwargs:
-            given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
-            data["policy_kwargs"] = merge_policy_kwargs(data, given)
-        if env is not None:
-            env = cls._wrap_env(env, data["verbose"])
-            check_for_correct_spaces(env, data["observation_space"], data["action_space"])
-            if force_reset:  # see SB3 issue #597
-                data["_last_obs"] = None
-            data["n_envs"] = env.num_envs  # see SB3 issue #1018
-        model = cls(data["policy_class"], env, device=device, _init_setup_model=False)  # type: ignore[arg-type]
-        vars(model).update(data)
-        vars(model).update(kwargs)
-        model._setup_model()
-        model.set_parameters(parameters, device=device)
-        if model.use_sde:
-            model.policy.reset_noise()  # on the right device, see SB3 issue #44
-        model._hold_against_training()  # only now its weights say whether it was fine-tuned
-        return model
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        params: Any = load_path_or_dict
-        if not isinstance(params, dict):
-            params = read_model(params).parameters
-        check_shapes(self.policy, params.get("policy", {}))
-        if "policy.optimizer" in params:
-            params = {**params, "policy.optimizer": fit_optimizer_state(self.policy.optimizer, params["policy.optimizer"])}
-        super().set_parameters(params, exact_match, device)
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
         """

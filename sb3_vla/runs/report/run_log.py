@@ -68,11 +68,11 @@ def read_runs(paths: Sequence[str]) -> list[RunLog]:
     :raises FileNotFoundError: If a folder is not there
     :raises ValueError: If it holds no run, or a file in it is damaged
     """
-    folders = [Path(path).resolve() for path in dict.fromkeys(paths)]
+    folders = {Path(path).resolve(): path for path in paths}  # one that is given twice counts once
     longest = max(len(folder.parts) for folder in folders)
     length = next(n for n in range(2, longest + 2) if len({folder.parts[-n:] for folder in folders}) == len(folders))
     names = ["/".join(folder.parts[-length:]) for folder in folders]
-    return [_read_run(path, name) for path, name in zip(dict.fromkeys(paths), names, strict=True)]
+    return [_read_run(path, name) for path, name in zip(folders.values(), names, strict=True)]
 
 
 def _read_run(path: str, name: str) -> RunLog:

@@ -130,6 +130,12 @@ def test_an_older_report_is_replaced_and_nothing_else(tmp_path, capsys):
     assert "no report" in capsys.readouterr().err and (tmp_path / "page.html").read_text() == "mine"
 
 
+def test_a_run_that_is_given_twice_counts_once(tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "latest").symlink_to(run)
+    assert len(read_runs([str(run), f"{run}/", str(tmp_path / "latest")])) == 1
+
+
 def test_what_is_no_run_is_named(tmp_path, capsys):
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
     assert "not a run folder" in capsys.readouterr().err
