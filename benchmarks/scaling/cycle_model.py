@@ -9,9 +9,9 @@ all-reduce     ``message * log2(ranks) + megabyte * 2 * (ranks - 1) / ranks * gr
 update         ``minibatch * minibatches + trained * samples * epochs``
 =============  ==================================================================================================
 
-Environments, minibatches and samples are those of a rank, as ranks work side by side. A cycle is the sum of them. With ``overlap``
-simulators and learner work at the same time, and only the longer of the two counts; acting counts as before, as it takes the GPU
-that learns.
+Environments, minibatches and samples are those of a rank, as ranks work side by side. A cycle is the sum of them. With
+``overlap`` simulators and learner work at the same time, and only the longer of the two counts; acting counts as before, as it
+takes the GPU that learns.
 """
 
 from collections.abc import Mapping, Sequence

@@ -137,7 +137,8 @@ def _cluster(costs: Costs, policy: str, gpus: int, n_envs: int) -> tuple[Costs, 
 
 def _predicted(costs: Costs) -> list[str]:
     lines = [
-        f"| predicted, {CORES_PER_GPU} simulating cores a GPU | environments | chunks a second | with overlap | what takes longest |",
+        f"| predicted, {CORES_PER_GPU} simulating cores a GPU | environments | chunks a second | with `overlap` "
+        "| what takes longest |",
         "|---|---|---|---|---|",
     ]
     for policy in POLICIES:
