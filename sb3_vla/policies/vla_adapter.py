@@ -1,11 +1,12 @@
 """What VLAPolicy does for PPOSelfBC that other policies don't."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from ..common.random_source import drawing_from
 from .adapter import NO_EXTRAS, ActionEvaluation, PolicyAdapter, RolloutStep
@@ -118,6 +119,17 @@ class VLAPolicyAdapter(PolicyAdapter):
 
     def metrics(self) -> dict[str, float]:
         return self.policy.head.metrics()
+
+    def layers_to_shard(self) -> Sequence[nn.Module]:
+        if self.policy.compile_parts:
+            raise ValueError("shard=True does not go with policy_kwargs=dict(compile=True): leave one of them out")
+        layers = self.policy.learning_layers
+        if not layers:
+            raise ValueError(
+                f"shard=True finds no layer of {type(self.policy.backbone).__name__} that learns: unfreeze some, or leave it "
+                "out, or let your own backbone's property `layers` name them"
+            )
+        return layers
 
     def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
         return self.policy.encode_together(*batches)

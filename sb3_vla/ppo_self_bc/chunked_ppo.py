@@ -4,16 +4,18 @@ import os
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
+from ..common.launch import launched_to_shard
 from ..common.observation_normalization import check_frame_stack
 from ..common.ranks import RankMail, join_ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
@@ -32,6 +34,7 @@ from .finite import check_observations, check_rewards
 from .overlap import ActingCopy, ActorAhead, check_overlap
 from .portable_ppo import PortablePPO
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
+from .sharding import LayerSharding, Sharding
 
 
 class ChunkedPPO(PortablePPO):
@@ -50,6 +53,7 @@ class ChunkedPPO(PortablePPO):
     bc_loss: str
     bc_weight: Any
     overlap: bool
+    shard: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +67,7 @@ class ChunkedPPO(PortablePPO):
         self._recorder: EpisodeRecorder | None = None
         self._rollout_complete = True
         self._normalization: SharedNormalization | None = None
+        self._sharding = Sharding()
         self._acting: ActingCopy | None = None
         self._ahead: ActorAhead | None = None
         self._holds_rollout = False
@@ -203,8 +208,7 @@ class ChunkedPPO(PortablePPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
-        check_models_alike(self.ranks, self)
-        share_weights(self.ranks, self.policy)
+        self._begin_sharing()
         self._share_normalization()
         before = self._last_obs
         progress_bar = progress_bar and self.ranks.is_first
@@ -218,6 +222,34 @@ class ChunkedPPO(PortablePPO):
         if reset_num_timesteps and self._recorder is not None:
             self._recorder.forget_statistics()
         return result
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether from the first ``learn()`` on each rank has a part of a layer's, so that :meth:`save` needs all ranks."""
+        return self.ranks.size > 1 and (self.shard or launched_to_shard())
+
+    def _begin_sharing(self) -> None:
+        """Begin with the weights of the first rank; what is sharded from then on was shared before."""
+        if isinstance(self._sharding, LayerSharding):
+            return
+        check_models_alike(self.ranks, self)
+        share_weights(self.ranks, self.policy)
+        if self.is_sharded:
+            self._sharding = LayerSharding(self.policy, self.adapter.layers_to_shard(), self.ranks)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        :return: ``state_dict()`` of policy and optimizer, by name. With ``shard`` all ranks have to ask for them, and the
+            first one alone gets what is sharded
+        """
+        return self._sharding.whole(super().get_parameters())
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        if isinstance(self._sharding, LayerSharding):
+            raise RuntimeError("the weights are sharded, from the first learn() on: load the model anew to give it others")
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def _share_normalization(self) -> None:
         if self._normalization is None or self._normalization.normalizer is not self._vec_normalize_env:
@@ -441,7 +473,7 @@ class ChunkedPPO(PortablePPO):
         # The last ones are made again by _setup_model
         made_again = ["lr_schedule", "_part_schedules", "_bc_rule"]
         of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
-        of_overlap = ["_acting", "_ahead", "_holds_rollout"]
+        of_overlap = ["_acting", "_ahead", "_holds_rollout", "_sharding"]
         return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks, *of_overlap]
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:

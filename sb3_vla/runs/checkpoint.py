@@ -45,6 +45,7 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str], state: dic
     folder = Path(folder)
     checkpoint = folder / str(model.num_timesteps)
     if not model.ranks.is_first:
+        model.get_parameters()  # of which it may have a part
         return checkpoint
     partial = checkpoint.with_name(checkpoint.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -160,7 +161,8 @@ class RunCheckpoint(BetweenUpdates):
             self.model.replay_buffer.episodes.update(episodes)
         restore_random_states(self.model, state["random"])
         self.is_collecting = False
-        if not (self.folder / str(self.model.num_timesteps)).exists():  # that of this very moment
+        exists = (self.folder / str(self.model.num_timesteps)).exists()  # that of this very moment
+        if not (self.model.ranks.from_first(exists) if self.model.is_sharded else exists):
             save_checkpoint(self.model, self.folder, state)
 
     def _on_rollout_start(self) -> None:
