@@ -8,6 +8,9 @@ from typing import Any
 import torch as th
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# What has got an argument for a generator only of late, and what it does
+_LIKE = {th.ops.aten.randn_like: th.Tensor.normal_, th.ops.aten.rand_like: th.Tensor.uniform_}
+
 
 def drawing_from(generator: th.Generator | None) -> AbstractContextManager[Any]:
     """
@@ -31,6 +34,8 @@ class _Drawing(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
+        if (fill := _LIKE.get(func.overloadpacket)) is not None:
+            return fill(th.empty_like(*args, **given), generator=self.generator)
         if not _takes_generator(func):
             return func(*args, **given)
         return func.overloadpacket(*args, **{**given, "generator": self.generator})

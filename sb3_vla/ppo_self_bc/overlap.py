@@ -22,9 +22,9 @@ def check_overlap(env: VecEnv) -> None:
     """
     if isinstance(env.unwrapped, DummyVecEnv):
         raise ValueError(
-            "overlap=True needs environments in processes of their own, got DummyVecEnv, whose keep the learner waiting and "
-            "would draw their pictures on another thread: use make_vla_vec_env, SharedMemoryVecEnv, RayVecEnv or SB3's "
-            "SubprocVecEnv"
+            "overlap=True needs environments in processes of their own, got DummyVecEnv, whose environments would keep the "
+            "learner waiting and draw their pictures on another thread: use make_vla_vec_env, SharedMemoryVecEnv, RayVecEnv "
+            "or SB3's SubprocVecEnv"
         )
 
 
@@ -106,6 +106,10 @@ class ActorAhead(Actor):
         self._thread.start()
 
     def _collect(self, obs: Any, n_steps: int) -> None:
+        # Autocast keeps what it has rounded in one place for all threads, and empties it when a thread's outermost one ends:
+        # the learner would round some weights again, and add up the gradients of both roundings in another precision. So none
+        # is the outermost here; what is kept of the copy's weights stays right until they change
+        th.autocast_increment_nesting()
         try:
             with nullcontext() if self._stream is None else th.cuda.stream(self._stream):
                 super().begin()
@@ -120,6 +124,7 @@ class ActorAhead(Actor):
     def begin(self) -> None:
         """Wait for the last step."""
         self._thread.join()
+        th.clear_autocast_cache()  # of the copy's weights
         if self._stream is not None:
             th.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 

@@ -10,7 +10,7 @@ DRAWS = {
     "randn_like": lambda: th.randn_like(ZEROS),
     "rand": lambda: th.rand(2, 3),
     "randint": lambda: th.randint(1000, (5,)),
-    "randint_like": lambda: th.randint_like(ZEROS, 1000),
+    "rand_like": lambda: th.rand_like(ZEROS),
     "randperm": lambda: th.randperm(20),
     "in place": lambda: ZEROS.clone().exponential_(),
     "normal": lambda: th.distributions.Normal(ZEROS, 1 + ZEROS).rsample(),

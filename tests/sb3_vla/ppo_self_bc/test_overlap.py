@@ -1,3 +1,4 @@
+import copy
 import sys
 import threading
 import time
@@ -123,8 +124,8 @@ def watch_updates(model, before_update=lambda: None):
         before_update()
         buffer = model.rollout_buffer
         names = ("observations", "actions", "values", "log_probs", "rewards", "returns")
-        arrays = {name: th.from_numpy(np.copy(getattr(buffer, name))) for name in names}
-        seen.append({**arrays, "weights": weights(model), "last_obs": th.from_numpy(np.copy(model._last_obs))})
+        arrays = {name: copy.deepcopy(getattr(buffer, name)) for name in names}
+        seen.append({**arrays, "weights": weights(model), "last_obs": copy.deepcopy(model._last_obs)})
         train()
         seen[-1]["log"] = dict(model.logger.name_to_value)
 
@@ -146,16 +147,16 @@ def test_a_rollout_is_of_the_policy_from_before_the_last_update_and_ratios_are_h
         behaved = updates[max(number - 1, 0)]["weights"]
         policy.load_state_dict(behaved)
         with th.no_grad():
-            obs, actions = update["observations"].flatten(0, 1), update["actions"].flatten(0, 1)
+            obs, actions = (th.from_numpy(update[name]).flatten(0, 1) for name in ("observations", "actions"))
             values, log_probs, _ = policy.evaluate_actions(obs, actions)
-            next_values = policy.predict_values(update["last_obs"]).flatten()
+            next_values = policy.predict_values(th.from_numpy(update["last_obs"])).flatten()
             policy.load_state_dict(update["weights"])
             now = policy.evaluate_actions(obs, actions)[1]
         np.testing.assert_allclose(update["values"].flatten(), values.flatten(), atol=1e-6)
         np.testing.assert_allclose(update["log_probs"].flatten(), log_probs, atol=1e-5)
         if (number + 1) * N_STEPS % 5 == 0:
             next_values = th.zeros(N_ENVS)  # an episode has ended, and its last value is in the reward
-        np.testing.assert_allclose(update["returns"][-1], update["rewards"][-1] + 0.99 * next_values, atol=1e-6)
+        np.testing.assert_allclose(update["returns"][-1], update["rewards"][-1] + 0.99 * next_values.numpy(), atol=1e-6)
         # One step an update, so that its KL divergence is that of before it
         difference = now - log_probs
         kl = float((difference.exp() - 1 - difference).mean())
@@ -369,10 +370,10 @@ def test_vla_policy_with_frozen_parts_in_worker_processes(make_env, make_model, 
 
         model.adapter.__class__ = Noting
         model.learn(4 * 16)
-        copy = acting[-1]
-        assert acting[0] is model.policy and copy is not model.policy and copy.optimizer is None
-        assert set(map(id, acting[8:])) == {id(copy)}
-        own = dict(copy.named_parameters())
+        acted = acting[-1]
+        assert acting[0] is model.policy and acted is not model.policy and acted.optimizer is None
+        assert set(map(id, acting[8:])) == {id(acted)}
+        own = dict(acted.named_parameters())
         for name, weight in model.policy.named_parameters():
             assert (own[name] is weight) == (not weight.requires_grad), name
         assert len(model.replay_buffer) > 0 and model._n_updates == 4
@@ -381,6 +382,18 @@ def test_vla_policy_with_frozen_parts_in_worker_processes(make_env, make_model, 
         assert loaded.overlap and th.equal(flat(loaded), flat(model))
     finally:
         env.close()
+
+
+def test_weights_are_the_same_in_half_precision_too(make_env, make_model):
+    found = []
+    for seconds in (0.5, 0.0):  # so that the rollout is over before the update begins, or not
+        env = SharedMemoryVecEnv([lambda: make_env(goal=2)] * 2, n_workers=1)
+        model = make_model(env, overlap=True, n_epochs=3, policy_kwargs={"autocast": "bfloat16"})
+        watch_updates(model, lambda: time.sleep(seconds))  # noqa: B023
+        model.learn(4 * 16)
+        env.close()
+        found.append(flat(model))
+    assert th.equal(*found)
 
 
 def test_a_checkpoint_is_of_a_moment_between_two_updates_and_goes_on_bit_for_bit(make_env, make_model, tmp_path):
