@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,13 @@ make_vla_env.metadata = {"render_modes": ["rgb_array", "rgb_array_list"]}  # typ
 
 
 def make_env_fns(
-    tasks: str | Sequence[str], n_envs: int, *, seed: int = 0, suite: str | Suite | None = None, **settings: Any
+    tasks: str | Sequence[str],
+    n_envs: int,
+    *,
+    seed: int = 0,
+    suite: str | Suite | None = None,
+    task_weights: Mapping[str, int] | None = None,
+    **settings: Any,
 ) -> list[Callable[[], gym.Env]]:
     """
     Functions that each build one environment of a vectorised one, with the tasks spread over them.
@@ -54,6 +60,8 @@ def make_env_fns(
     :param n_envs: Number of environments
     :param seed: Seeds each environment differently; seeding them by ``reset(seed=...)`` later overrules it
     :param suite: The suite of tasks or its name; by default the one that has these
+    :param task_weights: For some of the tasks, how many environments they get for each one of the others, e.g. because they
+        are learned slowly; needs as many environments as the weights of all tasks add up to
     :param settings: Further arguments of :func:`make_vla_env`
     :return: ``n_envs`` functions
     :raises TypeError: If a setting is unknown or of another type
@@ -64,10 +72,30 @@ def make_env_fns(
     check_count("n_envs", n_envs)
     check_count("seed", seed, least=0)
     found.split_settings({name: value for name, value in settings.items() if name != "render_mode"})
-    shares = [(names[i % len(names)],) if n_envs >= len(names) else names[i::n_envs] for i in range(n_envs)]
+    turns = _turns(names, n_envs, task_weights or {})
+    shares = [(turns[i % len(turns)],) if n_envs >= len(turns) else turns[i::n_envs] for i in range(n_envs)]
     # By name, as a worker finds it; a suite that is not registered goes there itself
     settings = {"suite": suite if isinstance(suite, Suite) else found.address, "task_ids": names, **settings}
     return [partial(_make_seeded_env, share, (seed, index), settings) for index, share in enumerate(shares)]
+
+
+def _turns(tasks: Sequence[str], n_envs: int, weights: Mapping[str, int]) -> tuple[str, ...]:
+    """
+    :param tasks: Names of tasks
+    :param n_envs: Number of environments
+    :param weights: Of some tasks, 1 of all others
+    :return: The tasks in the order in which environments take them, each as often as it weighs
+    :raises ValueError: If there is no such task, a weight is no whole number from 1 on, or there are too few environments
+    """
+    for task, weight in weights.items():
+        if task not in tasks:
+            raise ValueError(f"task_weights has {task!r}, which is none of the tasks: {', '.join(tasks)}")
+        check_count(f"task_weights[{task!r}]", weight)
+    rounds = range(max(weights.values(), default=1))
+    turns = tuple(task for turn in rounds for task in tasks if weights.get(task, 1) > turn)
+    if weights and n_envs < len(turns):
+        raise ValueError(f"n_envs must be at least {len(turns)}, the sum of all tasks' weights, got {n_envs}")
+    return turns
 
 
 def _make_seeded_env(tasks: tuple[str, ...], seed: tuple[int, int], settings: dict[str, Any]) -> gym.Env:

@@ -23,7 +23,7 @@ FIRST_ROUND = {10: (10, 200)}
 
 
 def main() -> None:
-    """Run what is missing of the study, then write ``summary.json`` and ``curves.png`` in ``results/mt10``."""
+    """Run what is missing of the study, then write ``summary.json``, ``curves.png`` and ``models`` in ``results/mt10``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demos", type=int, nargs="+", default=[100, 10], metavar="N", help="demonstrations a task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
@@ -31,7 +31,7 @@ def main() -> None:
     for n_demos in arguments.demos:
         for seed in arguments.seeds:
             Run(n_demos, seed).complete()
-    for script in ("summary.py", "curves.py"):
+    for script in ("summary.py", "curves.py", "publish.py"):
         subprocess.run([sys.executable, HERE / script], check=True)
 
 

@@ -38,7 +38,8 @@ class CardContent:
     What a card tells. What is left empty, it is silent about.
 
     :param model: The model
-    :param repo_id: Where it will be, ``"user/name"``
+    :param name: What it is called
+    :param repo_id: Where it will be on the Hub, ``"user/name"``, ``None`` if it stays where it is
     :param filename: The model's file in the repository
     :param suite: Suite of the tasks that it was trained on
     :param tasks: Tasks that it was trained on
@@ -52,7 +53,8 @@ class CardContent:
     """
 
     model: PPOSelfBC
-    repo_id: str
+    name: str
+    repo_id: str | None
     filename: str
     suite: Suite | None = None
     tasks: Sequence[str] = ()
@@ -63,11 +65,6 @@ class CardContent:
     versions: Mapping[str, str | int | None] = field(default_factory=dict)
     files: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo_id.split("/")[-1]
 
     @property
     def is_vla(self) -> bool:
@@ -202,8 +199,8 @@ def _usage(content: CardContent) -> str:
     code = "\n\n".join(f"{title}:\n\n```python\n{block}```" for title, block in blocks.items())
     version = content.versions.get("sb3-vla")
     return (
-        f"## Usage\n\nWith sb3-vla{f' {version}' if version else ''} installed. Like every model of Stable-Baselines3, this "
-        f"one holds pickled Python objects: load it only if you trust where it comes from.\n\n{code}"
+        f"## Usage\n\nWith sb3-vla{f' {version}' if version else ''} installed. The model's file holds JSON and tensors: "
+        f"loading it runs nothing that it says.\n\n{code}"
     )
 
 

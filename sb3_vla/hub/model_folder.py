@@ -25,7 +25,7 @@ _OF_THE_EVALUATION = ("n_goals", "goal_split", "goal_seed")
 def save_for_hub(
     model: PPOSelfBC,
     folder: str | Path,
-    repo_id: str,
+    repo_id: str | None,
     *,
     tasks: str | Sequence[str] | None = None,
     suite: str | Suite | None = None,
@@ -44,7 +44,8 @@ def save_for_hub(
 
     :param model: The model
     :param folder: Where to write, new or empty
-    :param repo_id: Where it will be on the Hub, ``"user/name"``; the card's code downloads it from there
+    :param repo_id: Where it will be on the Hub, ``"user/name"``; the card's code downloads it from there. ``None`` if it stays
+        where it is: the card's code reads it in this folder then
     :param tasks: Tasks that it was trained on, by default those of ``result``
     :param suite: Their suite or its name, by default that of ``result``, or else the one that has them
     :param env_kwargs: Settings of :func:`sb3_vla_envs.make_vla_env` in training (``chunk_size``, ``cameras``...), by default
@@ -61,7 +62,8 @@ def save_for_hub(
     :raises FileNotFoundError: If a file is missing
     :raises FileExistsError: If there is something in the folder
     """
-    check_repo_id(repo_id)
+    if repo_id is not None:
+        check_repo_id(repo_id)
     check_portable(model)
     check_results(model, result, baseline)
     copies = _copies(videos, run, demonstrations)
@@ -74,6 +76,7 @@ def save_for_hub(
     names = found.resolve_tasks(tasks) if found and tasks else ()
     content = CardContent(
         model=model,
+        name=folder.resolve().name if repo_id is None else repo_id.split("/")[-1],
         repo_id=repo_id,
         filename=_model_filename(found, names),
         suite=found,

@@ -1,4 +1,4 @@
-"""Code that uses a model from the Hugging Face Hub, for its card: a reader copies it, and it runs."""
+"""Code that uses a model, for its card: a reader copies it, and it runs."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,12 @@ from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.result import EvaluationResult
 
 _LOAD = """\
+from sb3_vla import PPOSelfBC
+
+# JSON and tensors: nothing in the file is run
+model = PPOSelfBC.load("{filename}")  # in this folder
+"""
+_LOAD_FROM_THE_HUB = """\
 from huggingface_hub import hf_hub_download
 from sb3_vla import PPOSelfBC
 
@@ -45,7 +51,7 @@ if __name__ == "__main__":  # the environments run in processes of their own
 
 
 def usage_code(
-    repo_id: str,
+    repo_id: str | None,
     filename: str,
     suite: Suite | None = None,
     tasks: Sequence[str] = (),
@@ -53,7 +59,7 @@ def usage_code(
     result: EvaluationResult | None = None,
 ) -> dict[str, str]:
     """
-    :param repo_id: Where the model is
+    :param repo_id: Where the model is on the Hub, ``None`` if it is not there
     :param filename: Its file
     :param suite: Suite of the tasks that it was trained on, if any
     :param tasks: These tasks
@@ -61,7 +67,7 @@ def usage_code(
     :param result: Evaluation that the code repeats
     :return: Pieces of code by their titles, each going on where the one before it ended
     """
-    load = {"Load": _LOAD.format(repo_id=repo_id, filename=filename)}
+    load = {"Load": (_LOAD if repo_id is None else _LOAD_FROM_THE_HUB).format(repo_id=repo_id, filename=filename)}
     if suite is None:
         return {**load, "Act": _ACT}
     env_kwargs = {"suite": suite.address, **(env_kwargs or {})}

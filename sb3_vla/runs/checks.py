@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sb3_vla_envs import Demonstration, load_demonstrations, make_vla_env
+from sb3_vla_envs import Demonstration, load_demonstrations, make_env_fns, make_vla_env
 from sb3_vla_envs.suite import get_suite
 
+from ..common.launch import launched_as
 from ..common.run_folder import RunFolder
 from ..evaluation.model_fit import check_model_fits, model_settings
 from ..imitation.demonstration_buffer import DemonstrationBuffer
@@ -43,6 +44,8 @@ def check_training(
     arguments = config.train.model_arguments()
     arguments["n_steps"] *= config.train.n_envs
     with refusals():
+        n_envs = config.train.n_envs * launched_as()[1]
+        make_env_fns(config.tasks, n_envs, suite=config.suite, task_weights=config.train.task_weights)
         venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
         try:
             if config.train.n_envs > 1:

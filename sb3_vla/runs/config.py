@@ -96,6 +96,7 @@ class TrainSettings(_PPOArguments):
 
     :param total_timesteps: Chunks to train for
     :param n_envs: Number of environments, of each process where several train one model
+    :param task_weights: For some of the tasks, how many environments they get for each one of the others
     :param vec_env: Where the environments run: ``"processes"`` of this machine, or ``"ray"``, the nodes of the Ray cluster
         that the environment variable ``RAY_ADDRESS`` names
     :param horizon: Primitive steps after which an episode of the training is truncated, by default ``simulation.horizon``,
@@ -108,6 +109,7 @@ class TrainSettings(_PPOArguments):
 
     total_timesteps: int = setting(at_least=1, changes_on_resume=True)
     n_envs: int = setting(at_least=1)
+    task_weights: Mapping[str, Any] | None = setting(default=None)
     vec_env: str = setting(limits=Limits(choices=("processes", "ray")), changes_on_resume=True, default="processes")
     horizon: int | None = setting(at_least=1, default=None)
     checkpoint_every: int = setting(at_least=1, changes_on_resume=True)

@@ -75,10 +75,14 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
 
 
 def _training_env(config: Config) -> VecEnv:
-    settings = config.training_env_settings()
-    vec_env_cls = RayVecEnv if config.train.vec_env == "ray" else None
     return make_vla_vec_env(
-        *(config.tasks, config.train.n_envs), seed=config.seed, suite=config.suite, vec_env_cls=vec_env_cls, **settings
+        config.tasks,
+        config.train.n_envs,
+        seed=config.seed,
+        suite=config.suite,
+        vec_env_cls=RayVecEnv if config.train.vec_env == "ray" else None,
+        task_weights=config.train.task_weights,
+        **config.training_env_settings(),
     )
 
 

@@ -31,7 +31,8 @@ def make_vla_vec_env(
     :param seed: Seeds each environment differently
     :param suite: Suite of the tasks, by default the one that knows them
     :param vec_env_cls: What runs them: by default processes of this machine; :class:`~sb3_vla.RayVecEnv` for a cluster
-    :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`
+    :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`; and ``task_weights``, see
+        :func:`sb3_vla_envs.make_env_fns`
     :return: The vectorised environment, with ``Monitor`` around each
     """
     rank, size = launched_as()

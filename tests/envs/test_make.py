@@ -1,4 +1,5 @@
 import pickle
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -92,6 +93,13 @@ def test_tasks_are_spread_over_environments_under_the_same_ids(n_envs, expected)
         assert env.observation_space == envs[0].observation_space
 
 
+def test_tasks_get_environments_by_their_weights():
+    weights = {"window-open-v3": 3, "drawer-close-v3": 2}
+    tasks = [build().unwrapped.tasks for build in make_env_fns(TASKS, 12, task_weights=weights, **SMALL)]
+    assert Counter(tasks) == {("window-open-v3",): 6, ("drawer-close-v3",): 4, ("button-press-topdown-v3",): 2}
+    assert {*tasks[:3]} == {(task,) for task in TASKS}  # one of each, before any has a second one
+
+
 def test_each_environment_has_its_own_reproducible_seed():
     def goals(seed):
         envs = [build() for build in make_env_fns("push-v3", 2, seed=seed, **{**SMALL, "n_goals": 50})]
@@ -138,6 +146,9 @@ def test_vector_environments_seed_overrules():
         (lambda: make_vla_env("push-v3", render_mode="human"), "Unknown render_mode 'human'"),
         (lambda: make_vla_env("push-v3", max_instruction_bytes=5), "only 5 fit"),
         (lambda: make_env_fns("push-v3", 0), "n_envs must be at least 1, got 0"),
+        (lambda: make_env_fns(TASKS, 5, task_weights={"window-open-v3": 4}), "n_envs must be at least 6, .* got 5"),
+        (lambda: make_env_fns(TASKS, 5, task_weights={"push-v3": 4}), "task_weights has 'push-v3', which is none of"),
+        (lambda: make_env_fns(TASKS, 5, task_weights={"window-open-v3": 0}), "must be at least 1, got 0"),
         (lambda: make_env_fns("push-v4", 1), "Unknown task 'push-v4'; did you mean 'push-v3'"),
     ],
 )

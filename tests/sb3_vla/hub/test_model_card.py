@@ -214,6 +214,16 @@ def test_code_acts_anywhere(make_model, tmp_path, monkeypatch):
         assert namespace["model"].action_space.contains(namespace["action"])
 
 
+def test_code_of_a_model_that_is_not_on_the_hub_reads_it_where_it_is(make_model, tmp_path, monkeypatch):
+    save_for_hub(make_model(), tmp_path / "close-drawers", None, result=RESULT)
+    card = ModelCard.load(tmp_path / "close-drawers/README.md")
+    assert card.data.model_name == "close-drawers" and "hf_hub_download" not in card.text
+    monkeypatch.chdir(tmp_path / "close-drawers")
+    namespace: dict[str, Any] = {}
+    exec(_blocks(card, "python")[0], namespace)
+    assert namespace["model"].action_space.shape == (3, 2)
+
+
 def test_code_acts_on_the_tasks_and_repeats_the_evaluation(tmp_path, monkeypatch, capsys):
     env_kwargs = {"chunk_size": 5, "horizon": 20, "cameras": [Camera("corner4", height=32, width=32)], "quality": "plain"}
     venv = make_vla_vec_env(TASKS[0], n_envs=1, gamma=0.9, privileged=True, **env_kwargs)
