@@ -9,7 +9,9 @@ all-reduce     ``message * log2(ranks) + megabyte * 2 * (ranks - 1) / ranks * gr
 update         ``minibatch * minibatches + trained * samples * epochs``
 =============  ==================================================================================================
 
-Environments, minibatches and samples are those of a rank, as ranks work side by side.
+Environments, minibatches and samples are those of a rank, as ranks work side by side. A cycle is the sum of them. With
+``overlap`` simulators and learner work at the same time, and only the longer of the two counts; acting counts as before, as it
+takes the GPU that learns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,13 +133,26 @@ def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> list[float]:
     return [float(value) for value in values]
 
 
-def rate(costs: Costs, setting: Setting) -> float:
+def cycle(costs: Costs, setting: Setting, overlap: bool = False) -> float:
     """
     :param costs: Of the machines and the policy
     :param setting: What is run
+    :param overlap: Whether the next rollout is collected while the last one is learned from
+    :return: Seconds of a cycle
+    """
+    seconds = phases(costs, setting)
+    simulated, learned = seconds["simulation"] + seconds["transfer"], seconds["all-reduce"] + seconds["update"]
+    return seconds["inference"] + (max(simulated, learned) if overlap else simulated + learned)
+
+
+def rate(costs: Costs, setting: Setting, overlap: bool = False) -> float:
+    """
+    :param costs: Of the machines and the policy
+    :param setting: What is run
+    :param overlap: See :func:`cycle`
     :return: Chunks a second
     """
-    return setting.ranks * setting.n_envs * setting.n_steps / sum(phases(costs, setting).values())
+    return setting.ranks * setting.n_envs * setting.n_steps / cycle(costs, setting, overlap)
 
 
 def bottleneck(costs: Costs, setting: Setting) -> str:

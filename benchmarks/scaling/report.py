@@ -137,8 +137,9 @@ def _cluster(costs: Costs, policy: str, gpus: int, n_envs: int) -> tuple[Costs, 
 
 def _predicted(costs: Costs) -> list[str]:
     lines = [
-        f"| predicted, {CORES_PER_GPU} simulating cores a GPU | environments | chunks a second | what takes longest |",
-        "|---|---|---|---|",
+        f"| predicted, {CORES_PER_GPU} simulating cores a GPU | environments | chunks a second | with `overlap` "
+        "| what takes longest |",
+        "|---|---|---|---|---|",
     ]
     for policy in POLICIES:
         for gpus in (8, 16, 32, 64):
@@ -147,8 +148,8 @@ def _predicted(costs: Costs) -> list[str]:
                 seconds = phases(there, setting)
                 longest = bottleneck(there, setting)
                 share = seconds[longest] / sum(seconds.values())
-                speed = rate(there, setting)
-                lines.append(f"| {policy}, {gpus} GPUs | {n_envs} | {speed:,.0f} | {longest} ({share:.0%}) |")
+                speeds = " | ".join(f"{rate(there, setting, overlap):,.0f}" for overlap in (False, True))
+                lines.append(f"| {policy}, {gpus} GPUs | {n_envs} | {speeds} | {longest} ({share:.0%}) |")
     return lines
 
 

@@ -15,3 +15,8 @@ def launched_as() -> tuple[int, int]:
     if "RANK" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def launched_to_shard() -> bool:
+    """:return: Whether ``accelerate launch`` has been told to use FSDP, by its configuration or ``--use_fsdp``"""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")

@@ -127,13 +127,13 @@ class JoinedRanks(Ranks):
 
     def gather(self, value: Item) -> list[Item]:
         values: list[Any] = [None] * self.size
-        with _noticing_losses():
+        with noticing_losses():
             dist.all_gather_object(values, value)
         return values
 
     def from_first(self, value: Item) -> Item:
         values = [value]
-        with _noticing_losses():
+        with noticing_losses():
             dist.broadcast_object_list(values)
         return values[0]
 
@@ -142,7 +142,7 @@ class JoinedRanks(Ranks):
 
     def total(self, tensor: th.Tensor) -> th.Tensor:
         summed = tensor.to(self.device, copy=True)
-        with _noticing_losses():
+        with noticing_losses():
             dist.all_reduce(summed)
         return summed.to(tensor.device)
 
@@ -155,7 +155,7 @@ class JoinedRanks(Ranks):
     def rows(self, tensor: th.Tensor) -> th.Tensor:
         own = tensor.contiguous()
         parts = [th.empty_like(own) for _ in range(self.size)]
-        with _noticing_losses():
+        with noticing_losses():
             dist.all_gather(parts, own)
         return th.cat(parts)
 
@@ -234,7 +234,7 @@ def _buckets(tensors: Sequence[th.Tensor]) -> Iterator[list[th.Tensor]]:
 
 
 @contextmanager
-def _noticing_losses() -> Iterator[None]:
+def noticing_losses() -> Iterator[None]:
     """
     Within it, a message that does not arrive is a :class:`LostRank`.
     """

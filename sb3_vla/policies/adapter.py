@@ -1,6 +1,6 @@
 """What PPOSelfBC asks of the policy that it trains: the one place that knows what kind of policy that is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -8,8 +8,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from ..common.chunk_mask import executed_mask, masked_mse
+from ..common.random_source import drawing_from
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
 #: Where the likelihood of actions needs nothing beside them
@@ -117,12 +119,14 @@ class PolicyAdapter:
         :param keys: Observations that ``VecNormalize`` standardises before the policy sees them
         """
 
-    def act(self, obs: PyTorchObs) -> RolloutStep:
+    def act(self, obs: PyTorchObs, generator: th.Generator | None = None) -> RolloutStep:
         """
         :param obs: Observations of all environments
+        :param generator: What actions are drawn with, by default torch's global one
         :return: A step of the rollout
         """
-        actions, values, log_prob = self.policy(obs)
+        with drawing_from(generator):
+            actions, values, log_prob = self.policy(obs)
         return RolloutStep(actions, values, log_prob)
 
     def evaluate(
@@ -173,6 +177,13 @@ class PolicyAdapter:
         :return: Something that differs once :meth:`precompute` would return something else
         """
         return ()
+
+    def layers_to_shard(self) -> Sequence[nn.Module]:
+        """
+        :return: Modules whose weights ranks may part among themselves, each called as a whole and nothing of it by itself
+        :raises ValueError: If there are none
+        """
+        raise ValueError(f"shard=True needs VLAPolicy, whose backbone has layers: {type(self.policy).__name__} has none")
 
     def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...] | None:
         """

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from torch import nn
+import torch as th
 
 
 def is_finite(array: object) -> bool:
@@ -24,14 +24,14 @@ def check_seen(observation: Mapping[str, np.ndarray]) -> None:
             raise FloatingPointError(f"the observation {key!r} has NaN or infinity: no action follows from it")
 
 
-def check_weights(policy: nn.Module, consequence: str) -> None:
+def check_weights(weights: Mapping[str, th.Tensor], consequence: str) -> None:
     """
-    :param policy: A policy
+    :param weights: ``state_dict()`` of a policy
     :param consequence: What is not done with it, for the message
     :raises FloatingPointError: If a weight is not finite
     """
-    for name, tensor in policy.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise FloatingPointError(
                 f"the policy's {name} holds NaN or infinity: {consequence}, load the last good checkpoint"
             )

@@ -1,12 +1,14 @@
 """What VLAPolicy does for PPOSelfBC that other policies don't."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
+from ..common.random_source import drawing_from
 from .adapter import NO_EXTRAS, ActionEvaluation, PolicyAdapter, RolloutStep
 from .encoded import EncodedObservations, PolicyInput
 from .heads import ChunkSample
@@ -82,11 +84,12 @@ class VLAPolicyAdapter(PolicyAdapter):
             )
         self.policy.normalized_keys = keys
 
-    def act(self, obs: PyTorchObs) -> RolloutStep:
+    def act(self, obs: PyTorchObs, generator: th.Generator | None = None) -> RolloutStep:
         encoded = self.precompute(obs)
         features = self.policy.encode(obs, encoded)
         distribution = self.policy.head(features)
-        sample = distribution.draw()
+        with drawing_from(generator):
+            sample = distribution.draw()
         values = self.policy.values(obs, features)
         return RolloutStep(sample.actions, values, distribution.drawn_log_prob(sample), encoded, sample.extras)
 
@@ -116,6 +119,17 @@ class VLAPolicyAdapter(PolicyAdapter):
 
     def metrics(self) -> dict[str, float]:
         return self.policy.head.metrics()
+
+    def layers_to_shard(self) -> Sequence[nn.Module]:
+        if self.policy.compile_parts:
+            raise ValueError("shard=True does not go with policy_kwargs=dict(compile=True): leave one of them out")
+        layers = self.policy.learning_layers
+        if not layers:
+            raise ValueError(
+                f"shard=True finds no layer of {type(self.policy.backbone).__name__} that learns: unfreeze some, or leave it "
+                "out, or let your own backbone's property `layers` name them"
+            )
+        return layers
 
     def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
         return self.policy.encode_together(*batches)

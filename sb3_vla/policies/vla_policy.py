@@ -300,8 +300,15 @@ class VLAPolicy(ActorCriticPolicy):
         """
         :return: Something that differs after the frozen weights were replaced (``load_state_dict``)
         """
-        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if not tensor.requires_grad]
+        learning = {id(tensor) for layer in self.learning_layers for tensor in (*layer.parameters(), *layer.buffers())}
+        every = (*self.parameters(), *self.buffers())
+        tensors = [tensor for tensor in every if not tensor.requires_grad and id(tensor) not in learning]
         return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
+
+    @property
+    def learning_layers(self) -> list[nn.Module]:
+        """Layers of the backbone in which something is trained."""
+        return [layer for layer in self.backbone.layers if not _is_frozen(layer)]
 
     @property
     def _images_are_frozen(self) -> bool:
@@ -451,7 +458,7 @@ class VLAPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
         if not th.isfinite(actions).all():  # before clipping hides it
-            check_weights(self, "it can't act")
+            check_weights(self.state_dict(), "it can't act")
             raise FloatingPointError(
                 "the policy's action has NaN or infinity, though its weights and the observation have not"
             )
@@ -462,7 +469,7 @@ class VLAPolicy(ActorCriticPolicy):
         :param path: Where to write the policy, as tensors and JSON, for :meth:`load`
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
-        check_weights(self, "it is not saved")
+        check_weights(self.state_dict(), "it is not saved")
         arguments = self._get_constructor_parameters()
         del arguments["lr_schedule"]  # which only a training has
         save_plain(path, {"format": _FORMAT, "arguments": arguments, "weights": self.state_dict()})

@@ -1,7 +1,6 @@
 """SB3's PPO with rollouts of chunks, and any policy's frozen parts computed once."""
 
 import os
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,18 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
-from ..common.device_transfer import observations_to_device
+from ..common.launch import launched_to_shard
 from ..common.observation_normalization import check_frame_stack
 from ..common.ranks import RankMail, join_ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
-from ..imitation.demonstration_set import ARRAY_KEY
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
+from .actor import Actor
 from .agreement import SharedNormalization, check_models_alike, share_weights
 from .environment_checks import (
     check_chunks,
@@ -32,9 +30,11 @@ from .environment_checks import (
     check_normalized_alike,
 )
 from .episode_recorder import EpisodeRecorder
-from .finite import check_last_observation, check_observations, check_rewards
+from .finite import check_observations, check_rewards
+from .overlap import ActingCopy, ActorAhead, check_overlap
 from .portable_ppo import PortablePPO
 from .rollout_buffer import ChunkDictRolloutBuffer, ChunkRolloutBuffer
+from .sharding import LayerSharding, Sharding
 
 
 class ChunkedPPO(PortablePPO):
@@ -52,6 +52,8 @@ class ChunkedPPO(PortablePPO):
     replay_buffer: DemonstrationBuffer | None
     bc_loss: str
     bc_weight: Any
+    overlap: bool
+    shard: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -65,6 +67,10 @@ class ChunkedPPO(PortablePPO):
         self._recorder: EpisodeRecorder | None = None
         self._rollout_complete = True
         self._normalization: SharedNormalization | None = None
+        self._sharding = Sharding()
+        self._acting: ActingCopy | None = None
+        self._ahead: ActorAhead | None = None
+        self._holds_rollout = False
 
     def _setup_model(self) -> None:
         self.ranks = join_ranks(self.device)
@@ -202,11 +208,13 @@ class ChunkedPPO(PortablePPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self.num_primitive_steps = 0
-        check_models_alike(self.ranks, self)
-        share_weights(self.ranks, self.policy)
+        self._begin_sharing()
         self._share_normalization()
         before = self._last_obs
         progress_bar = progress_bar and self.ranks.is_first
+        if self.overlap and self.env is not None:
+            check_overlap(self.env)
+        self._acting, self._holds_rollout = None, False
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
             self._recorder.begin_episodes()
@@ -214,6 +222,34 @@ class ChunkedPPO(PortablePPO):
         if reset_num_timesteps and self._recorder is not None:
             self._recorder.forget_statistics()
         return result
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether from the first ``learn()`` on each rank has a part of a layer's, so that :meth:`save` needs all ranks."""
+        return self.ranks.size > 1 and (self.shard or launched_to_shard())
+
+    def _begin_sharing(self) -> None:
+        """Begin with the weights of the first rank; what is sharded from then on was shared before."""
+        if isinstance(self._sharding, LayerSharding):
+            return
+        check_models_alike(self.ranks, self)
+        share_weights(self.ranks, self.policy)
+        if self.is_sharded:
+            self._sharding = LayerSharding(self.policy, self.adapter.layers_to_shard(), self.ranks)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        :return: ``state_dict()`` of policy and optimizer, by name. With ``shard`` all ranks have to ask for them, and the
+            first one alone gets what is sharded
+        """
+        return self._sharding.whole(super().get_parameters())
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        if isinstance(self._sharding, LayerSharding):
+            raise RuntimeError("the weights are sharded, from the first learn() on: load the model anew to give it others")
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def _share_normalization(self) -> None:
         if self._normalization is None or self._normalization.normalizer is not self._vec_normalize_env:
@@ -236,33 +272,23 @@ class ChunkedPPO(PortablePPO):
         assert isinstance(rollout_buffer, ChunkRolloutBuffer)
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
+        actor = self._ahead or Actor(env, self.adapter, self.use_sde, self.sde_sample_freq)
+        actor.begin()
         self._check_stored(rollout_buffer)
         self._start_recorder(env.num_envs)
         callback.on_rollout_start()
 
-        read_keys = self._read_keys
         # Of a reset no step has told; wrappers have empty infos of their own
-        check_observations(self._last_obs, getattr(env.unwrapped, "reset_infos", None) or [{}] * env.num_envs, read_keys)
+        check_observations(self._last_obs, getattr(env.unwrapped, "reset_infos", None) or [{}] * env.num_envs, actor.read_keys)
         n_steps = 0
         stopped = False
-        while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                # Sample a new noise matrix
-                self.policy.reset_noise(env.num_envs)
-            with th.no_grad():
-                sampled, values, log_probs, encoded, extras = self.adapter.act(self._to_tensors(self._last_obs, read_keys))
-            actions = sampled.cpu().numpy()
-            clipped_actions = self._to_env_actions(actions)
-
-            observations = self._original_observations()
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+        for step in actor.steps(self._last_obs, n_rollout_steps):
+            observations, (_, values, log_probs, encoded, extras), actions, clipped_actions, *results = step
+            new_obs, rewards, dones, infos = results
             self.num_timesteps += env.num_envs * self.ranks.size
             self.lifetime_timesteps += env.num_envs * self.ranks.size
-            infos = list(infos) or [{} for _ in range(env.num_envs)]
             check_rewards(rewards, infos)
-            check_observations(new_obs, infos, read_keys)
+            check_observations(new_obs, infos, actor.read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
             self._primitive_steps.send(int(chunk_lengths.sum()))
             ended = self._recorder.record(observations, actions, rewards, infos, dones, encoded)  # type: ignore[union-attr]
@@ -282,7 +308,7 @@ class ChunkedPPO(PortablePPO):
             if isinstance(self.action_space, spaces.Discrete):
                 # Reshape in case of discrete action
                 actions = actions.reshape(-1, 1)
-            self._bootstrap_timeouts(rewards, dones, infos, chunk_lengths)
+            self._bootstrap_timeouts(actor, rewards, dones, infos, chunk_lengths)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
@@ -295,21 +321,58 @@ class ChunkedPPO(PortablePPO):
                 encoded,
                 extras,
             )
-            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_obs = new_obs
             self._last_episode_starts = dones
 
         if not self.ranks.all(not stopped):
+            self._leave_rollout_ahead()
             return False
+        self._ahead = None
         self._exchange()
-        with th.no_grad():
-            values = self.policy.predict_values(self._to_tensors(new_obs, self._value_keys))
-        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        rollout_buffer.compute_returns_and_advantage(last_values=actor.values(new_obs), dones=dones)
         self._rollout_complete = True
         self.logger.record("time/primitive_steps", self.num_primitive_steps)
         self._recorder.log(self.logger)  # type: ignore[union-attr]
         callback.update_locals(locals())
         callback.on_rollout_end()
+        self._begin_rollout_ahead(env, n_rollout_steps)
         return True
+
+    @property
+    def rollout_is_ahead(self) -> bool:
+        """Whether the environments have gone on with a rollout of which nothing is known yet, see ``overlap``."""
+        return self._ahead is not None
+
+    def hold_next_rollout(self) -> None:
+        """
+        To be called in the course of a rollout: even with ``overlap`` the next one is not begun before this one has been
+        learned from, so that then the environments stand where the model has seen them last.
+        """
+        self._holds_rollout = True
+
+    def _begin_rollout_ahead(self, env: VecEnv, n_steps: int) -> None:
+        """
+        :param env: The environments
+        :param n_steps: Length of the rollout
+        """
+        holds, self._holds_rollout = self._holds_rollout, False
+        if not self.overlap or holds or self.num_timesteps >= self._total_timesteps:
+            return
+        self._acting = self._acting or ActingCopy(self.adapter)
+        self._acting.update()
+        normalizer = None if self.replay_buffer is None else self.observation_normalizer
+        settings = {"use_sde": self.use_sde, "sde_sample_freq": self.sde_sample_freq}
+        self._ahead = ActorAhead(env, self._acting, normalizer, self._last_obs, n_steps, **settings)
+
+    def _leave_rollout_ahead(self) -> None:
+        """Of what the environments have done ahead nothing is learned, and they go on from there."""
+        if self._ahead is None:
+            return
+        ahead, self._ahead = self._ahead, None
+        ahead.stop()
+        self._rollout_complete = False
+        if ahead.reached is not None:
+            self._last_obs, self._last_episode_starts = ahead.reached
 
     def _exchange(self) -> None:
         """Tell the other ranks what a rollout has brought, and hear it from them."""
@@ -384,75 +447,34 @@ class ChunkedPPO(PortablePPO):
             self._recorder.begin_episodes()
         self._rollout_complete = True
 
-    def _original_observations(self) -> dict[str, np.ndarray]:
-        """
-        :return: The last observations of all environments, by key; before ``VecNormalize``, whose statistics go on changing
-        """
-        obs: Any = self._last_obs
-        if (normalizer := self.observation_normalizer) is not None:
-            obs = normalizer.get_original_obs()
-        return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
-
     @property
-    def _read_keys(self) -> Collection[str]:
-        """Observations that the policy reads."""
-        return getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
-
-    @property
-    def _value_keys(self) -> Collection[str]:
-        """Those of them that its value function reads."""
-        return self.adapter.critic_keys or self._read_keys
-
-    def _to_tensors(self, obs: Any, keys: Collection[str]) -> PyTorchObs:
-        """
-        :param obs: Observations of all environments
-        :param keys: Of a dictionary of them what is read
-        :return: The same where the policy reads it
-        """
-        if not isinstance(obs, dict):
-            return obs_as_tensor(obs, self.device)
-        return observations_to_device({key: obs[key] for key in keys}, self.device, self.adapter.host_keys)
-
-    def _to_env_actions(self, actions: np.ndarray) -> np.ndarray:
-        """
-        :param actions: As the policy draws them
-        :return: Within the environment's bounds
-        """
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            # Unscale the actions to match env bounds if they were previously squashed (scaled in [-1, 1])
-            return self.policy.unscale_action(actions)
-        # Otherwise, clip the actions to avoid out of bound error as we are sampling from an unbounded Gaussian distribution
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+    def _learned_normalizer(self) -> VecNormalize | None:
+        """What normalises observations as in the rollout that is learned from."""
+        return self.observation_normalizer if self._ahead is None else self._ahead.normalizer_before
 
     def _bootstrap_timeouts(
-        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], chunk_lengths: np.ndarray
+        self, actor: Actor, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], chunk_lengths: np.ndarray
     ) -> None:
         """
         Handle timeout by bootstrapping with value function, see SB3 issue #633; a chunk of k steps by ``gamma ** k``.
 
+        :param actor: Who has acted
         :param rewards: ``(n_envs,)``, changed in place
         :param dones: Which episodes ended
         :param infos: Say whether it was a timeout, and what was seen last
         :param chunk_lengths: k
         """
         for idx in np.flatnonzero(dones):
-            if infos[idx].get("terminal_observation") is not None and infos[idx].get("TimeLimit.truncated", False):
-                seen = infos[idx]["terminal_observation"]
-                check_last_observation(seen, int(idx), infos[idx], self._value_keys)
-                if isinstance(seen, dict):
-                    seen = {key: seen[key] for key in self._value_keys}
-                terminal_obs = self.policy.obs_to_tensor(seen)[0]
-                with th.no_grad():
-                    terminal_value = self.policy.predict_values(terminal_obs)[0]  # type: ignore[arg-type]
-                rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * terminal_value
+            last_value = actor.last_value(infos[idx], int(idx))
+            if last_value is not None:
+                rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * last_value
 
     def _excluded_save_params(self) -> list[str]:
         # The last ones are made again by _setup_model
         made_again = ["lr_schedule", "_part_schedules", "_bc_rule"]
         of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
-        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks]
+        of_overlap = ["_acting", "_ahead", "_holds_rollout", "_sharding"]
+        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks, *of_overlap]
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
         """

@@ -50,10 +50,10 @@ class PortablePPO(PPO):
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is
         """
-        check_weights(self.policy, "it is not saved")
+        parameters = self.get_parameters()
+        check_weights(parameters["policy"], "it is not saved")
         self.policy_kwargs = {**self.policy_kwargs, **self.adapter.portable_kwargs()}  # adapters may have been merged
         excluded = {*(exclude or ()), *self._excluded_save_params()}.difference(include or ())
-        parameters = self.get_parameters()
         excluded |= {name.partition(".")[0] for name in parameters}
         content = ModelContent({name: value for name, value in vars(self).items() if name not in excluded}, parameters, {})
         if isinstance(path, str | pathlib.Path):

@@ -79,6 +79,12 @@ class PPOSelfBC(ChunkedPPO):
         VLAPolicy the choice of its head
     :param bc_batch_size: Demonstrated pairs beside each minibatch, by default ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments of :class:`~sb3_vla.DemonstrationBuffer`
+    :param overlap: Whether the next rollout is collected, by a copy of the policy in a thread of its own, while this one is
+        learned from. What acts is then the policy from before the last update, and likelihood ratios, the KL divergence that
+        ``target_kl`` limits and values are held against that one. See "Not waiting" in the documentation's page on scaling
+    :param shard: Whether several ranks part the layers of VLAPolicy's backbone among them while they learn, with gradients
+        and the optimizer's state (FSDP), where these are too large for each to have all. One process alone has all. So it is
+        where ``accelerate launch`` was told to use FSDP. See "Sharding" in the documentation's page on scaling
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -105,6 +111,7 @@ class PPOSelfBC(ChunkedPPO):
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
+        **dict.fromkeys(("overlap", "shard"), Limits(choices=(True, False))),
     }
 
     def __init__(
@@ -139,6 +146,8 @@ class PPOSelfBC(ChunkedPPO):
         bc_loss: Literal["auto", "mse", "nll"] = "auto",
         bc_batch_size: int | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
+        overlap: bool = False,
+        shard: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -193,6 +202,8 @@ class PPOSelfBC(ChunkedPPO):
         self.bc_loss = bc_loss
         self.bc_batch_size = bc_batch_size
         self.replay_buffer_kwargs = replay_buffer_kwargs or {}
+        self.overlap = overlap
+        self.shard = shard
         if _init_setup_model:
             self._setup_model()
 
@@ -237,6 +248,8 @@ class PPOSelfBC(ChunkedPPO):
                 **self.replay_buffer_kwargs,
             )
         self._check_frame_stack()
+        if self.shard or self.is_sharded:
+            self._check_sharding()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:
             raise ValueError(
                 "ratio_per='chunk' multiplies the steps' likelihoods, but noise_correlation makes the steps dependent: use "
@@ -249,6 +262,17 @@ class PPOSelfBC(ChunkedPPO):
                 f"{' and '.join(f'{name}_learning_rate' for name in missing)} need VLAPolicy, whose optimizer "
                 f"has a parameter group for each part; {type(self.policy).__name__} has one: use learning_rate"
             )
+
+    def _check_sharding(self) -> None:
+        """:raises ValueError: If another argument does not go with ``shard``"""
+        others = {
+            "overlap=True": self.overlap,
+            "micro_batch_size='auto'": self.micro_batch_size == "auto",
+            f"bc_weight={self.bc_weight!r}, which compares gradients": self._bc_rule.needs_gradient_norms,
+        }
+        if wrong := [text for text, is_given in others.items() if is_given]:
+            raise ValueError(f"shard=True does not go with {' nor with '.join(wrong)}: leave one of them out")
+        self.adapter.layers_to_shard()
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         self._scheduled("learning_rate", self.lr_schedule)
@@ -327,7 +351,7 @@ class PPOSelfBC(ChunkedPPO):
     def _rate_demonstrations(self) -> None:
         if self.replay_buffer is not None:
             critic, keys = self.adapter.critic_values, self.adapter.critic_keys
-            self.replay_buffer.rate(critic, self.observation_normalizer, self._cache, self.adapter.host_keys, keys)
+            self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, self.adapter.host_keys, keys)
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
         if self.target_kl is None or approx_kl.item() <= 1.5 * self.target_kl:
@@ -372,7 +396,7 @@ class PPOSelfBC(ChunkedPPO):
         terms: _Terms = defaultdict(lambda: th.zeros((), device=self.device))
         losses = self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms)
         for loss in losses if together is None else [th.stack(list(losses)).sum()]:
-            loss.backward()
+            self._sharding.backward(loss)
         self._add_up_gradients(*terms.values())
         return terms
 
@@ -381,8 +405,7 @@ class PPOSelfBC(ChunkedPPO):
         :param terms: What is added up over the ranks like the gradients, in place
         """
         if self.ranks.size > 1:
-            gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
-            self.ranks.add_up([*gradients, *terms])
+            self._sharding.add_up_gradients(self.ranks, self.policy, terms)
 
     def _losses(
         self,
@@ -461,7 +484,7 @@ class PPOSelfBC(ChunkedPPO):
             values = self.adapter.critic_values(piece.policy_input).flatten()
             share = batch_share(piece, rollout_data) / self.ranks.size
             loss = share * value_loss(values, piece.old_values, piece.returns, clip_range_vf)
-            loss.backward()
+            self._sharding.backward(loss)
             total += loss.detach()
         self._add_up_gradients(total)
         self._step_optimizer()
@@ -469,16 +492,17 @@ class PPOSelfBC(ChunkedPPO):
 
     def _step_optimizer(self) -> None:
         norms = {
-            group.get("name", "policy"): th.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            group.get("name", "policy"): self._sharding.clip_gradients(group["params"], self.max_grad_norm)
             for group in self.policy.optimizer.param_groups
             if any(parameter.grad is not None for parameter in group["params"])  # the critic may learn alone
         }
         check_gradients(norms)
         self.policy.optimizer.step()
+        self._sharding.hand_out()
 
     def _sample_demonstrations(self, batch_size: int) -> DemonstrationSamples:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, self.observation_normalizer, self._cache, self.adapter.host_keys)
+        return self.replay_buffer.sample(batch_size, self._learned_normalizer, self._cache, self.adapter.host_keys)
 
     def _loss_weights(self, rollout_data: ChunkRolloutBufferSamples, clip_range: float) -> LossWeights:
         """
@@ -545,11 +569,14 @@ class PPOSelfBC(ChunkedPPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPPOSelfBC:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        finally:
+            self._leave_rollout_ahead()

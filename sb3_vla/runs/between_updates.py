@@ -22,6 +22,11 @@ class BetweenUpdates(BaseCallback, ABC):
     def _on_training_start(self) -> None:
         self.last = self.num_timesteps
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time, at the end of a rollout, to do something after the update."""
+        return self.num_timesteps - self.last >= self.every
+
     def _on_rollout_start(self) -> None:
         self._act_after(self.every)
 

@@ -45,6 +45,7 @@ def save_checkpoint(model: PPOSelfBC, folder: str | os.PathLike[str], state: dic
     folder = Path(folder)
     checkpoint = folder / str(model.num_timesteps)
     if not model.ranks.is_first:
+        model.get_parameters()  # of which it may have a part
         return checkpoint
     partial = checkpoint.with_name(checkpoint.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,6 +132,9 @@ class RunCheckpoint(BetweenUpdates):
     A training that is asked to stop in the middle of a rollout does so after the chunk in hand, as nothing has been learned
     from the rollout yet: the checkpoint is of the moment before it. In the middle of an update the update is completed.
 
+    With ``overlap`` the rollout after a checkpoint does not begin before it. One at which a training is to stop may find that
+    the next rollout has begun: that one is lost then, and going on begins new episodes.
+
     :param folder: That of all checkpoints of the run
     :param every: Timesteps between two checkpoints
     :param request: Says whether to stop
@@ -157,7 +161,8 @@ class RunCheckpoint(BetweenUpdates):
             self.model.replay_buffer.episodes.update(episodes)
         restore_random_states(self.model, state["random"])
         self.is_collecting = False
-        if not (self.folder / str(self.model.num_timesteps)).exists():  # that of this very moment
+        exists = (self.folder / str(self.model.num_timesteps)).exists()  # that of this very moment
+        if not (self.model.ranks.from_first(exists) if self.model.is_sharded else exists):
             save_checkpoint(self.model, self.folder, state)
 
     def _on_rollout_start(self) -> None:
@@ -173,7 +178,10 @@ class RunCheckpoint(BetweenUpdates):
         return self.request.signal is None
 
     def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, PPOSelfBC)
         self.is_collecting = False
+        if self.request.signal is not None or self.is_due:
+            self.model.hold_next_rollout()
 
     def _on_training_end(self) -> None:
         if self.is_collecting:

@@ -113,14 +113,17 @@ def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) 
             is_lost = isinstance(error, LostRank)
             if not checkpoint.is_collecting or not (is_lost or request.signal):
                 raise
+            if model.is_sharded:  # the others, which have parts of it, may be gone or go on
+                raise
             checkpoint.save_before_rollout()  # the signal may have ended the simulators, too
             if request.signal is None:
                 raise
         finally:
             logger.close()
-        if model.num_timesteps >= total and model.ranks.is_first:
+        if model.num_timesteps >= total:
             model.save(folder.model)
-            draw_curves(folder)
+            if model.ranks.is_first:
+                draw_curves(folder)
     return model
 
 

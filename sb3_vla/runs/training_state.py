@@ -96,6 +96,8 @@ def _environments(model: PPOSelfBC) -> dict[str, Any]:
     """
     if model.env is None or model._last_obs is None:
         return {"why_not": ""}
+    if model.rollout_is_ahead:
+        return {"why_not": "overlap=True had begun the next rollout already"}
     try:
         base, normalizer = _unwrapped(model.env)
         normalizer_state = None if normalizer is None else get_normalizer_state(normalizer)

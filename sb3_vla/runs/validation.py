@@ -71,8 +71,15 @@ class Validation(BetweenUpdates):
         """Evaluate it."""
         assert isinstance(self.model, PPOSelfBC)
         result = evaluate_on_tasks(self.model, progress=False, ranks=self.model.ranks, **self.arguments)
-        if self.model.ranks.is_first:
+        ranks = self.model.ranks
+        if ranks.from_first(ranks.is_first and self._is_best(result)):
+            self.model.save(self.best_model)
+        if ranks.is_first:
             self._keep(self.model, result)
+
+    def _is_best(self, result: EvaluationResult) -> bool:
+        episode_steps = mean_episode_steps(result)
+        return all(episode_steps < float(before["episode_steps"]) for before in self.rows)
 
     def _keep(self, model: PPOSelfBC, result: EvaluationResult) -> None:
         episode_steps = mean_episode_steps(result)
@@ -86,8 +93,6 @@ class Validation(BetweenUpdates):
             **{f"success/{task}": summary.success for task, summary in result.tasks.items()},
             **{f"steps_to_success/{task}": summary.steps_to_success for task, summary in result.tasks.items()},
         }
-        if all(episode_steps < float(before["episode_steps"]) for before in self.rows):
-            model.save(self.best_model)
         self.rows.append({name: "" if value is None else str(value) for name, value in row.items()})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(row))

@@ -139,6 +139,14 @@ class VLABackbone(nn.Module, ABC):
         return {"all": self}
 
     @property
+    def layers(self) -> Sequence[nn.Module]:
+        """
+        Modules that hold most of the weights, each called as a whole, so that several ranks can part them among themselves; by
+        default those in lists of modules (``nn.ModuleList``).
+        """
+        return _listed(self)
+
+    @property
     def image_encoder(self) -> Sequence[nn.Module]:
         """The modules that :meth:`encode_images` runs, by default possibly any."""
         return (self,)
@@ -155,3 +163,9 @@ class VLABackbone(nn.Module, ABC):
             if name not in self.parts:
                 raise ValueError(f"{type(self).__name__} has no part {name!r} to freeze; its parts are {sorted(self.parts)}")
             self.parts[name].requires_grad_(False)
+
+
+def _listed(module: nn.Module) -> list[nn.Module]:
+    """:return: Members of the outermost lists of modules within a module"""
+    inner = list(module.children())
+    return inner if isinstance(module, nn.ModuleList) else [layer for child in inner for layer in _listed(child)]

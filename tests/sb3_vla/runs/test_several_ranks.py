@@ -41,6 +41,13 @@ def config_file(tmp_path, tiny_config):
     return str(path)
 
 
+def change(config_file, **settings):
+    content = yaml.safe_load(open(config_file, encoding="utf-8"))
+    content["train"].update(settings)
+    with open(config_file, "w", encoding="utf-8") as file:
+        yaml.safe_dump(content, file)
+
+
 def command(*argv):
     """Exit status, what went to standard output and to standard error."""
     out, err = io.StringIO(), io.StringIO()
@@ -55,7 +62,9 @@ def train_and_evaluate(config_file, run, result):
     return trained, command("eval", f"{run}/model.zip", "--out", result)
 
 
-def test_a_run_on_two_ranks_makes_the_files_of_one(start_ranks, config_file, tmp_path):
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_run_on_two_ranks_makes_the_files_of_one(start_ranks, config_file, tmp_path, shard):
+    change(config_file, shard=shard)
     run, result = tmp_path / "run", tmp_path / "eval.json"
     first, second = start_ranks(train_and_evaluate, 2, config_file, str(run), str(result)).results()
     assert [status for status, _, _ in (*first, *second)] == [0] * 4
@@ -98,8 +107,9 @@ def train_until_one_is_killed(config_file, run, when):
     return command("train", "--config", config_file, "--out", run)
 
 
-@pytest.mark.parametrize("when", ["rollout", "update"])
-def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, config_file, tmp_path, when):
+@pytest.mark.parametrize(("when", "shard"), [("rollout", False), ("update", False), ("rollout", True), ("update", True)])
+def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, config_file, tmp_path, when, shard):
+    change(config_file, shard=shard)
     run = tmp_path / "run"
     start = time.monotonic()
     (status, _, error), nothing = start_ranks(train_until_one_is_killed, 2, config_file, str(run), when).results(60)
@@ -107,8 +117,8 @@ def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, co
     assert status == 1
     assert f"To go on: sb3-vla train --resume {run}" in error
     assert "sb3-vla train (rank 0): another rank has ended or can't be reached" in error
-    # Nothing is learned from the rollout in which a rank is lost
-    newest = {"rollout": "32", "update": "16"}[when]
+    # Nothing is learned from the rollout in which a rank is lost, and a rank alone can't save what is sharded
+    newest = "32" if when == "rollout" and not shard else "16"
     assert max(path.name for path in (run / "checkpoints").iterdir()) == newest
     status, out, _ = command("train", "--resume", str(run))
     assert status == 0 and f"checkpoints/{newest}" in out
