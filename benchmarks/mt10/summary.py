@@ -1,4 +1,8 @@
-"""Put the runs of study.py together in results/mt10/summary.json and print a table: python benchmarks/mt10/summary.py"""
+"""
+Put the runs of study.py together, in results/mt10/summary.json and in the tables of README.md and docs/mt10.md.
+
+    python benchmarks/mt10/summary.py
+"""
 
 import csv
 import json
@@ -9,7 +13,11 @@ from typing import Any
 
 from sb3_vla.evaluation.result import EvaluationResult
 
-RESULTS = Path(__file__).parents[2] / "results" / "mt10"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "mt10"
+# Of Wang et al. 2025 (arXiv 2509.25718), who say nothing of the success of SFT
+PAPER = [["Wang et al. 2025, SFT", "-", "66.62", "", ""], ["Wang et al. 2025, post-trained", "0.93", "42.17", "", ""]]
+STAGES = {"sft": "SFT", "post_trained": "post-trained"}
 
 
 def main() -> None:
@@ -28,7 +36,9 @@ def main() -> None:
             "longest_dip": [longest_dip(training_success(path)) for path in seeds],
         }
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print_table(summary)
+    for page in (ROOT / "README.md", ROOT / "docs" / "mt10.md"):
+        replace(page, "mt10", headline(summary))
+    replace(ROOT / "docs" / "mt10.md", "tasks", by_task(summary))
 
 
 def load(path: Path) -> EvaluationResult:
@@ -91,21 +101,59 @@ def _means(summaries: list[Any]) -> dict[str, float | None]:
     }
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def headline(summary: dict[str, Any]) -> str:
     """
     :param summary: What is in ``summary.json``
+    :return: Table of means over seeds and of what each seed reached
     """
-    columns = [(demos, stage) for demos in summary for stage in ("sft", "post_trained")]
-    print("| task | " + " | ".join(f"{demos.replace('_', ' ')}, {stage.replace('_', '-')}" for demos, stage in columns) + " |")
-    print("|---" * (len(columns) + 1) + "|")
+    rows = [["demonstrations a task", "success", "steps to success", "primitive steps", "hours"], ["---"] * 5, *PAPER]
+    for demos, found in summary.items():
+        for stage, name in STAGES.items():
+            cost = ["", ""] if stage == "sft" else [f"{found['primitive_steps'] / 1e6:.1f} M", f"{found['hours']:.1f}"]
+            seeds = found[stage]["by_seed"]
+            success, steps = (_mean_and_seeds(seeds, *form) for form in (("success", ".3f"), ("steps_to_success", ".1f")))
+            rows.append([f"{demos.removeprefix('demos_')}, {name}", success, steps, *cost])
+    return _markdown(rows)
+
+
+def _mean_and_seeds(seeds: list[dict[str, float]], name: str, form: str) -> str:
+    values = [seed[name] for seed in seeds]
+    each = f" ({', '.join(format(value, form) for value in values)})" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{each}"
+
+
+def by_task(summary: dict[str, Any]) -> str:
+    """
+    :param summary: What is in ``summary.json``
+    :return: Table of success and steps to success, means over seeds
+    """
+    columns = [(demos, stage) for demos in summary for stage in STAGES]
+    rows = [["task", *(f"{demos.removeprefix('demos_')}, {STAGES[stage]}" for demos, stage in columns)]]
+    rows.append(["---"] * len(rows[0]))
     tasks = next(iter(summary.values()))["sft"]["tasks"] if summary else ()
     for task in (*tasks, "mean"):
         cells = []
         for demos, stage in columns:
             found = summary[demos][stage] if task == "mean" else summary[demos][stage]["tasks"][task]
             steps = "-" if found["steps_to_success"] is None else f"{found['steps_to_success']:.1f}"
-            cells.append(f"{found['success']:.2f} / {steps}")
-        print(f"| {task} | " + " | ".join(cells) + " |")
+            cells.append(f"{found['success']:.2f} in {steps}")
+        rows.append([task, *cells])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def replace(page: Path, mark: str, text: str) -> None:
+    """
+    :param page: A page
+    :param mark: Name of a mark in it
+    :param text: What stands between the mark's begin and end from now on
+    """
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark}: begin -->\n")
+    after = rest.split(f"<!-- {mark}: end -->")[1]
+    page.write_text(f"{before}<!-- {mark}: begin -->\n{text}\n<!-- {mark}: end -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
