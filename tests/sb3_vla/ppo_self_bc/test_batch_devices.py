@@ -51,6 +51,6 @@ def test_in_rollouts_a_policy_gets_what_it_reads(make_env, make_model):
         warnings.simplefilter("ignore")  # that it is not read
         model = make_model(DummyVecEnv([lambda: Talkative(make_env())]))
     act, seen = model.adapter.act, []
-    model.adapter.act = lambda obs: seen.append(set(obs)) or act(obs)
+    model.adapter.act = lambda obs, *rest: seen.append(set(obs)) or act(obs, *rest)
     model.learn(8)
     assert seen and all(keys == {"image", "state", "instruction", "privileged"} for keys in seen)

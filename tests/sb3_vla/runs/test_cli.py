@@ -521,7 +521,6 @@ def test_train_needs_either_a_new_run_or_an_old_one(fail, tmp_path):
     "option",
     [
         ["--config", "a.yml"],
-        ["--suite", "a"],
         ["--tasks", "MT10"],
         ["--seed", "0"],
         ["--init", "a"],
