@@ -81,7 +81,7 @@ docs: setup  ## The documentation site, in build/docs/html; warnings are errors
 	@echo "Open build/docs/html/index.html"
 
 test: setup browser  ## Run the tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=25
 
 package: setup  ## Build sdist and wheel into dist/, and use the wheel in a fresh environment (PYTHON=)
 	sh scripts/package/check.sh $(BIN) $(PYTHON) $(TORCH_OPTIONS)

@@ -104,6 +104,8 @@ def test_commands_run(commands, readers, tmp_path, monkeypatch, capsys):
         words = in_small(line, readers)
         arguments = build_parser().parse_args(words)
         outputs = {path for name in OUTPUTS if (path := getattr(arguments, name, None)) is not None}
+        if {*words} - outputs == {"quickstart", "--out", "--config", "small.yml"}:  # as the readers' runs were made
+            continue
         for path in outputs:  # of a line before, whose alternative this is
             remove(tmp_path, path)
         for word in {*words} - outputs:

@@ -465,7 +465,7 @@ def test_workers_end_when_the_parent_is_killed():
 SCRIPT = """
 import gymnasium as gym
 import numpy as np
-from sb3_vla import SharedMemoryVecEnv
+from sb3_vla.vec_env import SharedMemoryVecEnv
 
 if __name__ == "__main__":
     envs = []
@@ -491,7 +491,7 @@ def test_a_script_that_does_not_close_ends_in_silence_and_leaves_nothing(tmp_pat
 
 WITHOUT_GUARD = """
 import gymnasium as gym
-from sb3_vla import SharedMemoryVecEnv
+from sb3_vla.vec_env import SharedMemoryVecEnv
 
 SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 2, n_workers=2, start_method="{method}")
 """
