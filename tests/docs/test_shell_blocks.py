@@ -88,6 +88,7 @@ def in_small(line, folder):
     if arguments.config is not None:
         given = load_config(arguments.config if Path(arguments.config).exists() else folder / arguments.config).to_dict()
         settings = {name: {**old, **SMALL.get(name, {})} if isinstance(old, dict) else old for name, old in given.items()}
+        settings["tasks"] = "handle-press-v3"
     (folder / "small.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return [*words, "--config", "small.yml"]
 
