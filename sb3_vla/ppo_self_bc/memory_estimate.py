@@ -1,10 +1,8 @@
 """How much memory post-training will take, known beforehand: for models that are not there, or don't fit into this machine."""
 
 import bisect
-import gc
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -196,7 +194,7 @@ class MemoryEstimator:
         :return: A step of a rollout, and what it takes at most
         """
         observations = self._observations(self.adapter.read_space, n_envs)  # type: ignore[arg-type]
-        with _measured() as memory, th.no_grad():
+        with TensorMemory() as memory, th.no_grad():
             step = self.adapter.act(observations)
         return step, memory.peak
 
@@ -221,9 +219,9 @@ class MemoryEstimator:
         """:return: The optimizer after its first step, with the state of what gets gradients"""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = self.policy.optimizer_class(trained, lr=0.0, **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
-        with _measured():
+        with TensorMemory():  # which knows how many a mask of a fake chooses
             add_gradient(self.adapter, self._samples(1), self.bc_batch_size > 0, self.ratio_per_step)
-            optimizer.step()
+        optimizer.step()
         self._learning = [parameter for parameter in trained if parameter.grad is not None]
         return optimizer
 
@@ -236,7 +234,7 @@ class MemoryEstimator:
         for parameter in self._learning:  # a piece's gradients are added to those of the piece before
             parameter.grad = None if is_whole else self._zeros(tuple(parameter.shape), parameter.dtype)
         before = 0 if is_whole else sum(parameter.nbytes for parameter in self._learning)
-        with _measured() as memory:
+        with TensorMemory() as memory:
             if is_whole:
                 self._add_whole_gradient()
             else:
@@ -266,11 +264,3 @@ class MemoryEstimator:
     def _pair_bytes(self) -> int:
         space = spaces.Dict({**self.adapter.read_space.spaces, "action": self.policy.action_space})  # type: ignore[attr-defined]
         return sum(math.prod(box.shape or ()) * np.dtype(box.dtype).itemsize for box in space.values())
-
-
-@contextmanager
-def _measured() -> Iterator[TensorMemory]:
-    """Within it memory is counted, and nothing of what was done before goes on counting."""
-    with TensorMemory() as memory:
-        yield memory
-    gc.collect()

@@ -156,7 +156,7 @@ def test_many_environments_in_any_order_of_life_each_draw_their_own_picture():
 
     rng = random.Random(0)
     alive = []
-    for _ in range(20):
+    for _ in range(40):
         task = rng.choice(tasks)
         alive.append((task, make_vla_env(task, quality=rng.choice(["fast", "fast", "full"]), **arguments)))
         if len(alive) > 6:
