@@ -9,7 +9,7 @@ from study import RESULTS, RUNS
 from summary import load
 
 from sb3_vla import PPOSelfBC, save_for_hub
-from sb3_vla.runs.config import load_run_config
+from sb3_vla.runs.config import load_config
 from sb3_vla.runs.quickstart import record_comparison
 
 SEED = "seed0"
@@ -38,9 +38,8 @@ def publish(run: Path, results: Path, folder: Path) -> None:
     if not folder.exists():
         trained = run / "post_trained"
         films = trained / "gifs"
-        if not films.exists():
-            films.mkdir()
-            record_comparison(load_run_config(trained / "config.yaml"), before, after, films)
+        films.mkdir(exist_ok=True)
+        record_comparison(load_config(trained / "config.yaml"), before, after, films)
         content = {"result": post_trained, "baseline": sft, "videos": sorted(films.glob("comparison_*.gif")), "run": trained}
         save_for_hub(after, folder, None, metadata={"license": "mit"}, **content)
 

@@ -68,8 +68,7 @@ class Run:
         post_trained = self.model.parent
         if not (post_trained / "model.zip").exists():  # which is written last
             if any((post_trained / "checkpoints").glob("[0-9]*")):
-                command = [*CLI, "train", "--resume", post_trained]
-                subprocess.run(command, check=True, cwd=ROOT)
+                subprocess.run([*CLI, "train", "--resume", post_trained], check=True, cwd=ROOT)
             else:
                 shutil.rmtree(post_trained, ignore_errors=True)
                 # Without the demonstrations: from here on it learns from its own episodes alone
@@ -105,7 +104,9 @@ class Run:
         :param command: Of ``sb3-vla``
         :param arguments: Its own, beside configuration and seed
         """
-        line = [command, *map(str, arguments), "--config", str(self.config), "--seed", str(self.seed)]
+        # A run writes its command down, and others run it elsewhere
+        given = (*arguments, "--config", self.config, "--seed", str(self.seed))
+        line = [command, *(str(each.relative_to(ROOT)) if isinstance(each, Path) else each for each in given)]
         print("sb3-vla", *line, flush=True)
         subprocess.run([*CLI, *line], check=True, cwd=ROOT)
 

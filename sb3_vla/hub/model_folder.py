@@ -195,8 +195,8 @@ def _plain(setting: Any) -> Any:
 
 
 def _protocol(result: EvaluationResult) -> dict[str, Any]:
-    """Settings of an evaluation but for the number of environments, on which the numbers don't depend."""
-    return {key: value for key, value in result.settings.items() if key != "n_envs"}
+    """Settings of an evaluation but for those on which success and steps don't depend."""
+    return {key: value for key, value in result.settings.items() if key not in ("n_envs", "gamma")}
 
 
 def _copies(videos: Sequence[str | Path], run: str | Path | None, demonstrations: str | Path | None) -> dict[str, Path]:

@@ -214,7 +214,7 @@ class ChunkedPPO(PortablePPO):
         progress_bar = progress_bar and self.ranks.is_first
         if self.overlap and self.env is not None:
             check_overlap(self.env)
-        self._acting, self._holds_rollout = None, False
+        self._holds_rollout = False
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not before and self._recorder is not None:
             self._recorder.begin_episodes()
@@ -366,6 +366,7 @@ class ChunkedPPO(PortablePPO):
 
     def _leave_rollout_ahead(self) -> None:
         """Of what the environments have done ahead nothing is learned, and they go on from there."""
+        self._acting = None
         if self._ahead is None:
             return
         ahead, self._ahead = self._ahead, None

@@ -98,9 +98,9 @@ def test_commands_run(commands, readers, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.syspath_prepend(ROOT / "examples")
-    uploads = []
+    # There is no Hub here
     monkeypatch.setattr("sb3_vla.runs.commands.push.create_repo", lambda repo_id, private: None)
-    monkeypatch.setattr("sb3_vla.runs.commands.push.push_to_hub", lambda folder, repo_id: uploads.append(repo_id))
+    monkeypatch.setattr("sb3_vla.runs.commands.push.push_to_hub", lambda folder, repo_id: repo_id)
     for line in commands:
         words = in_small(line, readers)
         arguments = build_parser().parse_args(words)

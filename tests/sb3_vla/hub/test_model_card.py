@@ -96,7 +96,9 @@ def test_table_has_intervals_steps_and_episodes(card):
 
 
 def test_table_shows_the_model_before_post_training_beside_it(card):
-    rows = _rows(card(result=RESULT, baseline=_result([None] * 4, [50, 50, 50, 90])))
+    # Another discount, as of SFT before a post-training with its own, is no other protocol
+    baseline = _result([None] * 4, [50, 50, 50, 90], gamma=0.99, n_envs=7)
+    rows = _rows(card(result=RESULT, baseline=baseline))
     assert "before post-training" in rows[0][1] and "this model" in rows[0][4]
     assert rows[2] == ["drawer-close-v3", "0.00 (0.00-0.49)", "-", "4", "0.50 (0.15-0.85)", "30.0", "4"]
     assert rows[4][2] == "60.0" and rows[4][5] == "21.2"
