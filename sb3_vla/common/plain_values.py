@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class PlainValues:
 
     def encode(self, value: Any) -> Any:
         """
-        :param value: Numbers, texts, arrays, tensors, spaces, trusted classes, functions and their plain instances, and
+        :param value: Numbers, texts, paths, arrays, tensors, spaces, trusted classes, functions and their plain instances, and
             tuples, lists, dictionaries and deques of these
         :return: The same in what JSON can hold
         :raises TypeError: If there is something else in it
@@ -118,6 +119,7 @@ _KINDS: dict[str, _Kind] = {
     "$number": _Kind(np.generic, lambda x: _tensor(np.asarray(x)), lambda x: x.numpy()[()]),
     "$dtype": _Kind(np.dtype, lambda x: x.str, np.dtype),
     "$device": _Kind(th.device, str, th.device),
+    "$path": _Kind(PurePath, str, Path),
     "$box": _Kind(spaces.Box, lambda x: [x.low, x.high, x.dtype], lambda x: spaces.Box(x[0], x[1], dtype=x[2].type)),
     "$discrete": _Kind(spaces.Discrete, lambda x: [int(x.n), int(x.start)], lambda x: spaces.Discrete(x[0], start=x[1])),
     "$multi_discrete": _Kind(

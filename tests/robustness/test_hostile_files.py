@@ -199,7 +199,7 @@ def test_tensors_that_make_no_sense_are_named(saved):
 VALUES = [
     *(None, True, 1, -0.5, "text", [1, [2]], (1, (2, "x")), {"a": {"b": ()}}, {1: "x", "$y": 2}, float("inf")),
     *(np.arange(6, dtype=np.int16).reshape(2, 3), np.zeros((0, 2)), np.array(5.0), np.float32(0.5), np.bool_(True)),
-    *(np.dtype("float32"), th.device("cpu"), th.arange(3), th.zeros(2, 0), th.ones(2, dtype=th.bfloat16)),
+    *(np.dtype("float32"), th.device("cpu"), Path("models"), th.arange(3), th.zeros(2, 0), th.ones(2, dtype=th.bfloat16)),
     *(spaces.Box(-1, 1, (2, 3)), spaces.Box(0, 255, (2,), np.uint8), spaces.Discrete(5, start=2), spaces.MultiBinary(3)),
     *(spaces.MultiDiscrete([2, 3]), spaces.Dict({"b": spaces.Discrete(2), "a": spaces.MultiBinary([2, 2])})),
     *(spaces.Tuple([spaces.Discrete(2), spaces.Box(-np.inf, np.inf, (1,))]), th.nn.ReLU, th.optim.AdamW, PlainValues),

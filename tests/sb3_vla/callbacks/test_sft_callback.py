@@ -138,7 +138,7 @@ def in_processes(**kwargs):
 )
 def test_the_suites_experts_demonstrate_in_the_training_environment(make_env, tasks):
     env = make_env(chunk_size=16, horizon=150, cameras=["corner4"])
-    model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1)
+    model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1, seed=0)
     model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
     env.close()
     held = model.replay_buffer.episodes
