@@ -85,6 +85,14 @@ class PolicyAdapter:
         if self.bc_loss == "mse" and not isinstance(self.policy.action_space, spaces.Box):
             raise ValueError(f"bc_loss='mse' needs a Box action space, got {self.policy.action_space}: use bc_loss='nll'")
 
+    def scale_noise(self, scale: float) -> None:
+        """
+        :param scale: Factor of the policy's exploration noise from now on, above 0
+        :raises ValueError: If it is not 1, and the policy can't change its noise
+        """
+        if scale != 1:
+            raise ValueError(f"noise_scale={scale} needs VLAPolicy: {type(self.policy).__name__} can't scale its noise")
+
     @staticmethod
     def byte_keys(observation_space: spaces.Space) -> tuple[str, ...]:
         """

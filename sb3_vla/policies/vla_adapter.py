@@ -46,6 +46,9 @@ class VLAPolicyAdapter(PolicyAdapter):
         """Whether the head draws the steps of a chunk independently."""
         return self.policy.head.steps_are_independent
 
+    def scale_noise(self, scale: float) -> None:
+        self.policy.head.noise_scale = scale
+
     @staticmethod
     def byte_keys(observation_space: spaces.Space) -> tuple[str, ...]:
         return tuple(filter(holds_bytes, observation_space)) if isinstance(observation_space, spaces.Dict) else ()

@@ -8,9 +8,11 @@ import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
+from stable_baselines3.common.vec_env import VecEnv
 
 from ..common.argument_checks import Limits, check_keywords, check_known
 from ..imitation.demonstration_buffer import DemonstrationBuffer
@@ -69,6 +71,10 @@ class PPOSelfBC(ChunkedPPO):
         not of each ``learn()``. VLAPolicy's value function learns alone; other policies are trained on the value loss
     :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
         value loss alone, and with privileged observations cost next to nothing
+    :param noise_scale: Factor of the noise with which VLAPolicy explores (the standard deviation of a Gaussian head or of the
+        steps of a flow head, the temperature of a token head), it can be a function of the current progress remaining that
+        stays above 0. Wide noise finds what is far; with little, PPO improves the policy that acts without any: begin with 1
+        and let it fall
     :param micro_batch_size: Accumulate the gradient over pieces of at most this size (memory); by default a minibatch and the
         demonstrated pairs beside it are one piece. ``"auto"`` becomes the largest number that fits into what is free when the
         first update begins, and stays it, in saved models too, as other pieces add up to other last digits
@@ -104,6 +110,7 @@ class PPOSelfBC(ChunkedPPO):
         **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "critic_epochs"), Limits(at_least=1, whole=True)),
         **dict.fromkeys(("micro_batch_size", "bc_batch_size"), Limits(at_least=1, whole=True)),
         **dict.fromkeys(("clip_range", "clip_range_vf", "target_kl"), Limits(above=0)),
+        "noise_scale": Limits(above=0),
         "max_grad_norm": Limits(above=0, may_be_infinite=True),
         "ent_coef": Limits(),
         "vf_coef": Limits(at_least=0),
@@ -140,6 +147,7 @@ class PPOSelfBC(ChunkedPPO):
         critic_learning_rate: float | Schedule | None = None,
         critic_warmup_steps: int = 0,
         critic_epochs: int | None = None,
+        noise_scale: float | Schedule = 1.0,
         micro_batch_size: int | Literal["auto"] | None = None,
         bc_weight: float | str | BCWeight = "constant",
         bc_weight_kwargs: dict[str, Any] | None = None,
@@ -196,6 +204,7 @@ class PPOSelfBC(ChunkedPPO):
         self.critic_learning_rate = critic_learning_rate
         self.critic_warmup_steps = critic_warmup_steps
         self.critic_epochs = critic_epochs
+        self.noise_scale = noise_scale
         self.micro_batch_size: Any = micro_batch_size
         self.bc_weight = bc_weight
         self.bc_weight_kwargs = bc_weight_kwargs
@@ -255,6 +264,9 @@ class PPOSelfBC(ChunkedPPO):
                 "ratio_per='chunk' multiplies the steps' likelihoods, but noise_correlation makes the steps dependent: use "
                 "ratio_per='step', or head_kwargs=dict(noise_correlation=0)"
             )
+        self._noise_schedule = FloatSchedule(self.noise_scale)
+        self.argument_limits["noise_scale"].check("noise_scale at the end of the training", self._noise_schedule(0.0))
+        self._scale_noise()
         part_rates = {"backbone": self.backbone_learning_rate, "critic": self.critic_learning_rate}
         self._part_schedules = {name: FloatSchedule(rate) for name, rate in part_rates.items() if rate is not None}
         if missing := [name for name in self._part_schedules if name not in self.adapter.parts]:
@@ -273,6 +285,16 @@ class PPOSelfBC(ChunkedPPO):
         if wrong := [text for text, is_given in others.items() if is_given]:
             raise ValueError(f"shard=True does not go with {' nor with '.join(wrong)}: leave one of them out")
         self.adapter.layers_to_shard()
+
+    def _scale_noise(self) -> None:
+        self.adapter.scale_noise(self._scheduled("noise_scale", self._noise_schedule))
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self._scale_noise()
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         self._scheduled("learning_rate", self.lr_schedule)

@@ -92,7 +92,7 @@ class LeRobotSettings(_LeRobotArguments):
 class TrainSettings(_PPOArguments):
     """
     Arguments of :class:`~sb3_vla.PPOSelfBC`, and how long it trains. A learning rate or clip range ``lin_7e-5`` falls linearly
-    from that number to 0, as in the zoo.
+    from that number to 0, as in the zoo, and ``noise_scale: lin_1_0.3`` from the first number to the second.
 
     :param total_timesteps: Chunks to train for
     :param n_envs: Number of environments, of each process where several train one model

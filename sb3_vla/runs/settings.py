@@ -15,7 +15,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from ..common.argument_checks import Limits
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
-_SCHEDULE = re.compile(r"lin_(\d+\.?\d*(e[+-]?\d+)?)", re.IGNORECASE)
+_NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?)"
+_SCHEDULE = re.compile(rf"lin_{_NUMBER}(?:_{_NUMBER})?", re.IGNORECASE)
 
 Section = TypeVar("Section")
 
@@ -154,10 +155,10 @@ def with_schedule(value: Any) -> Any:
     """
     :param value: Of a setting
     :return: A schedule for a text such as ``lin_7e-5``, the zoo's notation for what falls linearly from that number to 0
-        while it trains; else the value
+        while it trains, or ``lin_1_0.3``, which falls from the first number to the second; else the value
     """
     match = _SCHEDULE.fullmatch(value) if isinstance(value, str) else None
-    return value if match is None else LinearSchedule(start=float(match[1]), end=0.0, end_fraction=1.0)
+    return value if match is None else LinearSchedule(float(match[1]), float(match[2] or 0), 1.0)
 
 
 def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) -> None:
@@ -209,7 +210,7 @@ def _words(hint: Any) -> list[str]:
     if kind is Literal:
         return [repr(each) for each in arguments]
     if hint == Schedule:
-        return ["'lin_' and a number"]
+        return ["'lin_' and one or two numbers"]
     if kind in _WORDS:
         return [_WORDS[kind]]
     if kind is Any or not inspect.isclass(kind):

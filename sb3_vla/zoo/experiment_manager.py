@@ -19,14 +19,15 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from ..callbacks.success_eval_callback import SuccessEvalCallback
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
+from ..runs.settings import with_schedule
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .configs import find_config
 from .environment import Hyperparams, chunk_settings, is_of_a_suite
 from .hyperparams import CHUNK_SIZES
 from .trust import check_config_file, check_hyperparams, refusal
 
-# Learning rates that may be schedules, beside those that the zoo knows
-_LEARNING_RATES = ("backbone_learning_rate", "critic_learning_rate")
+# What may be a schedule, beside what the zoo knows
+_SCHEDULED = ("backbone_learning_rate", "critic_learning_rate", "noise_scale")
 
 
 class ChunkExperimentManager(ExperimentManager):
@@ -169,10 +170,12 @@ class ChunkExperimentManager(ExperimentManager):
     @staticmethod
     def _preprocess_schedules(hyperparams: Hyperparams) -> Hyperparams:
         hyperparams = ExperimentManager._preprocess_schedules(hyperparams)
-        for name in _LEARNING_RATES:
+        for name in _SCHEDULED:
             if hyperparams.get(name) is not None:
-                schedule = ExperimentManager._preprocess_schedules({"learning_rate": hyperparams[name]})
-                hyperparams[name] = schedule["learning_rate"]
+                schedule = with_schedule(hyperparams[name])
+                if schedule is hyperparams[name]:
+                    schedule = ExperimentManager._preprocess_schedules({"learning_rate": schedule})["learning_rate"]
+                hyperparams[name] = schedule
         # SB3's class for the same: a model's file names no classes of the zoo
         return {
             name: LinearSchedule(value.initial_value, 0.0, 1.0) if isinstance(value, SimpleLinearSchedule) else value

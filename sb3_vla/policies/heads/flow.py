@@ -221,6 +221,7 @@ class FlowHead(ActionHead):
             scale = F.pad(self.log_std, (0, start.shape[2] - self.action_dim), value=self.log_std_init).exp()
         velocity = functools.partial(self._velocity, features)
         shape = (self.chunk_size, self.action_dim)
+        scale = scale * self.noise_scale
         return FlowDistribution(velocity, start, self.n_flow_steps, self.noise, scale, self._to_env, shape)
 
     def _velocity(self, features: BackboneFeatures, x: th.Tensor, t: th.Tensor) -> th.Tensor:
@@ -258,7 +259,7 @@ class FlowHead(ActionHead):
                 self.log_std.fill_(self.log_std_init)
 
     def metrics(self) -> dict[str, float]:
-        return {"std": self.log_std.detach().exp().mean().item()} if self.noise == "noise" else {}
+        return {"std": self.noise_scale * self.log_std.detach().exp().mean().item()} if self.noise == "noise" else {}
 
     def constructor_kwargs(self) -> dict[str, Any]:
         return {

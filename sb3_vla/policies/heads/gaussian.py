@@ -116,7 +116,7 @@ class GaussianHead(ActionHead):
         self.log_std = nn.Parameter(th.full((self.action_dim,), float(log_std_init)))
 
     def forward(self, features: BackboneFeatures) -> GaussianChunkDistribution:
-        std = self.half_range * self.log_std.exp()
+        std = self.half_range * self.log_std.exp() * self.noise_scale
         return GaussianChunkDistribution(
             self.to_env(self._unit_mean(features)), std, self.noise_correlation, self.noise_probability
         )
@@ -132,7 +132,7 @@ class GaussianHead(ActionHead):
                 self.log_std.fill_(self.log_std_init)
 
     def metrics(self) -> dict[str, float]:
-        return {"std": self.log_std.detach().exp().mean().item()}
+        return {"std": self.noise_scale * self.log_std.detach().exp().mean().item()}
 
     def constructor_kwargs(self) -> dict[str, Any]:
         return {

@@ -54,7 +54,7 @@ class AutoregressiveTokenDistribution(ChunkDistribution):
         tokens: list[th.Tensor] = []
         log_probs = []
         for _ in range(self.head.chunk_size * self.head.action_dim):
-            logits = self.decoder.next_logits(self.features, tokens[-1] if tokens else None, cache) / self.head.temperature
+            logits = self.decoder.next_logits(self.features, tokens[-1] if tokens else None, cache) / self.head.divisor
             tokens.append(_draw(logits, deterministic))
             log_probs.append(_log_prob(logits, tokens[-1]))
         shape = (-1, self.head.chunk_size, self.head.action_dim)
@@ -74,7 +74,7 @@ class AutoregressiveTokenDistribution(ChunkDistribution):
         """
         tokens = self.head.to_tokens(sample.actions)
         # (batch, h, d, n_bins)
-        logits = self.decoder(self.features, tokens.flatten(1)).view(*tokens.shape, -1) / self.head.temperature
+        logits = self.decoder(self.features, tokens.flatten(1)).view(*tokens.shape, -1) / self.head.divisor
         return _log_prob(logits, tokens).sum(dim=-1), _entropy(logits).sum(dim=-1)
 
 
@@ -180,11 +180,16 @@ class TokenHead(ActionHead):
             else TokenDecoder(features_dim, n_tokens, n_bins, hidden_dim, n_layers)
         )
 
+    @property
+    def divisor(self) -> float:
+        """By which logits are divided now."""
+        return self.temperature * self.noise_scale
+
     def forward(self, features: BackboneFeatures) -> ChunkDistribution:
         if isinstance(self.net, TokenDecoder):
             return AutoregressiveTokenDistribution(self, self.net, features.action)
         logits = self.net(features.action).view(-1, self.chunk_size, self.action_dim, self.n_bins)
-        return ParallelTokenDistribution(self, logits / self.temperature)
+        return ParallelTokenDistribution(self, logits / self.divisor)
 
     def to_tokens(self, actions: th.Tensor) -> th.Tensor:
         """

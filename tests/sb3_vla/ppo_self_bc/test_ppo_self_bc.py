@@ -19,6 +19,7 @@ from stable_baselines3.common.envs import (
     SimpleMultiObsEnv,
 )
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_vla import BCWeight, LossWeights, PPOSelfBC
@@ -430,6 +431,35 @@ def test_further_epochs_of_the_critic_change_only_the_critic(privileged, make_mo
     assert parameters_equal(without, equal)
     assert changed(further, snapshot(without)) == {"critic"}
     assert further._n_updates == without._n_updates == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head": "gaussian", "head_kwargs": {"hidden_dim": 16}},
+        {"head": "token", "head_kwargs": {"hidden_dim": 16}},
+        {"head": "token", "head_kwargs": {"hidden_dim": 16, "decoding": "autoregressive"}},
+    ],
+    ids=str,
+)
+def test_noise_follows_its_schedule_from_rollout_to_rollout(head, make_model, record_logs, tmp_path):
+    def spread(model):
+        th.manual_seed(0)
+        observation = model.env.reset()
+        mode = model.predict(observation, deterministic=True)[0]
+        return np.mean([np.square(model.predict(observation)[0] - mode).mean() for _ in range(20)])
+
+    model = make_model(policy_kwargs=head, noise_scale=LinearSchedule(1.0, 0.2, 1.0), learning_rate=0.0)
+    wide = spread(model)
+    logs = record_logs(model)
+    model.learn(32)
+    # Of the second of two rollouts; both are learned from with the noise that they were collected with
+    assert model.policy.head.noise_scale == pytest.approx(0.6)
+    assert len(logs) == 2 and all(abs(row["train/approx_kl"]) < 1e-5 for row in logs)
+    del model.train  # of record_logs, which no file can hold
+    model.save(tmp_path / "model.zip")
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=model.env)
+    assert loaded.policy.head.noise_scale == pytest.approx(0.2) and spread(loaded) < spread(model) < wide
 
 
 def test_critic_epochs_improve_the_value(make_model):
@@ -894,6 +924,9 @@ def test_same_seed_same_result(make_model, make_vec_env, make_demonstrations):
         ({"gae_lambda": np.nan}, ValueError, "^gae_lambda must be finite, got nan"),
         ({"clip_range": 0.0}, ValueError, "^clip_range must be above 0, got 0.0"),
         ({"clip_range": -0.2}, ValueError, "^clip_range must be above 0, got -0.2"),
+        ({"noise_scale": 0.0}, ValueError, "^noise_scale must be above 0, got 0.0"),
+        ({"noise_scale": lambda remaining: remaining}, ValueError, "^noise_scale at the end.* must be above 0, got 0.0"),
+        ({"noise_scale": 0.5}, ValueError, "noise_scale=0.5 needs VLAPolicy: ActorCriticPolicy can't"),
         ({"critic_learning_rate": 1e-3}, ValueError, "critic_learning_rate.*VLAPolicy.*ActorCriticPolicy.*learning_rate"),
         ({"backbone_learning_rate": 1e-3}, ValueError, "backbone_learning_rate.*VLAPolicy.*learning_rate"),
     ],

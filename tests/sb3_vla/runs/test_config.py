@@ -84,11 +84,13 @@ def test_a_schedule_in_the_zoos_notation_falls_to_zero(write):
     arguments = config.train.model_arguments()
     assert [arguments["learning_rate"](progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([7e-5, 3.5e-5, 0.0])
     assert arguments["clip_range"](1.0) == 0.2
+    noise = load_config(write("train: {noise_scale: lin_1_0.2}")).train.model_arguments()["noise_scale"]
+    assert [noise(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([1.0, 0.6, 0.2])
     assert load_config(write(yaml.safe_dump(config.to_dict()))).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [("exp_1e-4", "'lin_' and a number"), ("lin_", "'lin_' and a number"), ("lin_0", "above 0")]
+    ("value", "words"), [("exp_1e-4", "'lin_' and one or two numbers"), ("lin_1_", "'lin_' and one"), ("lin_0", "above 0")]
 )
 def test_other_schedules_are_refused(value, words):
     with pytest.raises(ValueError, match=words):

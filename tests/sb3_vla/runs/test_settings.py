@@ -70,7 +70,7 @@ def test_values_of_the_type(values):
         ({"n_epochs": True}, "train.n_epochs must be an integer, got True"),
         ({"n_epochs": None}, "train.n_epochs must be an integer, got None"),
         ({"n_epochs": 0}, "train.n_epochs must be at least 1, got 0"),
-        ({"learning_rate": "1e"}, "train.learning_rate must be a number or 'lin_' and a number, got '1e'"),
+        ({"learning_rate": "1e"}, "train.learning_rate must be a number or 'lin_' and one or two numbers, got '1e'"),
         ({"learning_rate": float("nan")}, "train.learning_rate must be finite, got nan"),
         ({"normalize": "chunk"}, "train.normalize must be true or false or 'task', got 'chunk'"),
         ({"target": "no"}, "train.target must be a number or null, got 'no'"),

@@ -6,7 +6,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_vla.zoo.environment import chunk_settings
-from sb3_vla.zoo.experiment_manager import TrialSuccessCallback
+from sb3_vla.zoo.experiment_manager import ChunkExperimentManager, TrialSuccessCallback
 from sb3_vla_envs import ChunkedActionWrapper
 
 WRAPPER = "sb3_vla_envs.ChunkedActionWrapper"
@@ -32,6 +32,15 @@ def test_wrapper_in_any_form(env_wrapper, name):
     settings["chunk_size"] = 3
     assert hyperparams["env_wrapper"][-1][name]["chunk_size"] == 3
     assert defaults["gamma"] == 1.0
+
+
+def test_schedules_of_our_own_arguments():
+    given = {"learning_rate": "lin_3e-4", "critic_learning_rate": "lin_1e-3", "noise_scale": "lin_1_0.2", "n_steps": 8}
+    made = ChunkExperimentManager._preprocess_schedules(given)
+    names = ("learning_rate", "critic_learning_rate", "noise_scale")
+    assert [made[name](0.5) for name in names] == pytest.approx([1.5e-4, 5e-4, 0.6]) and made["n_steps"] == 8
+    with pytest.raises(ValueError, match="Invalid value"):
+        ChunkExperimentManager._preprocess_schedules({"noise_scale": ["lin_1"]})
 
 
 def test_environments_that_make_chunks_themselves():

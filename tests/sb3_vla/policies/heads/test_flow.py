@@ -125,6 +125,14 @@ def test_deterministic_chunks_are_the_same_whatever_the_noise(noise):
     assert not th.equal(distribution.sample(), distribution.sample())
 
 
+@pytest.mark.parametrize("noise", ["noise", "sde"])
+def test_the_noise_of_its_steps_can_be_scaled(noise):
+    head = make_head(noise=noise)
+    wide = head(features()).scale
+    head.noise_scale = 0.5
+    assert th.equal(head(features()).scale, 0.5 * wide)
+
+
 def test_chunks_are_in_the_environments_units():
     space = spaces.Box(np.full((3, 2), 10, np.float32), np.full((3, 2), 14, np.float32))
     ours, unit = make_head(space)(features()), make_head()(features())
