@@ -18,6 +18,7 @@ from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
 from ..common.argument_checks import Limits
+from ..common.schedule_text import with_schedule
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.heads import HEADS
@@ -32,7 +33,6 @@ from .settings import (
     make_section,
     plain,
     setting,
-    with_schedule,
 )
 
 # Arguments of several functions that the configuration says once, above its sections or in the section `wrapping`

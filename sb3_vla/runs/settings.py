@@ -10,13 +10,11 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import LinearSchedule
 
 from ..common.argument_checks import Limits
+from ..common.schedule_text import with_schedule
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
-_NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?)"
-_SCHEDULE = re.compile(rf"lin_{_NUMBER}(?:_{_NUMBER})?", re.IGNORECASE)
 
 Section = TypeVar("Section")
 
@@ -149,16 +147,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def with_schedule(value: Any) -> Any:
-    """
-    :param value: Of a setting
-    :return: A schedule for a text such as ``lin_7e-5``, the zoo's notation for what falls linearly from that number to 0
-        while it trains, or ``lin_1_0.3``, which falls from the first number to the second; else the value
-    """
-    match = _SCHEDULE.fullmatch(value) if isinstance(value, str) else None
-    return value if match is None else LinearSchedule(float(match[1]), float(match[2] or 0), 1.0)
 
 
 def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) -> None:

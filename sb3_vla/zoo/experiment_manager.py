@@ -17,9 +17,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from ..callbacks.success_eval_callback import SuccessEvalCallback
+from ..common.schedule_text import with_schedule
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
-from ..runs.settings import with_schedule
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .configs import find_config
 from .environment import Hyperparams, chunk_settings, is_of_a_suite
