@@ -47,7 +47,13 @@ class VLAPolicyAdapter(PolicyAdapter):
         return self.policy.head.steps_are_independent
 
     def scale_noise(self, scale: float) -> None:
-        self.policy.head.noise_scale = scale
+        head = self.policy.head
+        if head.noise_scale is not None:
+            head.noise_scale = scale
+        elif scale != 1:
+            raise ValueError(
+                f"noise_scale={scale} needs a head that multiplies its noise by it: {type(head).__name__} has no noise_scale"
+            )
 
     @staticmethod
     def byte_keys(observation_space: spaces.Space) -> tuple[str, ...]:

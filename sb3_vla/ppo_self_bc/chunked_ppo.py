@@ -271,6 +271,7 @@ class ChunkedPPO(PortablePPO):
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, ChunkRolloutBuffer)
         self.policy.set_training_mode(False)
+        self._prepare_to_act(self.adapter)  # as who acted ahead was: ratios begin with 1
         rollout_buffer.reset()
         actor = self._ahead or Actor(env, self.adapter, self.use_sde, self.sde_sample_freq)
         actor.begin()
@@ -343,6 +344,13 @@ class ChunkedPPO(PortablePPO):
         """Whether the environments have gone on with a rollout of which nothing is known yet, see ``overlap``."""
         return self._ahead is not None
 
+    def _prepare_to_act(self, adapter: PolicyAdapter) -> None:
+        """
+        Called at the beginning of a rollout.
+
+        :param adapter: Of the policy, and with ``overlap`` of the copy of it that acts, too
+        """
+
     def hold_next_rollout(self) -> None:
         """
         To be called in the course of a rollout: even with ``overlap`` the next one is not begun before this one has been
@@ -360,6 +368,7 @@ class ChunkedPPO(PortablePPO):
             return
         self._acting = self._acting or ActingCopy(self.adapter)
         self._acting.update()
+        self._prepare_to_act(self._acting.adapter)
         normalizer = None if self.replay_buffer is None else self.observation_normalizer
         settings = {"use_sde": self.use_sde, "sde_sample_freq": self.sde_sample_freq}
         self._ahead = ActorAhead(env, self._acting, normalizer, self._last_obs, n_steps, **settings)

@@ -8,15 +8,14 @@ import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
-from stable_baselines3.common.vec_env import VecEnv
 
 from ..common.argument_checks import Limits, check_keywords, check_known
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
+from ..policies.adapter import PolicyAdapter
 from ..policies.vla_policy import VLAPolicy
 from .agreement import check_weights_identical
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
@@ -28,6 +27,8 @@ from .rollout_buffer import ChunkRolloutBufferSamples
 
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
 
+# What a learning rate or clip range may become
+_NOT_NEGATIVE = Limits(at_least=0)
 # By name, what each optimisation step logs: tensors, as asking for their values would make a GPU wait
 _Logs = dict[str, list[th.Tensor]]
 _Terms = dict[str, th.Tensor]
@@ -266,7 +267,7 @@ class PPOSelfBC(ChunkedPPO):
             )
         self._noise_schedule = FloatSchedule(self.noise_scale)
         self.argument_limits["noise_scale"].check("noise_scale at the end of the training", self._noise_schedule(0.0))
-        self._scale_noise()
+        self._scale_noise(self.adapter)
         part_rates = {"backbone": self.backbone_learning_rate, "critic": self.critic_learning_rate}
         self._part_schedules = {name: FloatSchedule(rate) for name, rate in part_rates.items() if rate is not None}
         if missing := [name for name in self._part_schedules if name not in self.adapter.parts]:
@@ -286,15 +287,12 @@ class PPOSelfBC(ChunkedPPO):
             raise ValueError(f"shard=True does not go with {' nor with '.join(wrong)}: leave one of them out")
         self.adapter.layers_to_shard()
 
-    def _scale_noise(self) -> None:
-        self.adapter.scale_noise(self._scheduled("noise_scale", self._noise_schedule))
+    def _scale_noise(self, adapter: PolicyAdapter) -> None:
+        adapter.scale_noise(self._scheduled("noise_scale", self._noise_schedule, self.argument_limits["noise_scale"]))
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
+    def _prepare_to_act(self, adapter: PolicyAdapter) -> None:
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self._scale_noise()
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        self._scale_noise(adapter)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         self._scheduled("learning_rate", self.lr_schedule)
@@ -303,15 +301,16 @@ class PPOSelfBC(ChunkedPPO):
             if group.get("name") in self._part_schedules:
                 group["lr"] = self._scheduled(f"{group['name']}_learning_rate", self._part_schedules[group["name"]])
 
-    def _scheduled(self, name: str, schedule: Schedule) -> float:
+    def _scheduled(self, name: str, schedule: Schedule, limits: Limits = _NOT_NEGATIVE) -> float:
         """
         :param name: Of an argument
         :param schedule: What it is
+        :param limits: What it may become
         :return: Its value now
-        :raises ValueError: If it is not finite, or negative
+        :raises ValueError: If it is not finite, or beyond its limits
         """
         value = schedule(self._current_progress_remaining)
-        Limits(at_least=0).check(f"{name} at a progress of {1 - self._current_progress_remaining:.3g}", value)
+        limits.check(f"{name} at a progress of {1 - self._current_progress_remaining:.3g}", value)
         return value
 
     def train(self) -> None:

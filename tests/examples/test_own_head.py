@@ -10,9 +10,9 @@ from sb3_vla import BackboneFeatures, ChunkSample, PPOSelfBC, make_vla_vec_env
 
 @pytest.fixture
 def make_vla_model_of():
-    def make(head: type) -> PPOSelfBC:
+    def make(head: type, **kwargs) -> PPOSelfBC:
         env = make_vla_vec_env("drawer-close-v3", 1)
-        return PPOSelfBC("VLAPolicy", env, n_steps=4, batch_size=4, policy_kwargs={"head": head}, device="cpu")
+        return PPOSelfBC("VLAPolicy", env, n_steps=4, batch_size=4, policy_kwargs={"head": head}, device="cpu", **kwargs)
 
     return make
 
@@ -34,6 +34,11 @@ def test_what_a_head_says_of_itself_is_logged(load_example, make_vla_model_of):
     head = load_example("own_head").LaplaceHead
     head.metrics = lambda self: {"scale": self.scale}
     assert make_vla_model_of(head).adapter.metrics() == {"scale": 0.12}
+
+
+def test_a_head_that_knows_of_no_noise_scale_refuses_one(load_example, make_vla_model_of):
+    with pytest.raises(ValueError, match=r"noise_scale=0.5 needs a head that .*: LaplaceHead has no noise_scale"):
+        make_vla_model_of(load_example("own_head").LaplaceHead, noise_scale=0.5)
 
 
 def test_it_imitates_by_the_absolute_error_in_units_of_the_scale(head):

@@ -131,8 +131,8 @@ class ActionHead(nn.Module, ABC):
     needs_extras: bool = False
     #: Arguments that can be changed when a saved model is loaded, as they make neither its networks nor its weights
     adjustable: ClassVar[tuple[str, ...]] = ()
-    #: Factor of the noise with which it explores, set by whoever trains it
-    noise_scale: float = 1.0
+    #: Factor of the noise with which it explores, set by whoever trains it; ``None`` if it knows of none
+    noise_scale: float | None = None
 
     center: th.Tensor
     half_range: th.Tensor

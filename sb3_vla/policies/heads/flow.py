@@ -179,6 +179,7 @@ class FlowHead(ActionHead):
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("flow",)
     adjustable: ClassVar[tuple[str, ...]] = ("n_flow_steps", "noise", "noise_level")
+    noise_scale: float = 1.0
     needs_extras = True
 
     def __init__(

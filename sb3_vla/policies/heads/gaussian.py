@@ -86,6 +86,7 @@ class GaussianHead(ActionHead):
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("mse", "nll")
     adjustable: ClassVar[tuple[str, ...]] = ("noise_correlation", "noise_probability")
+    noise_scale: float = 1.0
 
     def __init__(
         self,

@@ -146,6 +146,7 @@ class TokenHead(ActionHead):
 
     imitation_losses: ClassVar[tuple[str, ...]] = ("nll",)
     adjustable: ClassVar[tuple[str, ...]] = ("temperature",)
+    noise_scale: float = 1.0
 
     unit_bins: th.Tensor
 

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_vla import PPOSelfBC, SharedMemoryVecEnv
@@ -382,6 +383,16 @@ def test_vla_policy_with_frozen_parts_in_worker_processes(make_env, make_model, 
         assert loaded.overlap and th.equal(flat(loaded), flat(model))
     finally:
         env.close()
+
+
+def test_who_acts_ahead_explores_with_the_noise_of_its_own_rollout(make_env, make_model, record_logs):
+    env = SharedMemoryVecEnv([lambda: make_env(goal=2)] * 2, n_workers=1)
+    model = make_model(env, overlap=True, noise_scale=LinearSchedule(1.0, 0.2, 1.0), learning_rate=0.0)
+    logs = record_logs(model)
+    model.learn(4 * 16)
+    env.close()
+    assert model.policy.head.noise_scale == pytest.approx(0.4)
+    assert len(logs) == 4 and all(abs(row["train/approx_kl"]) < 1e-5 for row in logs)
 
 
 def test_weights_are_the_same_in_half_precision_too(make_env, make_model):
