@@ -7,8 +7,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends libegl1 libosme
 ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 RUN pip install --no-cache-dir torch==2.13.0 $TORCH_OPTIONS
 
+ARG EXTRAS=cli,fetch,lerobot,lora
 COPY . /source
-RUN pip install --no-cache-dir "/source[cli,fetch,lerobot,lora]" && rm -rf /source
+RUN pip install --no-cache-dir "/source[$EXTRAS]" && rm -rf /source
 
 ENTRYPOINT ["sb3-vla"]
 CMD ["--help"]

@@ -46,6 +46,7 @@ def made(tmp_path_factory):
     env = sb3_vla.make_vla_vec_env(TASK, 1)
     model = sb3_vla.PPOSelfBC("VLAPolicy", env, n_steps=8, batch_size=8, device="cpu", seed=0)
     model.save(folder / "drawer_close")
+    model.save_replay_buffer(folder / "drawer_close_demos")
     episodes = sb3_vla_envs.collect_demonstrations("window-open-v3", 1, privileged=False, every_step=True)
     for episode in episodes:
         episode.observations["image_top"] = episode.observations.pop("image")
