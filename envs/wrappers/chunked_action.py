@@ -98,7 +98,8 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
         info = {**info, "chunk_length": executed}
         if success:
             info["is_success"] = True
-            info.setdefault("steps_to_success", self._progress.steps_to_success)
+            if info.get("steps_to_success") is None:
+                info["steps_to_success"] = self._progress.steps_to_success
         return obs, total, terminated, truncated, info
 
     def get_state(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class EpisodeProgress:
     """
     Follows an episode by the info of its steps: a chunk counts as the steps that it executed (``chunk_length``, 1 where it is
     absent), and once ``is_success`` is true the episode has succeeded, after ``steps_to_success`` steps if the info says so,
-    else after those taken until then.
+    else after those taken until then. What it says is held within 1 and the steps taken, as an environment may count otherwise
+    (repeated actions, say).
 
     :param steps: Primitive steps taken
     :param success: Whether it has succeeded, ``None`` where that is not reported
@@ -48,4 +49,4 @@ class EpisodeProgress:
             self.success = bool(self.success or info["is_success"])
         if self.success and self.steps_to_success is None:
             reported = info.get("steps_to_success")
-            self.steps_to_success = self.steps if reported is None else int(reported)
+            self.steps_to_success = self.steps if reported is None else min(max(int(reported), 1), self.steps)

@@ -146,7 +146,7 @@ class EpisodeRecorder:
         """
         :param observations: What the environments showed before the step, ``(n_envs, ...)`` by key, before ``VecNormalize``
         :param actions: What was sampled, before clipping: the mean of clipped samples would shrink
-        :param rewards: ``(n_envs,)``, what the step was worth
+        :param rewards: ``(n_envs,)``, what the step was worth, before ``VecNormalize``
         :param infos: What they reported after it
         :param dones: Which episodes ended with it
         :param encoded: What frozen parts made of the observations
@@ -203,8 +203,7 @@ class EpisodeRecorder:
             chunk_lengths=np.array([chunk.length for chunk in chunks], dtype=np.int64),
             success=True,
             rewards=np.array([chunk.reward for chunk in chunks], dtype=np.float32),
-            # Whatever an environment counts in
-            steps_to_success=min(max(progress.steps_to_success or progress.steps, 1), progress.steps),
+            steps_to_success=progress.steps_to_success,
         )
         encoded = NOT_ENCODED
         if self.cache is not None and chunks[0].encoded.tensors:

@@ -88,7 +88,10 @@ class Flashing(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, self.n == 9, {"is_success": True, **self.said} if self.n == 4 else {}
 
 
-@pytest.mark.parametrize(("said", "expected"), [({}, 4), ({"steps_to_success": 40}, 40)])
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({}, 4), ({"steps_to_success": None}, 4), ({"steps_to_success": 3}, 3), ({"steps_to_success": 40}, 4)],
+)
 def test_success_inside_a_chunk_is_not_lost(said, expected):
     env = ChunkedActionWrapper(Flashing(**said), 3)
     for _ in range(2):  # the second episode counts from its own beginning

@@ -13,6 +13,9 @@ OPEN, DONE = {"is_success": False}, {"is_success": True}
         ([OPEN, DONE], (2, True, 2)),
         # The environment knows better in which step of a chunk it was
         ([{"chunk_length": 8, "steps_to_success": 3, **DONE}], (8, True, 3)),
+        # But not of more steps than there were
+        ([{"chunk_length": 8, "steps_to_success": 30, **DONE}], (8, True, 8)),
+        ([{"steps_to_success": 0, **DONE}], (1, True, 1)),
         # A success stays one, and the first counts
         ([DONE, OPEN, DONE], (3, True, 1)),
     ],
