@@ -200,9 +200,11 @@ class RayVecEnv(WorkerVecEnv):
         self._have_done(worker, "hold", worker.numbers, self.num_envs, self.observation_space)
         seeds = np.random.SeedSequence([self.n_lost_workers, *worker.numbers]).generate_state(len(worker.numbers))
         arguments: dict[int, Any] = {number: (int(seed), {}) for number, seed in zip(worker.numbers, seeds, strict=True)}
-        for number, info in zip(worker.numbers, self._have_done(worker, "reset", arguments), strict=True):
-            first_lost, _ = self._lost.get(number, (last[number], None))
-            self._lost[number] = first_lost, info
+        infos = self._have_done(worker, "reset", arguments)
+        if command != "reset":  # which ends the episodes itself
+            for number, info in zip(worker.numbers, infos, strict=True):
+                first_lost, _ = self._lost.get(number, (last[number], None))
+                self._lost[number] = first_lost, info
         if command != "step":
             worker.begin(command, message, share)
 

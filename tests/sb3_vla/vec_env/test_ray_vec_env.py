@@ -27,11 +27,14 @@ class Counting(gym.Env):
     observation_space = spaces.Box(0, 100, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, number=0, dies_at=None):
-        self.number, self.dies_at = number, dies_at
+    def __init__(self, number=0, dies_at=None, dies_if_there_is=None):
+        self.number, self.dies_at, self.dies_if_there_is = number, dies_at, dies_if_there_is
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self.dies_if_there_is is not None and self.dies_if_there_is.exists():
+            self.dies_if_there_is.unlink()
+            sys.exit("killed")
         self.t = 0
         return self._observe(), {}
 
@@ -88,6 +91,19 @@ def test_a_lost_step_counts_as_none_and_others_do_not_notice(make):
     observations, _, dones, infos = env.step(actions)
     np.testing.assert_array_equal(observations, [[4, 0], [1, 1]])
     assert not dones.any() and not any(map(is_lost, infos)) and env.n_lost_workers == 1
+
+
+def test_a_worker_that_is_lost_in_a_reset_loses_no_step(make, tmp_path):
+    order = tmp_path / "die"
+    env = make([Counting, partial(Counting, 1, dies_if_there_is=order)], n_workers=2)
+    env.reset()
+    env.step(np.zeros((2, 2)))
+    order.touch()
+    with pytest.warns(UserWarning, match=r"the worker of environments \[1\] was lost and is replaced"):
+        np.testing.assert_array_equal(env.reset(), [[0, 0], [0, 1]])
+    observations, _, dones, infos = env.step(np.zeros((2, 2)))
+    np.testing.assert_array_equal(observations, [[1, 0], [1, 1]])
+    assert not dones.any() and not any(map(is_lost, infos))
 
 
 def test_a_worker_that_is_lost_before_its_first_step_is_not_replaced_for_ever(make):
