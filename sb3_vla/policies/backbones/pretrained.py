@@ -157,12 +157,22 @@ class PretrainedBackbone(TransformersBackbone):
         return th.cat([self.family.encode(self.model, each) for each in pixels], dim=1)
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
+        hidden = self.hidden_states(image_tokens, prompts, state)
+        # No prefix: it would be as long as the longest prompt of the batch, and in part padding
+        return BackboneFeatures(action=hidden[:, -2], value=hidden[:, -1])
+
+    def hidden_states(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> th.Tensor:
+        """
+        :param image_tokens: See :meth:`forward`
+        :param prompts: See :meth:`forward`
+        :param state: See :meth:`forward`
+        :return: The last hidden states of padding (on the left, up to the longest prompt), images and prompt, the state's
+            token and the two that are read out, ``(batch, tokens, features_dim)``
+        """
         sequence = self._sequence(prompts, image_tokens.shape[1], _N_SUFFIX, state.device)
         embeddings = self.model.get_input_embeddings()(sequence.ids)
-        # (batch, padding + text with image tokens + suffix, features_dim)
         embeddings = th.cat([embeddings[:, :-_N_SUFFIX], self._suffix(state).to(embeddings.dtype)], dim=1)
-        hidden = self.family.read(self.model, embeddings, image_tokens, sequence)
-        return BackboneFeatures(action=hidden[:, -2], value=hidden[:, -1], prefix=hidden[:, :-2])
+        return self.family.read(self.model, embeddings, image_tokens, sequence)
 
     def _pixels(self, image: th.Tensor) -> th.Tensor:
         """
