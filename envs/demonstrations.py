@@ -71,14 +71,16 @@ class Demonstration:
         """Primitive steps of the episode."""
         return int(self.chunk_lengths.sum())
 
-    def returns(self, gamma: float) -> NDArray[np.float64]:
+    def returns(self, gamma: float, rewards: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """
         What followed each observation: ``R_t = r_t + gamma**k_t R_{t+1}``, with k the steps that a chunk executed.
 
         :param gamma: Discount of a primitive step
-        :return: ``(T,)``; without :attr:`rewards` of :meth:`sparse_rewards`
+        :param rewards: ``(T,)``, by default its own, without :attr:`rewards` :meth:`sparse_rewards`
+        :return: ``(T,)``
         """
-        rewards = self.sparse_rewards(gamma) if self.rewards is None else self.rewards
+        if rewards is None:
+            rewards = self.sparse_rewards(gamma) if self.rewards is None else self.rewards
         result = np.zeros(len(self) + 1)
         for t in reversed(range(len(self))):
             result[t] = rewards[t] + gamma ** int(self.chunk_lengths[t]) * result[t + 1]
@@ -108,6 +110,34 @@ class Demonstration:
         chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
         chunk[: len(steps)] = steps
         return chunk, len(steps)
+
+    def in_chunks(self, size: int, gamma: float) -> Demonstration:
+        """
+        :param size: Length of a chunk, h
+        :param gamma: Discount of a primitive step, inside a chunk
+        :return: This demonstration of single steps in chunks, one after the other
+        """
+        starts = range(0, len(self), size)
+        actions, lengths = zip(*(self.chunk(start, size) for start in starts), strict=True)
+        rewards = None
+        if self.rewards is not None:
+            discounts = gamma ** np.arange(size)
+            parts = [self.rewards[start : start + size] for start in starts]
+            rewards = np.array([part @ discounts[: len(part)] for part in parts], np.float32)
+        return Demonstration(
+            task=self.task,
+            observations={key: values[::size] for key, values in self.observations.items()},
+            actions=np.stack(actions),
+            chunk_lengths=np.array(lengths),
+            success=self.success,
+            rewards=rewards,
+        )
+
+    def executed_actions(self) -> NDArray[Any]:
+        """
+        :return: The primitive actions that were executed, one after the other, ``(n_steps, d)``
+        """
+        return np.concatenate([chunk[:length] for chunk, length in zip(self.actions, self.chunk_lengths, strict=True)])
 
     def _as_array(self, name: str, values: Any) -> NDArray[Any]:
         try:

@@ -17,8 +17,6 @@ from .feature_cache import FeatureCache
 
 # By which a buffer prefers episodes
 RULES = ("advantage", "shortest")
-# Observations whose values are computed together
-_MAX_VALUED = 512
 
 #: Gives values ``(batch, 1)`` of observations
 Critic = Callable[[PolicyInput], th.Tensor]
@@ -110,7 +108,7 @@ class DemonstrationBuffer:
 
     def add(self, demonstration: Demonstration) -> bool:
         """
-        Offer an episode.
+        Offer an episode; one of single steps is held in chunks, one after the other, as those of the agent are.
 
         :param demonstration: The episode, see :meth:`DemonstrationSet.match`
         :return: Whether it was admitted
@@ -128,7 +126,7 @@ class DemonstrationBuffer:
         """
         if not demonstration.success:
             return None
-        demonstration = self._held.match(demonstration)
+        demonstration = self._in_chunks(self._held.match(demonstration))
         if not self.admits(demonstration.task, demonstration.n_steps):
             return None
         if demonstration.rewards is None:  # a file has those of all episodes or of none
@@ -140,6 +138,12 @@ class DemonstrationBuffer:
             del held[self.episodes_per_task :]
         self._lots.pop(demonstration.task, None)
         return demonstration
+
+    def _in_chunks(self, demonstration: Demonstration) -> Demonstration:
+        shape = self._held.action_space.shape
+        if shape is None or demonstration.actions.shape[1:] == shape:
+            return demonstration
+        return demonstration.in_chunks(shape[0], self.gamma)
 
     def admits(self, task: str, n_steps: int) -> bool:
         """
@@ -157,36 +161,40 @@ class DemonstrationBuffer:
         cache: FeatureCache | None = None,
         host_keys: Collection[str] = (),
         keys: Sequence[str] | None = None,
+        batch_size: int = 512,
     ) -> None:
         """
         Let the critic say what is still worth imitating; by the rule ``"shortest"`` this does nothing.
 
         :param critic: Values observations
-        :param env: Normalises the observations, which the buffer holds as they were
+        :param env: Normalises observations and rewards as the critic has learned them; the buffer holds them as they were
         :param cache: See :meth:`sample`
         :param host_keys: See :meth:`sample`
         :param keys: Observations that the critic reads, by default all
+        :param batch_size: Observations whose values are computed together
         """
         if self.rule == "shortest":
             return
         for task, held in self.episodes.items():
             pairs = [(demo, t) for demo in held for t in range(len(demo))]
             values = []
-            for start in range(0, len(pairs), _MAX_VALUED):
-                batch = self._held.batch(pairs[start : start + _MAX_VALUED], self.device, env, cache, host_keys, keys)
+            for start in range(0, len(pairs), batch_size):
+                batch = self._held.batch(pairs[start : start + batch_size], self.device, env, cache, host_keys, keys)
                 with th.no_grad():
                     values.append(critic(batch.policy_input).flatten().cpu().numpy())
             if values:
-                self._keep_best(task, np.concatenate(values))
+                self._keep_best(task, np.concatenate(values), env)
 
-    def _keep_best(self, task: str, values: np.ndarray) -> None:
+    def _keep_best(self, task: str, values: np.ndarray, env: VecNormalize | None) -> None:
         """
         :param task: Name of a task
         :param values: What the critic expects at each of its pairs
+        :param env: Normalises rewards, if it does
         """
         held = self.episodes[task]
         ends = np.cumsum([len(demo) for demo in held])
-        advantages = np.split(np.concatenate([demo.returns(self.gamma) for demo in held]) - values, ends[:-1])
+        returns = [demo.returns(self.gamma, self._rewards(demo, env)) for demo in held]
+        advantages = np.split(np.concatenate(returns) - values, ends[:-1])
         best = sorted(range(len(held)), key=lambda i: -advantages[i][0])[: self.episodes_per_task]
         best = [i for i in best if advantages[i][0] > 0]
         held[:] = [held[i] for i in best]
@@ -194,6 +202,11 @@ class DemonstrationBuffer:
         if best:
             weights = np.concatenate([advantages[i] for i in best]).clip(min=0.0)
             self._lots[task] = _Lots(held, weights / weights.sum())
+
+    @staticmethod
+    def _rewards(demonstration: Demonstration, env: VecNormalize | None) -> np.ndarray:
+        assert demonstration.rewards is not None  # see admit
+        return demonstration.rewards if env is None else env.normalize_reward(demonstration.rewards)
 
     def extend(self, demonstrations: Iterable[Demonstration]) -> int:
         """

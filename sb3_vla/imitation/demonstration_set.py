@@ -1,7 +1,7 @@
 """Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -88,7 +88,8 @@ class DemonstrationSet:
         """
         :param demonstration: An episode as an environment or a model sees it: images may have channels last or first, frames
             need not be stacked, single steps do for chunks of any size, and what the model does not read does not matter
-        :return: The episode with the observations that the model's space asks for
+        :return: The episode with the observations that the model's space asks for, all of its dtypes, as those are that the
+            model makes itself
         :raises ValueError: If one is missing or has another shape
         """
         wanted = self._observation_spaces()
@@ -116,7 +117,7 @@ class DemonstrationSet:
         return Demonstration(
             task=task,
             observations={key: seen[key] for key in self.extra_keys} | matched,
-            actions=actions,
+            actions=actions.astype(self._action_dtype, copy=False),
             chunk_lengths=demonstration.chunk_lengths,
             success=demonstration.success,
             rewards=demonstration.rewards,
@@ -134,7 +135,7 @@ class DemonstrationSet:
         """
         :param pairs: Which pairs
         :param device: Where the batch goes
-        :param normalizer: Normalises the observations, which the set holds as they were
+        :param normalizer: Normalises the observations, if it does, which the set holds as they were
         :param cache: What a policy's frozen parts made of the episodes comes in place of what they read
         :param host_keys: Observations of a dictionary that stay on the CPU, see :class:`PolicyAdapter`
         :param keys: Of a dictionary only these observations, and nothing of what stands for others; by default all
@@ -142,6 +143,8 @@ class DemonstrationSet:
         """
         if keys is not None:
             cache = None
+        if normalizer is not None and not normalizer.norm_obs:  # but rewards
+            normalizer = None
         keys = list(self._observation_spaces()) if keys is None else keys
         encoded = NOT_ENCODED
         chunks, lengths = zip(*(self._chunk(demo, number) for demo, number in pairs), strict=True)
@@ -179,6 +182,10 @@ class DemonstrationSet:
             stacked = normalize_observations(normalizer, stacked)
         return observations_to_device(stacked, device, host_keys)
 
+    @property
+    def _action_dtype(self) -> Any:
+        return np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
+
     def _observation_spaces(self) -> dict[str, spaces.Space]:
         if isinstance(self.observation_space, spaces.Dict):
             return dict(self.observation_space.spaces)
@@ -195,8 +202,8 @@ def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarra
     :param key: Name of the observation, for the error message
     :param values: ``(T, ...)``
     :param space: What the model wants
-    :return: ``(T, *space.shape)``; images are transposed where the model has channels first (SB3 wraps environments in
-        ``VecTransposeImage``), and frames are stacked where it sees several at a time
+    :return: ``(T, *space.shape)`` of the space's dtype; images are transposed where the model has channels first (SB3 wraps
+        environments in ``VecTransposeImage``), and frames are stacked where it sees several at a time
     :raises ValueError: If the shapes disagree, or bytes are no bytes
     """
     if space.dtype == np.uint8:
@@ -210,7 +217,7 @@ def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarra
             f"a demonstration's {key!r} has the shape {values.shape[1:]}, the model's is {space.shape}: "
             "collect demonstrations with the tasks (or task_ids), cameras and options of this environment"
         )
-    return values
+    return values.astype(space.dtype, copy=False)
 
 
 def _stack_frames(values: np.ndarray, space: spaces.Space) -> np.ndarray:

@@ -166,7 +166,7 @@ def fine_tune(
     targets = auxiliary_targets or {}
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     _fit_normalizers(policy, normalizer, train)
-    policy.head.fit(np.concatenate([demo.actions for demo in train.episodes]))
+    policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
     others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
     parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]

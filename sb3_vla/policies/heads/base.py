@@ -196,8 +196,7 @@ class ActionHead(nn.Module, ABC):
         """
         Take over statistics of demonstrations, before the head is fine-tuned on them.
 
-        :param actions: Their chunks in the environment's units, ``(samples, h, d)`` float32, steps that were not executed
-            included
+        :param actions: Their primitive actions in the environment's units, ``(samples, d)`` float32
         """
 
     def restart(self, changed: Collection[str]) -> None:

@@ -210,7 +210,7 @@ class TokenHead(ActionHead):
 
     def fit(self, actions: np.ndarray) -> None:
         if self.bins == "quantile":
-            steps = self.to_unit(th.from_numpy(actions).to(self.center)).clamp(-1, 1).flatten(0, 1).cpu().numpy()
+            steps = ((th.from_numpy(actions).to(self.center) - self.center[0]) / self.half_range[0]).clamp(-1, 1).cpu().numpy()
             bins = np.stack([_quantile_bins(column, self.n_bins) for column in steps.T])
             self.unit_bins.copy_(th.from_numpy(bins))
 

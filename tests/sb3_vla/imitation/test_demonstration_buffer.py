@@ -6,6 +6,8 @@ import torch as th
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_vla import DemonstrationBuffer
 from sb3_vla_envs import Demonstration
@@ -308,3 +310,55 @@ def test_without_rewards_a_success_counts_as_one(tmp_path):
     loaded = make_buffer("advantage", gamma=0.5)
     loaded.load(tmp_path / "demos")
     np.testing.assert_allclose([demo.returns(0.5)[0] for demo in loaded.episodes["a"]], [0.125, 3.0])
+
+
+class Expects:
+    """A critic that expects the same everywhere, and remembers how many it was asked about at a time."""
+
+    def __init__(self, value):
+        self.value, self.asked = value, []
+
+    def __call__(self, batch):
+        self.asked.append(len(batch.observations["state"]))
+        return th.full((self.asked[-1], 1), self.value)
+
+
+def test_returns_are_held_against_the_critic_in_its_units():
+    env = VecNormalize(DummyVecEnv([lambda: IdentityEnv(2)]), norm_obs=False)
+    env.ret_rms.var = np.array(0.25**2)  # a reward of 1 is 4 to the critic
+    for normalizer, kept in ((None, False), (env, True)):
+        buffer = make_buffer(rule="advantage")
+        buffer.add(episode([1]))
+        buffer.rate(Expects(2.0), normalizer)
+        assert bool(len(buffer)) == kept
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_the_critic_is_asked_about_so_many_at_a_time(size):
+    buffer = make_buffer(rule="advantage")
+    buffer.extend([episode([1] * 5), episode([1] * 4)])
+    critic = Expects(0.0)
+    buffer.rate(critic, batch_size=size)
+    assert sum(critic.asked) == 9 and max(critic.asked) == min(size, 9)
+
+
+def test_single_steps_are_held_in_chunks_beside_those_of_chunks(tmp_path):
+    single = Demonstration(
+        "a",
+        {"state": np.arange(14, dtype=np.float64).reshape(7, 2)},  # of another dtype, too
+        np.arange(7, dtype=np.float64).reshape(7, 1, 1) / 10,
+        np.ones(7, np.int64),
+        True,
+        rewards=np.arange(7),
+    )
+    buffer = make_buffer(gamma=0.5)
+    buffer.extend([episode([3, 3, 3]), single])
+    held = buffer.episodes["a"][0]
+    assert held.observations["state"].tolist() == [[0, 1], [6, 7], [12, 13]] and held.chunk_lengths.tolist() == [3, 3, 1]
+    np.testing.assert_allclose(held.actions[:, :, 0], [[0, 0.1, 0.2], [0.3, 0.4, 0.5], [0.6, 0, 0]], rtol=1e-6)
+    assert held.rewards.tolist() == [0 + 0.5 + 0.5, 3 + 2 + 1.25, 6]
+    assert held.returns(0.5)[0] == pytest.approx(single.returns(0.5)[0])
+    buffer.save(tmp_path / "buffer.npz")
+    again = make_buffer()
+    again.load(tmp_path / "buffer.npz")
+    assert steps(again) == [7, 9] and held.actions.dtype == again.episodes["a"][0].actions.dtype == np.float32

@@ -258,3 +258,23 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_of_before(policy, make
 def test_arguments_out_of_range_are_refused_by_name(policy, make_demonstrations, name, value, message):
     with pytest.raises(ValueError, match=message):
         fine_tune(policy, make_demonstrations(2), **{name: value})
+
+
+@pytest.mark.parametrize("head", [{}, {"head": "token", "head_kwargs": {"bins": "quantile", "n_bins": 8}}])
+def test_single_steps_and_chunks_may_be_mixed(head, make_model, make_demonstrations):
+    model = make_model(policy_kwargs=head)
+    # Seven steps in all, which are no whole number of chunks of three
+    demonstrations = make_demonstrations(2) + make_demonstrations(3, chunk_size=1)
+    fine_tune(model, demonstrations, n_epochs=1, batch_size=4, held_out_fraction=0.2, progress=False)
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+
+
+def test_quantile_bins_are_those_of_executed_actions(make_model, make_demonstrations):
+    model = make_model(policy_kwargs={"head": "token", "head_kwargs": {"bins": "quantile", "n_bins": 8}})
+    demonstrations = make_demonstrations(6)
+    for demonstration in demonstrations:  # 4 steps in chunks of 3
+        assert demonstration.chunk_lengths.tolist() == [3, 1]
+        demonstration.actions[1, 1:] = -0.9
+    fine_tune(model, demonstrations, n_epochs=1, batch_size=4, progress=False)
+    assert th.isclose(model.policy.head.unit_bins[0], th.tensor(0.8)).any()
+    assert not th.isclose(model.policy.head.unit_bins[0], th.tensor(-0.9)).any()
