@@ -1,16 +1,19 @@
 """What PPOSelfBC asks of the policy that it trains: the one place that knows what kind of policy that is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from ..common.chunk_mask import executed_mask, masked_mse
+from ..common.chunk_mask import executed_mask, masked_mean, masked_mse
 from ..common.random_source import drawing_from
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 
@@ -57,9 +60,9 @@ class PolicyAdapter:
 
     :param policy: The policy
     :param bc_loss: ``"mse"`` on the mean (Box actions), ``"nll"``, or ``"auto"``: the former where there is a mean
-    :param chunked: Whether the environment takes chunks, so that the first dimension of a ``Box`` action of two counts
-        primitive steps
-    :raises ValueError: If the policy has no such loss
+    :param chunk_size: Primitive actions of a chunk, h, which an action consists of, one after the other; ``None`` without
+        chunks
+    :raises ValueError: If the policy has no such loss, or an action is not h primitive ones
     """
 
     #: Whether an environment must take chunks
@@ -73,15 +76,19 @@ class PolicyAdapter:
     #: Observations that the policy reads on the CPU, where it would have to wait for a GPU to give them back
     host_keys: tuple[str, ...] = ()
 
-    def __init__(self, policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = False) -> None:
+    def __init__(self, policy: ActorCriticPolicy, bc_loss: str = "auto", chunk_size: int | None = None) -> None:
         self.policy = policy
         self.bc_loss = bc_loss
+        self.chunk_size = chunk_size
         self._check_bc_loss()
-        has_mean = isinstance(policy.action_space, spaces.Box)
-        self._uses_mean = has_mean and bc_loss != "nll"
-        self._has_rows = self._uses_mean and chunked and len(policy.action_space.shape or ()) == 2
+        self._uses_mean = isinstance(policy.action_space, spaces.Box) and bc_loss != "nll"
 
     def _check_bc_loss(self) -> None:
+        shape = self.policy.action_space.shape or (1,)
+        if self.chunk_size is not None and math.prod(shape) % self.chunk_size:
+            raise ValueError(f"chunks of {self.chunk_size} primitive actions can't have the shape {shape}")
+        if self.chunk_size is not None and self.bc_loss == "nll" and self.policy.squash_output:
+            raise ValueError("bc_loss='nll' does not know the steps of a chunk of squashed actions: use bc_loss='mse'")
         if self.bc_loss == "mse" and not isinstance(self.policy.action_space, spaces.Box):
             raise ValueError(f"bc_loss='mse' needs a Box action space, got {self.policy.action_space}: use bc_loss='nll'")
 
@@ -114,7 +121,7 @@ class PolicyAdapter:
     @property
     def imitates_steps(self) -> bool:
         """Whether :meth:`imitation_loss` is a mean over executed primitive steps, and not over chunks."""
-        return self._has_rows
+        return self.chunk_size is not None
 
     def portable_kwargs(self) -> dict[str, Any]:
         """
@@ -155,16 +162,28 @@ class PolicyAdapter:
         """
         :param batch: Observations
         :param actions: Demonstrated actions before clipping, ``(batch, *action shape)``
-        :param chunk_lengths: ``(batch,)`` primitive steps that count
+        :param chunk_lengths: ``(batch,)`` primitive steps that count, where there are chunks
         :return: Scalar loss
         """
-        if not self._uses_mean:
-            flat = actions if isinstance(self.policy.action_space, spaces.Discrete) else actions.flatten(start_dim=1)
+        if self.policy.squash_output:  # whose actions are in [-1, 1] before the environment's bounds
+            low, high = (th.as_tensor(bound, device=actions.device) for bound in self._bounds())
+            actions = 2 * (actions - low) / (high - low) - 1
+        flat = actions.reshape(len(actions), -1)
+        if self.chunk_size is None and not self._uses_mean:
             return -self.evaluate(batch, flat).log_prob.mean()
-        mean = self.policy.get_distribution(batch.observations).mode()
+        distribution = self.policy.get_distribution(batch.observations)
+        if self.chunk_size is None:
+            return masked_mse(distribution.mode().reshape(flat.shape), flat)
         # A chunk from a policy that flattens its actions gets its shape back
-        mask = executed_mask(chunk_lengths, actions.shape[1]) if self._has_rows else None
-        return masked_mse(mean.reshape(actions.shape), actions, mask)
+        steps = (len(actions), self.chunk_size, -1)
+        mask = executed_mask(chunk_lengths, self.chunk_size)
+        if self._uses_mean:
+            return masked_mse(distribution.mode().reshape(steps), actions.reshape(steps), mask)
+        return -masked_mean(_log_probs(distribution, flat).reshape(steps).sum(dim=2), mask)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        assert isinstance(self.policy.action_space, spaces.Box)
+        return self.policy.action_space.low, self.policy.action_space.high
 
     def critic_values(self, batch: PolicyInput) -> th.Tensor:
         """
@@ -209,14 +228,26 @@ class PolicyAdapter:
         return {"std": th.exp(self.policy.log_std).mean().item()}
 
 
-def adapt(policy: ActorCriticPolicy, bc_loss: str = "auto", chunked: bool = False) -> PolicyAdapter:
+def _log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+    """
+    :param distribution: One of SB3's
+    :param actions: ``(batch, n)``
+    :return: Log-probability of each dimension, ``(batch, n)``
+    """
+    if isinstance(distribution, MultiCategoricalDistribution):
+        columns = zip(distribution.distribution, actions.unbind(dim=1), strict=True)
+        return th.stack([dimension.log_prob(column) for dimension, column in columns], dim=1)
+    return distribution.distribution.log_prob(actions)  # type: ignore[union-attr]
+
+
+def adapt(policy: ActorCriticPolicy, bc_loss: str = "auto", chunk_size: int | None = None) -> PolicyAdapter:
     """
     :param policy: Any policy
     :param bc_loss: See :class:`PolicyAdapter`
-    :param chunked: See :class:`PolicyAdapter`
+    :param chunk_size: See :class:`PolicyAdapter`
     :return: Its adapter
     """
-    return adapter_class_of(type(policy))(policy, bc_loss, chunked)
+    return adapter_class_of(type(policy))(policy, bc_loss, chunk_size)
 
 
 def adapter_class_of(policy_class: type[BasePolicy]) -> type[PolicyAdapter]:

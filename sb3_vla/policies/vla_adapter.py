@@ -24,7 +24,7 @@ class VLAPolicyAdapter(PolicyAdapter):
 
     :param policy: The policy
     :param bc_loss: One of the losses of the policy's head, ``"auto"`` for its own choice
-    :param chunked: Not used: its actions are always chunks
+    :param chunk_size: Not used: its actions are always chunks
     :raises ValueError: If the head has no such loss
     """
 

@@ -472,7 +472,13 @@ class VLAPolicy(ActorCriticPolicy):
         check_weights(self.state_dict(), "it is not saved")
         arguments = self._get_constructor_parameters()
         del arguments["lr_schedule"]  # which only a training has
-        save_plain(path, {"format": _FORMAT, "arguments": arguments, "weights": self.state_dict()})
+        content = {
+            "format": _FORMAT,
+            "arguments": arguments,
+            "weights": self.state_dict(),
+            "noise_scale": self.head.noise_scale,
+        }
+        save_plain(path, content)
 
     @classmethod
     def load(cls, path: str, device: th.device | str = "auto", trust_pickle: bool = False) -> "VLAPolicy":
@@ -496,6 +502,8 @@ class VLAPolicy(ActorCriticPolicy):
             raise ValueError(f"{os.fspath(path)!r} is no policy that VLAPolicy.save wrote")
         policy = cls(**content["arguments"], lr_schedule=FloatSchedule(0.0))
         policy.load_state_dict(content["weights"])
+        if content.get("noise_scale") is not None:
+            policy.head.noise_scale = content["noise_scale"]
         return policy.to(get_device(device))
 
 

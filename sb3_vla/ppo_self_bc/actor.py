@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ..common.device_transfer import observations_to_device
 from ..common.random_source import drawing_from
@@ -25,6 +25,7 @@ class EnvStep(NamedTuple):
     :param sampled: What the policy made of it
     :param actions: The policy's, before clipping
     :param clipped_actions: What the environments got
+    :param original_rewards: ``(n_envs,)``, before ``VecNormalize``
     :param new_obs: What came of it, as SB3 has it, and so for those below
     :param rewards: ``(n_envs,)``
     :param dones: ``(n_envs,)``
@@ -35,6 +36,7 @@ class EnvStep(NamedTuple):
     sampled: RolloutStep
     actions: np.ndarray
     clipped_actions: np.ndarray
+    original_rewards: np.ndarray
     new_obs: Any
     rewards: np.ndarray
     dones: np.ndarray
@@ -65,8 +67,7 @@ class Actor:
         self.use_sde = use_sde
         self.sde_sample_freq = sde_sample_freq
         self.generator = generator
-        normalizer = unwrap_vec_normalize(env)
-        self._normalizer: VecNormalize | None = normalizer if normalizer is not None and normalizer.norm_obs else None
+        self._normalizer = unwrap_vec_normalize(env)
 
     @property
     def read_keys(self) -> Collection[str]:
@@ -99,7 +100,8 @@ class Actor:
             observations = self._original_observations(obs)
             obs, rewards, dones, infos = self.env.step(clipped_actions)
             infos = list(infos) or [{} for _ in range(self.env.num_envs)]
-            yield EnvStep(observations, sampled, actions, clipped_actions, obs, rewards, dones, infos)
+            original_rewards = rewards if self._normalizer is None else self._normalizer.get_original_reward()
+            yield EnvStep(observations, sampled, actions, clipped_actions, original_rewards, obs, rewards, dones, infos)
 
     def values(self, obs: Any) -> th.Tensor:
         """
@@ -133,11 +135,11 @@ class Actor:
     def _original_observations(self, obs: Any) -> dict[str, np.ndarray]:
         """
         :param obs: What the environments have shown last
-        :return: The same by key, before ``VecNormalize``, whose statistics go on changing
+        :return: What the policy reads of it, by key, before ``VecNormalize``, whose statistics go on changing
         """
-        if self._normalizer is not None:
+        if self._normalizer is not None and self._normalizer.norm_obs:
             obs = self._normalizer.get_original_obs()
-        return obs if isinstance(obs, dict) else {ARRAY_KEY: obs}
+        return {key: obs[key] for key in self.read_keys} if isinstance(obs, dict) else {ARRAY_KEY: obs}
 
     def _to_tensors(self, obs: Any, keys: Collection[str]) -> PyTorchObs:
         """

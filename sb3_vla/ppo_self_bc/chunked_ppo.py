@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
@@ -121,12 +121,18 @@ class ChunkedPPO(PortablePPO):
 
         :raises ValueError: If they don't
         """
-        needs_chunks = adapter_class_of(type(self.policy)).needs_chunks
-        chunked = self.env is not None and check_chunks(self.env, self.gamma, needs_chunks)
-        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss, chunked)
+        chunk_size = None if self.env is None else self._chunk_size_of(self.env)
+        self.adapter: PolicyAdapter = adapt(self.policy, self.bc_loss, chunk_size)
         self.adapter.note_normalized(self.normalized_keys)
         self._cache = FeatureCache(self.adapter, self.device)
         self._recorder = None
+
+    def _chunk_size_of(self, env: VecEnv) -> int | None:
+        """
+        :param env: An environment
+        :return: Primitive actions of its chunks; see :func:`check_chunks`
+        """
+        return check_chunks(env, self.gamma, adapter_class_of(type(self.policy)).needs_chunks)
 
     def _make_rollout_buffer(self, observation_space: spaces.Space) -> ChunkRolloutBuffer:
         """
@@ -151,23 +157,23 @@ class ChunkedPPO(PortablePPO):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         env = self._wrap_env(env, self.verbose)
         keys = self._normalized_in(env)
+        # All that may be wrong with it before it takes the place of the one before
+        self._chunk_size_of(env)
+        self._check_frame_stack(env)
         if self._has_learned:
             check_normalized_alike(self.normalized_keys, keys)
         super().set_env(env, force_reset)
         self._env_normalized_keys = keys
         self._adapt()
         self._hold_against_training()
-        self._check_frame_stack()
 
     @property
     def _has_learned(self) -> bool:
         return self.lifetime_timesteps > 0 or getattr(self.policy, "is_fine_tuned", False)
 
     @property
-    def observation_normalizer(self) -> VecNormalize | None:
-        """The environment's wrapper that normalises observations, if there is one."""
-        normalize = self._vec_normalize_env
-        return normalize if normalize is not None and normalize.norm_obs else None
+    def _normalizes_observations(self) -> bool:
+        return self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
 
     def _normalized_in(self, env: VecEnv) -> tuple[str, ...]:
         """
@@ -193,10 +199,14 @@ class ChunkedPPO(PortablePPO):
     def _on_loaded(self) -> None:
         self._hold_against_training()  # only now its weights say whether it was fine-tuned
 
-    def _check_frame_stack(self) -> None:
-        """:raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`"""
-        if self.env is not None and self.replay_buffer is not None and self.observation_normalizer is not None:
-            check_frame_stack(self.env, "behaviour cloning", "; or pass bc_weight=0")
+    def _check_frame_stack(self, env: VecEnv) -> None:
+        """
+        :param env: An environment
+        :raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`
+        """
+        normalizer = unwrap_vec_normalize(env)
+        if self.replay_buffer is not None and normalizer is not None and normalizer.norm_obs:
+            check_frame_stack(env, "behaviour cloning", "; or pass bc_weight=0")
 
     def _setup_learn(
         self,
@@ -284,7 +294,7 @@ class ChunkedPPO(PortablePPO):
         n_steps = 0
         stopped = False
         for step in actor.steps(self._last_obs, n_rollout_steps):
-            observations, (_, values, log_probs, encoded, extras), actions, clipped_actions, *results = step
+            observations, (_, values, log_probs, encoded, extras), actions, clipped_actions, original_rewards, *results = step
             new_obs, rewards, dones, infos = results
             self.num_timesteps += env.num_envs * self.ranks.size
             self.lifetime_timesteps += env.num_envs * self.ranks.size
@@ -292,7 +302,10 @@ class ChunkedPPO(PortablePPO):
             check_observations(new_obs, infos, actor.read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
             self._primitive_steps.send(int(chunk_lengths.sum()))
-            ended = self._recorder.record(observations, actions, rewards, infos, dones, encoded)  # type: ignore[union-attr]
+            done_actions = clipped_actions if self.policy.squash_output else actions  # in the environment's units
+            ended = self._recorder.record(  # type: ignore[union-attr]
+                observations, done_actions, original_rewards, infos, dones, encoded
+            )
 
             # Give access to local variables
             callback.update_locals(locals())
@@ -369,7 +382,7 @@ class ChunkedPPO(PortablePPO):
         self._acting = self._acting or ActingCopy(self.adapter)
         self._acting.update()
         self._prepare_to_act(self._acting.adapter)
-        normalizer = None if self.replay_buffer is None else self.observation_normalizer
+        normalizer = None if self.replay_buffer is None else self._vec_normalize_env
         settings = {"use_sde": self.use_sde, "sde_sample_freq": self.sde_sample_freq}
         self._ahead = ActorAhead(env, self._acting, normalizer, self._last_obs, n_steps, **settings)
 
@@ -435,7 +448,7 @@ class ChunkedPPO(PortablePPO):
 
     def _new_recorder(self, n_envs: int) -> EpisodeRecorder:
         # What VecNormalize's statistics go on changing can't be computed once
-        cache = self._cache if self.observation_normalizer is None else None
+        cache = None if self._normalizes_observations else self._cache
         return EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size, self.ranks)
 
     def get_episodes(self) -> dict[str, Any] | None:
@@ -459,8 +472,8 @@ class ChunkedPPO(PortablePPO):
 
     @property
     def _learned_normalizer(self) -> VecNormalize | None:
-        """What normalises observations as in the rollout that is learned from."""
-        return self.observation_normalizer if self._ahead is None else self._ahead.normalizer_before
+        """What normalises observations and rewards as in the rollout that is learned from."""
+        return self._vec_normalize_env if self._ahead is None else self._ahead.normalizer_before
 
     def _bootstrap_timeouts(
         self, actor: Actor, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], chunk_lengths: np.ndarray
@@ -481,7 +494,7 @@ class ChunkedPPO(PortablePPO):
 
     def _excluded_save_params(self) -> list[str]:
         # The last ones are made again by _setup_model
-        made_again = ["lr_schedule", "_part_schedules", "_bc_rule"]
+        made_again = ["lr_schedule", "_part_schedules", "_noise_schedule", "_bc_rule"]
         of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
         of_overlap = ["_acting", "_ahead", "_holds_rollout", "_sharding"]
         return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks, *of_overlap]

@@ -9,29 +9,30 @@ from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.observation_checks import normalize_call
 
 
-def check_chunks(env: VecEnv, gamma: float, required: bool) -> bool:
+def check_chunks(env: VecEnv, gamma: float, required: bool) -> int | None:
     """
     :param env: The environment
     :param gamma: The algorithm's discount factor of a primitive step
     :param required: Whether it must take chunks
-    :return: Whether it takes chunks
+    :return: How many primitive actions a chunk of it has, ``None`` if it takes no chunks
     :raises ValueError: If it discounts rewards inside a chunk by another gamma, or has no chunks where they are required
     """
-    if not env.has_attr("chunk_size"):
+    if not (env.has_attr("chunk_size") and env.has_attr("chunk_gamma")):  # of other meaning, if alone
         if required:
             raise ValueError(
                 "VLAPolicy needs an environment that takes chunks and says so by the attributes chunk_size and "
                 "chunk_gamma and by info['chunk_length']: wrap it in "
                 "sb3_vla_envs.ChunkedActionWrapper(env, chunk_size, gamma=...)"
             )
-        return False
-    for chunk_gamma in set(env.get_attr("chunk_gamma")):
-        if chunk_gamma != gamma:
+        return None
+    chunk_sizes = env.get_attr("chunk_size")
+    for chunk_size, chunk_gamma in set(zip(chunk_sizes, env.get_attr("chunk_gamma"), strict=True)):
+        if chunk_size > 1 and chunk_gamma != gamma:  # inside a chunk of one there is nothing to discount
             raise ValueError(
                 f"the environment discounts inside a chunk by gamma={chunk_gamma}, PPOSelfBC by gamma={gamma}: give both "
                 f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={gamma})"
             )
-    return True
+    return int(chunk_sizes[0])
 
 
 def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ class MemoryEstimator:
         self._peaks: dict[int | None, int] = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.policy = self._make_policy(observation_space, action_space, policy_kwargs)
-        self.adapter = adapt(self.policy, chunked=True)
+        self.adapter = adapt(self.policy)
         encoded_instruction = encode_instruction(instruction, self.policy.instruction_bytes)
         self._instruction = th.from_numpy(np.tile(encoded_instruction, self.policy.n_frames))
         step, acting = self._act(n_envs)

@@ -257,7 +257,8 @@ class PPOSelfBC(ChunkedPPO):
                 seed=self.rank_seed,
                 **self.replay_buffer_kwargs,
             )
-        self._check_frame_stack()
+        if self.env is not None:
+            self._check_frame_stack(self.env)
         if self.shard or self.is_sharded:
             self._check_sharding()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:
@@ -320,10 +321,10 @@ class PPOSelfBC(ChunkedPPO):
         :raises FloatingPointError: If a gradient is not finite; the weights are those of before
         :raises ValueError: If a schedule gives what a learning rate or clip range can't be
         """
+        self._fit_micro_batch()
         self._rate_demonstrations()  # by the critic as it acts
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        self._fit_micro_batch()
         clip_range = self._scheduled("clip_range", self.clip_range)  # type: ignore[arg-type]
         clip_range_vf = None
         if self.clip_range_vf is not None:
@@ -364,18 +365,21 @@ class PPOSelfBC(ChunkedPPO):
             return
         imitates = self.replay_buffer is not None
         n_samples = self.batch_size + imitates * (self.bc_batch_size or self.batch_size)
+        self.policy.set_training_mode(True)
         fitting = fitting_micro_batch(self.adapter, self.rollout_buffer, n_samples, imitates, self.ratio_per == "step")
+        self.policy.set_training_mode(False)
         size = min(self.ranks.gather(fitting))
         self.logger.log(f"micro_batch_size='auto': {size} of {n_samples} samples at a time fit into memory")
         self.micro_batch_size = None if size == n_samples else size
 
     def _rate_demonstrations(self) -> None:
         if self.replay_buffer is not None:
-            critic, keys = self.adapter.critic_values, self.adapter.critic_keys
-            self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, self.adapter.host_keys, keys)
+            size = self.micro_batch_size or self.batch_size  # in whose memory an update has room
+            critic, keys, host_keys = self.adapter.critic_values, self.adapter.critic_keys, self.adapter.host_keys
+            self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, host_keys, keys, size)
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
-        if self.target_kl is None or approx_kl.item() <= 1.5 * self.target_kl:
+        if self.target_kl is None or not approx_kl.item() > 1.5 * self.target_kl:  # NaN is for who checks the gradients
             return False
         if self.verbose >= 1:
             print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl.item():.2f}")

@@ -188,6 +188,7 @@ def test_actor_and_critic_read_standardised_numbers(model):
 def test_policy_alone_saves_and_loads(tmp_path, make_model):
     model = make_model(policy_kwargs={"head_kwargs": {"noise_correlation": 0.3, "hidden_dim": 16}})
     model.policy.fit_normalizers(tensors(model.policy, 50))
+    model.policy.head.noise_scale = 0.25
     observation = random_observation(model.observation_space, 3)
     model.policy.save(tmp_path / "policy.pt")
     loaded = VLAPolicy.load(tmp_path / "policy.pt", device="cpu")
@@ -195,6 +196,7 @@ def test_policy_alone_saves_and_loads(tmp_path, make_model):
     assert np.array_equal(loaded.predict(observation, deterministic=True)[0], expected)
     assert loaded.critic_net_arch == [16] and loaded.head.hidden_dim == 16
     assert loaded.head.noise_correlation == model.policy.head.noise_correlation == 0.3
+    assert loaded.head.noise_scale == 0.25
     obs = tensors(model.policy)
     assert th.equal(loaded.predict_values(obs), model.policy.predict_values(obs))
 

@@ -66,8 +66,8 @@ def ppo_loss_of(model, data) -> PPOLoss:
     return ppo_loss(evaluation, data, clip_range=0.2, ratio_per_step=model.ratio_per == "step")
 
 
-def bc_loss_of(model, batch, kind: str | None = None, chunked: bool = False) -> th.Tensor:
-    adapter = model.adapter if kind is None else adapt(model.policy, kind, chunked)
+def bc_loss_of(model, batch, kind: str | None = None, chunk_size: int | None = None) -> th.Tensor:
+    adapter = model.adapter if kind is None else adapt(model.policy, kind, chunk_size)
     return adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
 
 

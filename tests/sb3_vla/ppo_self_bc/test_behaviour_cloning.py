@@ -238,3 +238,39 @@ def test_success_rule_reads_the_success_rate(make_model, make_demonstrations, re
     rate = logs[-1]["rollout/success_rate"]
     assert 0 < rate < 1, "the toy task is meant to be neither trivial nor hopeless"
     assert logs[-1]["train/bc_weight"] == pytest.approx(2 * (1 - rate))
+
+
+class OneOfThree(Drift):
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Discrete(3)
+
+    def step(self, action):
+        return super().step(np.full(2, float(action) - 1))
+
+
+@pytest.mark.parametrize(("make_single", "bc_loss"), [(drift, "nll"), (lambda: TimeLimit(OneOfThree(), 7), "auto")])
+def test_bc_nll_of_a_flat_policy_counts_executed_steps_only(make_single, bc_loss):
+    env = ChunkedActionWrapper(make_single(), 3, gamma=0.99)
+    model = PPOSelfBC("MlpPolicy", env, n_steps=8, batch_size=8, bc_loss=bc_loss, seed=0, device="cpu")
+    rng = np.random.default_rng(0)
+    actions = np.stack([env.action_space.sample() for _ in range(4)])
+    demonstration = Demonstration("", {"observation": rng.normal(size=(4, 3))}, actions, np.array([1, 2, 3, 2]), True)
+    model.replay_buffer.add(demonstration)
+    batch = model.replay_buffer.sample(8)
+    distribution = model.policy.get_distribution(batch.observations)
+    mask = executed_mask(batch.chunk_lengths, 3)
+    if isinstance(distribution.distribution, list):
+        log_prob = th.stack([each.log_prob(batch.actions[:, i]) for i, each in enumerate(distribution.distribution)], dim=1)
+    else:
+        log_prob = distribution.distribution.log_prob(batch.actions.flatten(1)).view(8, 3, 2).sum(2)
+    assert bc_loss_of(model, batch).item() == pytest.approx(-((log_prob * mask).sum() / mask.sum()).item(), rel=1e-5)
+    changed_beyond = batch.actions.clone()
+    changed_beyond[batch.chunk_lengths == 1, 1:] = 0
+    assert bc_loss_of(model, batch._replace(actions=changed_beyond)).item() == bc_loss_of(model, batch).item()
+
+
+def test_nll_of_chunks_of_squashed_actions_is_refused():
+    env = ChunkedActionWrapper(drift(), 3, gamma=0.99)
+    with pytest.raises(ValueError, match=r"bc_loss='nll'.*squashed.*bc_loss='mse'"):
+        PPOSelfBC("MlpPolicy", env, use_sde=True, policy_kwargs={"squash_output": True}, bc_loss="nll", device="cpu")

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
@@ -293,3 +294,64 @@ def test_demonstrations_are_kept_as_before_vec_normalize_and_normalised_when_dra
     drawn = env.unnormalize_obs({key: value.numpy() for key, value in batch.observations.items()})["privileged"]
     assert all(np.abs(raw_rows - row).max(axis=1).min() < 1e-4 for row in drawn)
     assert not np.allclose(drawn, batch.observations["privileged"].numpy(), atol=1e-2)
+
+
+def test_rewards_are_kept_as_before_vec_normalize(make_model, make_vec_env):
+    env = VecNormalize(make_vec_env(), norm_obs=False)
+    model = make_model(env, n_steps=32, replay_buffer_kwargs={"rule": "shortest"})
+    model.learn(64)
+    held = [episode for episodes in model.replay_buffer.episodes.values() for episode in episodes]
+    assert len(held) > 3 and env.ret_rms.var < 0.9
+    for episode in held:  # 1 at the last step, discounted inside its chunk
+        np.testing.assert_allclose(episode.rewards, episode.sparse_rewards(0.9), rtol=1e-6)
+
+
+class WithDepth(gym.ObservationWrapper):
+    """An observation that VLAPolicy does not read, of infinite numbers as depth cameras have them."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        depth = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "depth": depth})
+
+    def observation(self, observation):
+        return {**observation, "depth": np.full(2, np.inf, np.float32)}
+
+
+@pytest.mark.filterwarnings("ignore:VLAPolicy does not read")
+def test_what_the_policy_does_not_read_is_not_recorded(make_model, make_env):
+    model = make_model(WithDepth(make_env()), n_steps=32)
+    model.learn(32)
+    held = [episode for episodes in model.replay_buffer.episodes.values() for episode in episodes]
+    assert held and all("depth" not in episode.observations for episode in held)
+
+
+class FarGoal(gym.Env):
+    """Actions within bounds of 2; any step succeeds."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Box(-2, 2, (1,), np.float32)
+
+    def __init__(self):
+        self.executed = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.executed.append(action.copy())
+        return np.ones(1, np.float32), 1.0, True, False, {"is_success": True}
+
+
+def test_squashed_actions_are_recorded_in_the_environments_units():
+    env, sde = FarGoal(), {"use_sde": True, "sde_sample_freq": 1, "policy_kwargs": {"squash_output": True}}
+    model = PPOSelfBC("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu", **sde)
+    model.replay_buffer.rate = lambda *args: None  # which would drop what the critic expects anyway
+    model.learn(64)
+    held = [episode for episodes in model.replay_buffer.episodes.values() for episode in episodes]
+    np.testing.assert_allclose(np.concatenate([episode.actions for episode in held]), env.executed)
+    assert np.abs(env.executed).max() > 1.2
+    batch = model.replay_buffer.sample(8)
+    mean = model.policy.get_distribution(batch.observations).mode()  # in [-1, 1]
+    loss = model.adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
+    assert loss.item() == pytest.approx((mean - batch.actions / 2).square().mean().item(), rel=1e-5)

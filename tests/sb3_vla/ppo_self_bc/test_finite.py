@@ -6,6 +6,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_vla import ConstantWeight, GradientBalance, PPOSelfBC, SuccessDriven, TanhWarmup
 
+from .small_training import collect
+
 
 class Broken(gym.Wrapper):
     """From its tenth step on, an observation or the reward is not finite."""
@@ -134,3 +136,14 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(make_model, tm
 def test_weights_of_behaviour_cloning_are_finite(make, value):
     with pytest.raises(ValueError, match="of the BC loss must be finite and not negative"):
         make(value)
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.02])
+def test_a_divergence_that_is_not_a_number_is_no_large_one(target_kl, make_model):
+    model = make_model(target_kl=target_kl)
+    model.learn(16)
+    collect(model)
+    with th.no_grad():
+        next(model.policy.head.parameters()).fill_(np.nan)
+    with pytest.raises(FloatingPointError, match="head"):
+        model.train()

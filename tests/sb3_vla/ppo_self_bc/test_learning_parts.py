@@ -80,6 +80,14 @@ def test_noise_follows_its_schedule_from_rollout_to_rollout(head, make_model, re
     assert loaded.policy.head.noise_scale == pytest.approx(0.2) and spread(loaded) < spread(model) < wide
 
 
+def test_a_schedule_without_a_name_can_be_given_again_in_silence(make_model, tmp_path, recwarn):
+    model = make_model(noise_scale=lambda progress: 0.2 + 0.8 * progress)
+    model.save(tmp_path / "model.zip")
+    assert len(recwarn) == 1 and "noise_scale" in str(recwarn.pop().message)
+    PPOSelfBC.load(tmp_path / "model.zip", noise_scale=lambda progress: 0.5)
+    assert not recwarn
+
+
 def test_critic_epochs_improve_the_value(make_model):
     losses = []
     for epochs in (1, 30):

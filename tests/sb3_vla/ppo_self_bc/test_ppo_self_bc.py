@@ -260,8 +260,21 @@ def test_another_gamma_inside_the_chunk_is_refused(make_model, make_vec_env):
     with pytest.raises(ValueError, match=message):
         make_model(make_vec_env(gamma=0.9), gamma=0.99)
     model = make_model(make_vec_env(gamma=0.9))
+    before = model.env
     with pytest.raises(ValueError, match=r"gamma=1\.0, PPOSelfBC by gamma=0\.9"):
         model.set_env(make_vec_env(gamma=1.0))
+    assert model.env is before
+    model.learn(16)
+
+
+def test_inside_a_chunk_of_one_nothing_is_discounted():
+    PPOSelfBC("MlpPolicy", ChunkedActionWrapper(drift(), 1), n_steps=8, batch_size=8, device="cpu").learn(8)
+
+
+def test_a_chunk_size_of_another_meaning_is_none():
+    env = drift()
+    env.unwrapped.chunk_size = 1024
+    PPOSelfBC("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(8)
 
 
 def test_vla_policy_needs_chunks_images_and_instructions():
