@@ -38,13 +38,8 @@ mt10: setup  ## MetaWorld MT10 from 100 and from 10 demonstrations a task, three
 mt10-ablations: setup  ## What each part of the MT10 recipe is worth, on four of its tasks: many hours, too
 	$(BIN)/python benchmarks/mt10/ablations.py
 
-ablations: setup  ## After the quickstart: post-train its SFT model again with one thing changed (SEED=)
-	set -e; for name in independent_noise few_critic_epochs no_bc; do \
-		$(BIN)/sb3-vla train --init $(OUT)/sft_model.zip --demos $(OUT)/demos.npz --seed $(SEED) \
-			--config benchmarks/ablations/$$name.yml --out runs/$$name-seed$(SEED); \
-		rm -f results/ablations/$$name.json; \
-		$(BIN)/sb3-vla eval runs/$$name-seed$(SEED)/model.zip --out results/ablations/$$name.json; \
-	done
+ablations: setup  ## After the results: their SFT models post-trained again with one thing changed, three seeds each
+	$(BIN)/python benchmarks/quickstart_ablations/run.py
 
 benchmark: setup  ## How fast it is, against others and against before; writes benchmarks/results and the table in docs/speed.md
 	set -e; for name in frames vec_envs chunk update learning busy table; do $(BIN)/python benchmarks/speed/$$name.py; done

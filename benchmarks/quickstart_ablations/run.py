@@ -1,0 +1,90 @@
+"""
+What single settings of the quickstart are worth: the SFT models of ``make results`` post-trained again with one thing changed,
+each by a YAML file beside this one, three seeds. What is there is not done again. ``make ablations``, or
+
+    python benchmarks/quickstart_ablations/run.py --seeds 0 1 2 --only no_bc
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from sb3_vla import EvaluationResult
+from sb3_vla_envs.durable_files import replace_text
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "results" / "ablations"
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- ablations: begin -->\n", "<!-- ablations: end -->"
+CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
+CHANGES = sorted(HERE.glob("*.yml"))
+
+
+def main() -> None:
+    """Run what is missing, then write the table of ``docs/results.md``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--only", nargs="+", choices=[path.stem for path in CHANGES], metavar="NAME")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for config in CHANGES:
+        if arguments.only is None or config.stem in arguments.only:
+            for seed in arguments.seeds:
+                run(config, seed)
+    write_table()
+
+
+def run(config: Path, seed: int) -> None:
+    """
+    :param config: What is changed
+    :param seed: Of the quickstart, and of post-training
+    """
+    result = RESULTS / f"{config.stem}_seed{seed}.json"
+    if result.exists():
+        return
+    quickstart, trained = ROOT / "runs" / f"quickstart-seed{seed}", ROOT / "runs" / f"{config.stem}-seed{seed}"
+    if not (trained / "model.zip").exists():  # which is written last
+        shutil.rmtree(trained, ignore_errors=True)
+        begin = ("--init", quickstart / "sft_model.zip", "--demos", quickstart / "demos.npz", "--seed", str(seed))
+        subprocess.run([*CLI, "train", *begin, "--config", config, "--out", trained], check=True, cwd=ROOT)
+    subprocess.run([*CLI, "eval", trained / "model.zip", "--out", result], check=True, cwd=ROOT)
+
+
+def write_table() -> None:
+    """A row for each change, the first one for none."""
+    unchanged = [
+        EvaluationResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["post-trained"])
+        for path in sorted((ROOT / "results" / "quickstart").glob("seed*/results.json"))
+    ]
+    rows = [_row("nothing", unchanged)]
+    for config in CHANGES:
+        label = config.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        results = [EvaluationResult.load(path) for path in sorted(RESULTS.glob(f"{config.stem}_seed*.json"))]
+        if results:
+            rows.append(_row(f"{label} ([`{config.stem}`](../{config.relative_to(ROOT)}))", results))
+    table = "\n".join(["| changed | success, mean and each seed | steps to success |", "|---|---|---|", *rows])
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    replace_text(PAGE, f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}")
+
+
+def _row(label: str, results: list[EvaluationResult]) -> str:
+    """
+    :param label: What was changed
+    :param results: Of each seed
+    :return: A row of the table
+    """
+    success = [result.overall.success for result in results]
+    steps = [result.overall.steps_to_success or float("nan") for result in results]
+    cells = [
+        f"{fmean(each):{form}} ({', '.join(f'{x:{form}}' for x in each)})" for each, form in ((success, ".2f"), (steps, ".1f"))
+    ]
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
