@@ -27,6 +27,8 @@ from .hyperparams import CHUNK_SIZES
 from .trust import check_config_file, check_hyperparams, refusal
 
 # What may be a schedule, beside what the zoo knows
+# Of a primitive step
+_DISCOUNT_OF_SCORES = 0.99
 _SCHEDULED = ("backbone_learning_rate", "critic_learning_rate", "noise_scale")
 
 
@@ -272,18 +274,17 @@ class ChunkExperimentManager(ExperimentManager):
 
 class TrialSuccessCallback(TrialEvalCallback, SuccessEvalCallback):
     """
-    Evaluates a trial. Where episodes report success, its score is the mean of ``gamma ** steps_to_success``, 0 for a failure:
-    the return of a sparse reward, discounted in primitive steps, which is comparable across chunk sizes. Elsewhere it is the
-    mean reward.
+    Evaluates a trial. Where episodes report success, its score is the mean of ``0.99 ** steps_to_success``, 0 for a failure:
+    the return of a sparse reward, discounted in primitive steps, which is comparable across chunk sizes and whatever discount
+    factor a trial has drawn. Elsewhere it is the mean reward.
     """
 
     def _log_evaluation(self, rewards: list[float], lengths: list[int]) -> None:
         super()._log_evaluation(rewards, lengths)
         if self._is_success_buffer:
-            gamma = self.model.gamma  # type: ignore[attr-defined]
             to_success = [episode.steps_to_success for _, episode in self._episodes]
             steps = [np.inf if n is None else float(n) for n in to_success]
-            self.last_mean_reward = float(np.mean(np.power(gamma, steps)))
+            self.last_mean_reward = float(np.mean(np.power(_DISCOUNT_OF_SCORES, steps)))
 
 
 def _demonstrations_beside(agent: Path) -> Path:
