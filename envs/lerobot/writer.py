@@ -155,6 +155,7 @@ class _Writer(ExitStack):
         episode |= {f"data/{part}": value for part, value in self.data.add(columns, pictures.keys()).items()}
         self.statistics.append(
             {name: (picture_statistics if name in pictures else statistics)(values) for name, values in frames.items()}
+            | {feature_name(ACTION, self.keys): statistics(demo.executed_actions())}  # without what fills up chunks
         )
         self.episodes.append(episode)
         self.n_frames += len(demo)

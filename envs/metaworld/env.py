@@ -57,6 +57,7 @@ class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
 
         self._expert = build_expert(self.task)
         simulator = self._simulator
+        simulator.max_path_length = self.horizon + self.settle_steps  # it refuses to step past its own limit of 500
         goals = sample_goals(self.task, self.goal_split, self.n_goals, self.goal_seed)
         simulator._last_rand_vec = goals[self.goal_index].copy()
         simulator.reset()
@@ -90,6 +91,4 @@ class MetaWorldEnv(MujocoTaskEnv["SawyerXYZEnv"]):
             return self._expert.get_action(self._full_observation)
 
     def _build_simulator(self) -> SawyerXYZEnv:
-        simulator = build_simulator(self.task)
-        simulator.max_path_length = self.horizon + self.settle_steps  # it refuses to step past its own limit of 500
-        return simulator
+        return build_simulator(self.task)

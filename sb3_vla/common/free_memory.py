@@ -23,7 +23,11 @@ def free_memory(device: th.device) -> int:
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     try:
-        limit, used = ((_CGROUP / name).read_text(encoding="utf-8") for name in ("memory.max", "memory.current"))
-        return max(0, min(free, int(limit) - int(used)))
+        limit, used, details = (
+            (_CGROUP / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current", "stat")
+        )
+        # Of files that were read the kernel keeps what nobody else needs
+        kept = int(dict(line.split() for line in details.splitlines()).get("inactive_file", 0))
+        return max(0, min(free, int(limit) - int(used) + kept))
     except (OSError, ValueError):  # no container, or one without a limit
         return free

@@ -22,7 +22,7 @@ def import_lerobot(config: Config, folder: str | Path, path: str | Path) -> list
     :param path: Where to write
     :return: The demonstrations
     :raises FileNotFoundError: If a file of the dataset is missing
-    :raises ValueError: If the dataset does not fit the environment, or is damaged
+    :raises ValueError: If the dataset does not fit the environment, or is damaged, or two tasks have an instruction in common
     """
     suite, settings = get_suite(config.suite), dict(vars(config.lerobot))
     del settings["use_videos"]
@@ -30,7 +30,14 @@ def import_lerobot(config: Config, folder: str | Path, path: str | Path) -> list
     unknown = sorted({*named.values()} - {*config.tasks})
     if unknown:
         raise ValueError(f"lerobot.tasks names the tasks {unknown}, but those of this run are {', '.join(config.tasks)}")
-    texts = {text: task for task in config.tasks for text in (task, *suite.instructions(task))}
+    texts: dict[str, str] = {}
+    for task in config.tasks:
+        for text in (task, *suite.instructions(task)):
+            if texts.setdefault(text, task) != task and text not in named:
+                raise ValueError(
+                    f"{text!r} is an instruction of both {texts[text]!r} and {task!r}: say in lerobot.tasks which of them the "
+                    "dataset means by it, or read one task at a time"
+                )
     with _environment(config) as env:
         settings["fps"] = settings["fps"] or _steps_a_second(env)
         demonstrations = read_lerobot(

@@ -129,6 +129,15 @@ def test_statistics_are_those_of_all_frames(tmp_path):
     np.testing.assert_allclose(episodes[1]["stats/action/mean"], demos[1].actions[:, 0].mean(axis=0), rtol=1e-5)
 
 
+def test_statistics_of_chunks_are_those_of_executed_actions(tmp_path):
+    demo = demonstration(3, chunk_size=4)  # of the last chunk three are executed
+    write_lerobot(tmp_path / "set", [demo], fps=10)
+    found = json.loads((tmp_path / "set/meta/stats.json").read_text())["action"]
+    executed = np.concatenate([demo.actions[0], demo.actions[1], demo.actions[2, :3]])
+    np.testing.assert_allclose(found["mean"], executed.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found["max"], executed.max(axis=0), rtol=1e-5)
+
+
 def test_large_datasets_are_spread_over_files(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_DATA_MEGABYTES", 0)
     monkeypatch.setattr(writer, "_VIDEO_MEGABYTES", 0)

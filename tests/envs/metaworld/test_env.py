@@ -135,6 +135,14 @@ def test_horizon_truncates_below_and_beyond_metaworlds_own_500(horizon):
     assert ends == [(False, False)] * (horizon - 1) + [(False, True)]
 
 
+def test_horizon_may_be_changed_between_episodes():
+    env = MetaWorldEnv("push-v3", horizon=3, n_goals=1)
+    env.reset(seed=0)
+    env.horizon = 6
+    env.reset()
+    assert [env.step(IDLE)[3] for _ in range(6)] == [False] * 5 + [True]
+
+
 def test_round_robin_and_sequential_orders_count_and_a_seed_restarts_them():
     env = MetaWorldEnv(
         "push-v3,reach-v3", task_order="round_robin", goal_order="sequential", n_goals=2, goal_split="test", horizon=5

@@ -14,12 +14,20 @@ def test_it_is_a_part_of_what_the_machine_has():
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [("max", 2048 * 1024), ("1000000", 900_000), ("4000000", 2048 * 1024), ("10", 0)]
+    ("limit", "kept", "expected"),
+    [
+        ("max", 0, 2048 * 1024),
+        ("1000000", 0, 900_000),
+        ("4000000", 0, 2048 * 1024),
+        ("10", 0, 0),
+        ("1000000", 30_000, 930_000),  # of files that were read
+    ],
 )
-def test_a_container_has_what_it_may_take(limit, expected, tmp_path, monkeypatch):
+def test_a_container_has_what_it_may_take(limit, kept, expected, tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    2048 kB\n")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text("100000\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5000\ninactive_file {kept}\n")
     monkeypatch.setattr(module, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(module, "_CGROUP", tmp_path)
     assert free_memory(CPU) == expected

@@ -10,6 +10,7 @@ from sb3_vla.runs.checks import check_training
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
 from sb3_vla_envs import Demonstration, encode_instruction, load_demonstrations, save_demonstrations, write_lerobot
+from sb3_vla_envs.metaworld.instructions import INSTRUCTIONS
 
 TASK = "handle-press-v3"
 SETTINGS = {
@@ -69,6 +70,17 @@ def test_the_suites_own_wordings_need_no_names_and_become_what_the_environment_s
     (demo,) = load_demonstrations(out)
     assert demo.task == TASK and demo.actions.shape == (2, 5, 4)
     assert bytes(demo.observations["instruction"][0]).rstrip(b"\0") == b"press the handle down"
+
+
+def test_an_instruction_of_two_tasks_has_to_be_decided(tmp_path, capsys, monkeypatch):
+    other, text = "handle-press-side-v3", "push down on the handle"
+    monkeypatch.setitem(INSTRUCTIONS, other, (text,))
+    write_lerobot(tmp_path / "set", [episode(6, instruction=text)], fps=80)
+    command = ["demos", "--from-lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "demos.npz"), "--config"]
+    assert main([*command, config_file(tmp_path, tasks=[TASK, other])]) == 2
+    assert f"{text!r} is an instruction of both {TASK!r} and {other!r}" in capsys.readouterr().err
+    assert main([*command, config_file(tmp_path, tasks=[TASK, other], lerobot={"tasks": {text: other}})]) == 0
+    assert [demo.task for demo in load_demonstrations(tmp_path / "demos.npz")] == [other]
 
 
 def test_mistakes_end_in_one_line_and_leave_nothing(tmp_path, capsys):
