@@ -19,7 +19,7 @@ from ..common.ranks import Ranks
 from .episode_schedule import EpisodeJob, episode_jobs
 from .model_fit import model_settings
 from .play import VecEnvClass, play, scheduled_envs
-from .result import EpisodeRecord, EvaluationResult
+from .result import MODEL_TIMESTEPS, EpisodeRecord, EvaluationResult
 
 
 def evaluate(
@@ -110,6 +110,8 @@ def evaluate_on_tasks(
     n_envs = min(n_envs, len(own))
     with scheduled_envs(model, suite or found.address, tasks, n_envs, settings, vec_env_cls) as venv:
         what_counts = {"suite": found.address, "tasks": tasks, "seed": seed, "n_envs": n_envs, **_in_full(found, settings)}
+        if (timesteps := getattr(model, "lifetime_timesteps", None)) is not None:
+            what_counts[MODEL_TIMESTEPS] = timesteps
         # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
         with th.random.fork_rng():
             th.manual_seed(seed + ranks.rank)

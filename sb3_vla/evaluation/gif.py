@@ -62,19 +62,24 @@ def record_tasks(
 
 
 def gif_paths(
-    tasks: str | Sequence[str], folder: str | Path, prefix: str, suite: str | Suite | None = None
+    tasks: str | Sequence[str],
+    folder: str | Path,
+    prefix: str,
+    suite: str | Suite | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Path]:
     """
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them
     :param folder: Where the GIFs will go
     :param prefix: What the file names begin with
     :param suite: Suite of the tasks, by default the one that knows them
+    :param overwrite: Whether they may be there already
     :return: The file of each task
-    :raises FileExistsError: If one of them is there already
+    :raises FileExistsError: If one of them is there already, and may not be
     """
     paths = {task: Path(folder) / f"{prefix}_{task.replace('/', '_')}.gif" for task in resolve_tasks(tasks, suite)}
     existing = [str(path) for path in paths.values() if path.exists()]
-    if existing:
+    if existing and not overwrite:
         raise FileExistsError(f"{', '.join(existing)} exist already: give another folder, or remove them")
     return paths
 

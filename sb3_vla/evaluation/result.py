@@ -13,6 +13,9 @@ from sb3_vla_envs.durable_files import replace_text
 from ..common.argument_checks import Limits
 from ..common.run_folder import software_versions
 
+#: Among the settings of an evaluation: how long its model, a PPOSelfBC, had trained
+MODEL_TIMESTEPS = "model_timesteps"
+
 _FILE_FORMAT = "sb3-vla evaluation"
 _FILE_VERSION = 1
 
@@ -129,6 +132,18 @@ class EvaluationResult:
             steps_to_success=fmean(steps) if steps else None,
             n_episodes=pooled.n_episodes,
         )
+
+    def is_comparable_to(self, other: "EvaluationResult") -> bool:
+        """
+        :param other: Of another model
+        :return: Whether the same was played in the same way
+        """
+        mine, theirs = ([(episode.task, episode.goal_index) for episode in each.episodes] for each in (self, other))
+        return mine == theirs and self._protocol() == other._protocol()
+
+    def _protocol(self) -> dict[str, Any]:
+        """Settings but for those on which success and steps don't depend, and what tells models apart."""
+        return {key: value for key, value in self.settings.items() if key not in ("n_envs", "gamma", MODEL_TIMESTEPS)}
 
     def table(self) -> str:
         """

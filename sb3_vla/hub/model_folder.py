@@ -13,7 +13,7 @@ import yaml
 from sb3_vla_envs.suite import Suite, check_suite_in_file, find_suite
 
 from ..common.run_folder import RunFolder, software_versions
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import MODEL_TIMESTEPS, EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_card import CardContent, make_model_card
 from .upload import check_repo_id
@@ -88,7 +88,7 @@ def save_for_hub(
         command=_command(run),
         versions=_versions(run),
         files=[*copies, *(["results.json"] if result else []), *(["baseline_results.json"] if baseline else [])],
-        metadata=metadata or {},
+        metadata={**_base_model(model), **(metadata or {})},
     )
     card = make_model_card(content)
 
@@ -138,14 +138,27 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 def check_portable(model: PPOSelfBC) -> None:
     """
     :param model: The model
-    :raises ValueError: If its zip file alone is not enough to act with it
+    :raises ValueError: If its zip file, and a model on the Hub that it names, are not enough to act with it
     """
+    kwargs = model.adapter.portable_kwargs()
+    base = kwargs.get("backbone")
+    if isinstance(base, str) and Path(base).is_dir():
+        raise ValueError(
+            f"This model holds LoRA's adapters alone, and needs {base!r} beside it, which others don't have: train with "
+            "lora=dict(save_base=True), or add them to the weights by model.policy.merge_lora()"
+        )
     if model.normalized_keys:
         raise ValueError(
             f"This model reads {', '.join(map(repr, model.normalized_keys))} as VecNormalize standardises it, whose "
             "statistics are no part of the model: train without it (VLAPolicy standardises `state` itself), or with "
             "VecNormalize(venv, norm_obs=False)"
         )
+
+
+def _base_model(model: PPOSelfBC) -> dict[str, str]:
+    """What the card says of the model on the Hub that LoRA's adapters need beside them, if there is one."""
+    base = model.adapter.portable_kwargs().get("backbone")
+    return {"base_model": base} if isinstance(base, str) else {}
 
 
 def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: EvaluationResult | None) -> None:
@@ -158,9 +171,14 @@ def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: E
     if baseline is not None:
         if result is None:
             raise ValueError("There is a baseline, but no result to hold against it: give the evaluation of the model too.")
-        jobs = [[(episode.task, episode.goal_index) for episode in each.episodes] for each in (baseline, result)]
-        if jobs[0] != jobs[1] or _protocol(baseline) != _protocol(result):
+        if not result.is_comparable_to(baseline):
             raise ValueError("Result and baseline were evaluated in different ways: evaluate both with the same settings.")
+    evaluated = model.lifetime_timesteps if result is None else result.settings.get(MODEL_TIMESTEPS, model.lifetime_timesteps)
+    if evaluated != model.lifetime_timesteps:
+        raise ValueError(
+            f"The evaluation is of a model that had trained for {evaluated} timesteps, this one has for "
+            f"{model.lifetime_timesteps}: evaluate it again."
+        )
     shape = model.action_space.shape or (None,)
     for evaluation in filter(None, (result, baseline)):
         chunk_size = evaluation.settings.get("chunk_size", shape[0])
@@ -192,11 +210,6 @@ def _acting_settings(suite: Suite, *settings: Mapping[str, Any]) -> dict[str, An
 
 def _plain(setting: Any) -> Any:
     return json.loads(json.dumps(setting, default=asdict))  # a Camera is a dataclass
-
-
-def _protocol(result: EvaluationResult) -> dict[str, Any]:
-    """Settings of an evaluation but for those on which success and steps don't depend."""
-    return {key: value for key, value in result.settings.items() if key not in ("n_envs", "gamma")}
 
 
 def _copies(videos: Sequence[str | Path], run: str | Path | None, demonstrations: str | Path | None) -> dict[str, Path]:

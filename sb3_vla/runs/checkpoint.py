@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_vla_envs.durable_files import PARTIAL, replace_text, sync_folder
@@ -20,7 +20,7 @@ from ..common.plain_file import load_plain, save_plain
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .between_updates import BetweenUpdates
 from .interruption import StopRequest
-from .training_state import restore_environments, restore_model, restore_random_states, training_state
+from .training_state import restore_environments, restore_log, restore_model, restore_random_states, training_state
 
 _CHECKSUMS = "checksums.json"
 _TIMESTEPS = "time/total_timesteps"
@@ -89,6 +89,14 @@ def load_checkpoint(checkpoint: str | os.PathLike[str], env: VecEnv, device: str
         env.seed(model.rank_seed + model.num_timesteps)  # not the episodes of the run's beginning once more
     restore_model(model, state, with_episodes=why_not is None)
     return model
+
+
+def load_log(checkpoint: str | os.PathLike[str], logger: Logger) -> None:
+    """
+    :param checkpoint: The checkpoint that a run goes on from
+    :param logger: Its logger, which gets what the last update recorded and no row has yet
+    """
+    restore_log(logger, load_plain(Path(checkpoint) / _TRAINING_STATE))
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:

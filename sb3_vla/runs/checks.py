@@ -57,6 +57,9 @@ def check_training(
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
+    check_goals(config, config.eval.split, config.eval.n_goals)
+    if config.train.validate_every is not None:
+        check_goals(config, "train", config.train.n_validation_goals)
 
 
 def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
@@ -75,6 +78,22 @@ def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:
             if model is not None:
                 check_model_fits(model, env)
             env.reset()
+        finally:
+            env.close()
+
+
+def check_goals(config: Config, split: str, n_goals: int) -> None:
+    """
+    :param config: Configuration
+    :param split: Goals to evaluate on, film or play
+    :param n_goals: How many of them
+    :raises ValueError: If the suite has no such goals, or not as many
+    """
+    settings = {**config.acting_settings(), "goal_split": split, "n_goals": n_goals}
+    with refusals():
+        env = make_vla_env(config.tasks, suite=config.suite, **settings)
+        try:
+            env.reset(options={"task": config.tasks[0], "goal_index": n_goals - 1})
         finally:
             env.close()
 
@@ -112,6 +131,7 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
         raise ValueError(
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
+    load_model(checkpoint / "model.zip", config.device)  # whose classes may have to be trusted
     return checkpoint
 
 
@@ -127,12 +147,13 @@ def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
         load_results(folder)
         if folder.demos.exists():
             load_demonstrations(folder.demos)
+        trained = 0
         for path in (folder.sft_model, folder.model):
             if path.exists():
-                load_model(path, config.device)
+                trained = load_model(path, config.device).num_timesteps
     except ValueError as error:
         raise ValueError(f"{error}. If it is moved elsewhere, --resume makes it again, from what else there is") from error
-    if folder.has_checkpoints and not folder.model.exists():
+    if folder.has_checkpoints and not (folder.model.exists() and trained >= config.train.total_timesteps):
         check_resuming(config, folder)
 
 

@@ -1,15 +1,15 @@
 """What of a run folder goes to the Hugging Face Hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..common.run_folder import RunFolder
 from ..evaluation.result import EvaluationResult
-from ..hub.model_folder import check_results
+from ..hub.model_folder import check_portable, check_results
 from .checkpoint import newest_checkpoint
 from .config import load_config
 from .models import load_model
+from .results import load_results
 
 
 def read_run(
@@ -34,7 +34,7 @@ def read_run(
     if not model_path.is_file():
         raise FileNotFoundError(f"'{path}' holds no model.zip or sft_model.zip: let the training come to its end first")
     config = load_config(run.config_file, suite)
-    result, baseline = _read_results(run.results, is_post_trained)
+    result, baseline = _results(run, is_post_trained)
     buffer = _find_buffer(run) if demonstrations else None
     videos = _find_videos(run.gifs, is_post_trained)
     missing = []
@@ -46,7 +46,11 @@ def read_run(
     if not run.curves.is_file():
         missing.append("curves.png: the card has no learning curves")
     model = load_model(model_path, "cpu", trust_pickle)
-    check_results(model, result, baseline)
+    check_portable(model)
+    try:
+        check_results(model, result, baseline)
+    except ValueError as error:
+        raise ValueError(f"'{run.results}': {error}") from error
     arguments = {
         "model": model,
         "tasks": config.tasks,
@@ -61,22 +65,21 @@ def read_run(
     return arguments, missing
 
 
-def _read_results(path: Path, is_post_trained: bool) -> tuple[EvaluationResult | None, EvaluationResult | None]:
+def _results(run: RunFolder, is_post_trained: bool) -> tuple[EvaluationResult | None, EvaluationResult | None]:
     """
-    :param path: ``results.json`` of a run, which ``sb3-vla eval`` or ``sb3-vla quickstart`` wrote
+    :param run: The run, whose ``results.json`` ``sb3-vla eval`` or ``sb3-vla quickstart`` wrote
     :param is_post_trained: Whether the model is
     :return: Evaluations of the model and, of a quickstart's, of the SFT model that its training began with
+    :raises ValueError: If a quickstart has not evaluated its model yet
     """
-    if not path.is_file():
-        return None, None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if "SFT" not in content and "post-trained" not in content:
-            return EvaluationResult.from_dict(content), None
-        before = EvaluationResult.from_dict(content["SFT"])
-        return (EvaluationResult.from_dict(content["post-trained"]), before) if is_post_trained else (before, None)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Cannot read '{path}': {error}") from error
+    results = load_results(run)
+    if not results.keys() & {"SFT", "post-trained"}:
+        return results.get(""), None
+    if not is_post_trained:
+        return results.get("SFT"), None
+    if "post-trained" not in results:
+        raise ValueError(f"'{run.path}' has not evaluated its model yet: sb3-vla quickstart --resume {run.path}")
+    return results["post-trained"], results.get("SFT")
 
 
 def _find_buffer(run: RunFolder) -> Path:

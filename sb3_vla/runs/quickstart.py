@@ -8,8 +8,8 @@ from sb3_vla_envs.progress import Progress
 
 from ..common.run_folder import RunFolder
 from ..evaluation.films import record_task_episode
-from ..evaluation.gif import save_comparison_gif, save_gif
-from ..evaluation.result import EvaluationResult, results_table
+from ..evaluation.gif import gif_paths, save_comparison_gif, save_gif
+from ..evaluation.result import MODEL_TIMESTEPS, EvaluationResult, results_table
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .checks import check_resuming
 from .config import Config
@@ -45,14 +45,21 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     say("4/5  Post-training with PPOSelfBC")
     model = _post_train_on(config, folder, demonstrations)
     say("5/5  Evaluating the post-trained policy on the same goals")
-    if "post-trained" not in results:
+    if not _is_of(results.get("post-trained"), model):
         results["post-trained"] = evaluate_model(config, model)
+        if not results["post-trained"].is_comparable_to(results["SFT"]):  # the configuration has changed in between
+            results["SFT"] = evaluate_model(config, sft_model)
     say("\n" + results_table(results))  # before it is saved: a disk may be full
     save_results(folder, results)
     draw_curves(folder, baseline=results["SFT"])
     plot_comparison(results["SFT"], results["post-trained"], folder.path / "comparison.png")
     record_comparison(config, sft_model, model, folder.gifs)
     return results
+
+
+def _is_of(result: EvaluationResult | None, model: PPOSelfBC) -> bool:
+    """Whether a result is of a model as it is now."""
+    return result is not None and result.settings.get(MODEL_TIMESTEPS) == model.lifetime_timesteps
 
 
 def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration]) -> PPOSelfBC:
@@ -63,7 +70,9 @@ def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[D
     :return: The post-trained model, whether its training has begun and ended already or not
     """
     if folder.model.exists():
-        return load_model(folder.model, config.device)
+        model = load_model(folder.model, config.device)
+        if model.num_timesteps >= config.train.total_timesteps:
+            return model
     if folder.has_checkpoints:
         return resume_training(config, folder, check_resuming(config, folder))
     return post_train(config, folder, folder.sft_model, demonstrations)
@@ -78,6 +87,8 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param after: Model on the right
     :param folder: Where the GIFs go
     """
+    names = ("sft", "post_trained", "comparison")
+    paths = {name: gif_paths(config.tasks, folder, name, config.suite, overwrite=True) for name in names}
     with Progress(len(config.tasks), "film", "task") as bar:
         for task in config.tasks:
             films = []
@@ -85,6 +96,6 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
                 films.append(
                     record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings())
                 )
-                save_gif(films[-1], folder / f"{name}_{task}.gif")
-            save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), folder / f"comparison_{task}.gif")
+                save_gif(films[-1], paths[name][task])
+            save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), paths["comparison"][task])
             bar.update()

@@ -17,7 +17,7 @@ from ..evaluation.result import EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
 from ..vec_env.ray_vec_env import RayVecEnv
-from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint
+from .checkpoint import ResumableCSV, RunCheckpoint, load_checkpoint, load_log
 from .config import Config
 from .interruption import stopping_later
 from .models import new_model
@@ -51,6 +51,8 @@ def post_train(
         model = new_model(config, config.train.model_arguments(), venv, initial_model, trust_pickle)
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
+        elif demonstrations:
+            warnings.warn("train.bc_weight is 0, so that nothing is imitated: the demonstrations are not used", stacklevel=2)
         return _learn(config, folder, model, progress)
     finally:
         venv.close()
@@ -69,7 +71,7 @@ def resume_training(config: Config, folder: RunFolder, checkpoint: Path, progres
     venv = _training_env(config)
     try:
         model = load_checkpoint(checkpoint, venv, config.device)
-        return _learn(config, folder, model, progress)
+        return _learn(config, folder, model, progress, checkpoint)
     finally:
         venv.close()
 
@@ -86,16 +88,21 @@ def _training_env(config: Config) -> VecEnv:
     )
 
 
-def _learn(config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool) -> PPOSelfBC:
+def _learn(
+    config: Config, folder: RunFolder, model: PPOSelfBC, progress: bool, checkpoint_before: Path | None = None
+) -> PPOSelfBC:
     """
     :param config: Configuration
     :param folder: The run's folder
     :param model: New, or from a checkpoint
     :param progress: Whether to show a progress bar
+    :param checkpoint_before: The checkpoint
     :return: The model, trained to the end and saved
     :raises Interrupted: If a signal asked for a stop: there is a checkpoint then
     """
     logger = _make_logger(folder, model.num_timesteps) if model.ranks.is_first else Logger(None, [])
+    if checkpoint_before is not None:
+        load_log(checkpoint_before, logger)
     model.set_logger(logger)
     total = config.train.total_timesteps
     with (

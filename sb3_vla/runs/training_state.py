@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
 from ..common.normalizer_state import get_normalizer_state, set_normalizer_state
@@ -22,6 +23,7 @@ def training_state(model: PPOSelfBC) -> dict[str, Any]:
         "demonstrations": None if model.replay_buffer is None else model.replay_buffer.get_state(),
         "episodes": model.get_episodes(),
         "environments": _environments(model),
+        "log": _recorded(getattr(model, "_logger", None)),
     }
 
 
@@ -62,6 +64,29 @@ def restore_model(model: PPOSelfBC, state: dict[str, Any], with_episodes: bool) 
         restore_random_states(model, state["random"])
     elif model.rank_seed is not None:
         model.set_random_seed(model.rank_seed + model.num_timesteps)
+
+
+def restore_log(logger: Logger, state: dict[str, Any]) -> None:
+    """
+    :param logger: Of a training that goes on
+    :param state: What :func:`training_state` returned: of the last update, say, nothing had been written yet
+    """
+    for name, (value, excluded) in state["log"].items():
+        logger.record(name, value, tuple(excluded))
+
+
+def _recorded(logger: Logger | None) -> dict[str, Any]:
+    """
+    :param logger: Of a training, ``None`` before its beginning
+    :return: Numbers that it will write with the next row, and the formats that leave them out
+    """
+    if logger is None:
+        return {}
+    return {
+        name: (float(value), list(logger.name_to_excluded[name]))
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, int | float | np.number)
+    }
 
 
 def restore_random_states(model: PPOSelfBC, states: dict[str, Any]) -> None:

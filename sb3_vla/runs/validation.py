@@ -18,12 +18,17 @@ from .between_updates import BetweenUpdates
 
 def mean_episode_steps(result: EvaluationResult) -> float:
     """
-    What a validation ranks by: how long an episode takes, where a failure takes the whole horizon.
+    What a validation ranks by: how long an episode takes to succeed. A failure takes the whole horizon, however it ended.
 
     :param result: An evaluation
     :return: Mean over tasks of the mean primitive steps of an episode
     """
-    return fmean(fmean(episode.n_steps for episode in result.episodes if episode.task == task) for task in result.tasks)
+    failure = float(result.settings["horizon"])
+    steps = {
+        task: [episode.steps_to_success or failure for episode in result.episodes if episode.task == task]
+        for task in result.tasks
+    }
+    return fmean(map(fmean, steps.values()))
 
 
 def _is_whole(row: dict[str, str]) -> bool:

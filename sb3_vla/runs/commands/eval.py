@@ -5,6 +5,7 @@ from typing import Any
 
 from sb3_vla_envs.suite import get_suite
 
+from ..checks import check_goals
 from ..config import Config
 from ..pipeline import evaluate_model
 from . import Work
@@ -22,6 +23,7 @@ def prepare(arguments: Namespace) -> Work:
     protocol = _protocol(config, arguments.protocol)
     if arguments.n_goals is not None:
         protocol["n_goals"] = arguments.n_goals
+    check_goals(config, protocol.get("split", config.eval.split), protocol.get("n_goals", config.eval.n_goals))
 
     def work() -> None:
         result = evaluate_model(config, model, **protocol)

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from ..checks import check_goals
 from ..pipeline import collect_own_episodes
 from . import Work
 from .given import check_new_file, load_to_act
@@ -16,6 +17,7 @@ def prepare(arguments: Namespace) -> Work:
     if arguments.n_per_task < 1:
         raise ValueError(f"--n-per-task must be at least 1, got {arguments.n_per_task}")
     config, model = load_to_act(arguments)
+    check_goals(config, config.simulation.goal_split, arguments.n_per_task)
 
     def work() -> None:
         episodes = collect_own_episodes(config, model, arguments.out, arguments.n_per_task)

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ...evaluation.gif import gif_paths
+from ..checks import check_goals
 from ..pipeline import record_model
 from . import Work
 from .given import load_to_act
@@ -17,6 +18,7 @@ def prepare(arguments: Namespace) -> Work:
     if arguments.goal < 0:
         raise ValueError(f"--goal must be at least 0, got {arguments.goal}")
     config, model = load_to_act(arguments)
+    check_goals(config, "test", arguments.goal + 1)
     prefix = Path(arguments.model).stem
     gif_paths(config.tasks, arguments.out, prefix)
 

@@ -41,5 +41,7 @@ def going_on(arguments: Namespace, folder: RunFolder) -> Iterator[None]:
         yield
     except (Interrupted, LostRank):
         suite = () if arguments.suite is None else ("--suite", arguments.suite)
-        print(f"To go on: {shlex.join(['sb3-vla', arguments.command, '--resume', str(folder.path), *suite])}", file=sys.stderr)
+        trusted = [part for name in getattr(arguments, "trust", ()) if name != "pickle" for part in ("--trust", name)]
+        command = ["sb3-vla", arguments.command, "--resume", str(folder.path), *suite, *trusted]
+        print(f"To go on: {shlex.join(command)}", file=sys.stderr)
         raise

@@ -78,11 +78,13 @@ def make_page(runs: Sequence[RunLog], command: str, when: str, refresh: int | No
 def group_by_experiment(runs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
     """
     :param runs: Runs
-    :return: Those whose settings differ by the seed alone, by what their names have in common
+    :return: Those whose settings differ by the seed alone, by what their names have in common; of runs that have the seed in
+        common, too, each is in a group of its own
     """
-    groups: dict[str, list[RunLog]] = {}
+    groups: dict[tuple[str, int], list[RunLog]] = {}
     for run in runs:
-        groups.setdefault(run.experiment, []).append(run)
+        nth = sum(other.experiment == run.experiment and other.seed == run.seed for other in runs[: runs.index(run)])
+        groups.setdefault((run.experiment, nth), []).append(run)
     named: dict[str, list[RunLog]] = {}
     for seeds in groups.values():
         name = seeds[0].name if len(seeds) == 1 else f"{_common_beginning([run.name for run in seeds])} ({len(seeds)} seeds)"
@@ -199,8 +201,8 @@ def _by_task(experiments: Mapping[str, Sequence[RunLog]]) -> str:
         steps[label] = [_steps_bar(of_task) for of_task in summaries]
     names = [task or "(no task)" for task in tasks]
     pictures = bars(names, success, "Success"), bars(names, steps, "Primitive steps to success")
-    has_seeds = any(len(evaluated) > 1 for *_, evaluated in stages)
-    note = "Means over seeds, with their range" if has_seeds else "Success with its 95 % interval"
+    notes = {True: "Means over seeds, with their range", False: "Success of a single run with its 95 % interval"}
+    note = ". ".join(notes[several] for several in sorted({len(evaluated) > 1 for *_, evaluated in stages}, reverse=True))
     return f'{_legend(list(success))}{_grid(pictures)}<p class="quiet">{note}.</p>'
 
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...common.run_folder import RunFolder
 from ...evaluation.result import EvaluationResult
+from ..results import load_results
 
 #: Columns of a log by name, each of shape ``(rows,)``, NaN where nothing was logged
 Columns = Mapping[str, NDArray[np.float64]]
@@ -51,8 +52,15 @@ class RunLog:
 
     @property
     def experiment(self) -> str:
-        """The same for runs that differ by their seed alone."""
-        return json.dumps({key: value for key, value in self.config.items() if key != "seed"}, sort_keys=True, default=str)
+        """The same for runs that differ by their seed alone: in settings, and in what they were given to begin with."""
+        settings = {key: value for key, value in self.config.items() if key != "seed"}
+        given = [option for option in ("--init", "--demos", "--auxiliary") if option in self.command.split()]
+        return json.dumps([settings, self.command.split()[1:2], given], sort_keys=True, default=str)
+
+    @property
+    def seed(self) -> Any:
+        """Its seed."""
+        return self.config.get("seed")
 
     @property
     def done(self) -> float | None:
@@ -81,18 +89,19 @@ def _read_run(path: str, name: str) -> RunLog:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ValueError(f"'{folder.config_file}' is not the configuration of a run")
     logs = [file for file in (folder.progress, folder.validation, folder.results, folder.config_file) if file.is_file()]
-    is_complete = folder.results.is_file() or (folder.model if folder.progress.is_file() else folder.sft_model).is_file()
+    command = str(content.get("command", ""))
+    results = load_results(folder, "post-trained" if folder.progress.is_file() else "SFT")
     return RunLog(
         name=name,
         path=folder.path,
-        command=str(content.get("command", "")),
+        command=command,
         config=dict(_flat(content["config"])),
         versions=json.loads(folder.versions_file.read_text(encoding="utf-8")),
-        results=_read_results(folder),
+        results=results,
         progress=_with_hours(_read_columns(folder.progress), "time/time_elapsed"),
         validation=_with_hours(_read_columns(folder.validation), "seconds"),
         films=_find_films(folder),
-        is_complete=is_complete,
+        is_complete=_is_complete(folder, command, results),
         seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
     )
 
@@ -105,16 +114,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _read_results(folder: RunFolder) -> dict[str, EvaluationResult]:
-    if not folder.results.is_file():
-        return {}
-    try:
-        content = json.loads(folder.results.read_text(encoding="utf-8"))
-        if "format" in content:  # a single one, of `sb3-vla eval`
-            content = {"post-trained" if folder.progress.is_file() else "SFT": content}
-        return {name: EvaluationResult.from_dict(result) for name, result in content.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"Cannot read '{folder.results}': {error}") from error
+def _is_complete(folder: RunFolder, command: str, results: Collection[str]) -> bool:
+    """
+    :param folder: Of a run
+    :param command: That made it
+    :param results: What was evaluated
+    :return: Whether it has made what it was to make
+    """
+    if command.startswith("sb3-vla quickstart"):
+        return "post-trained" in results
+    return (folder.sft_model if command.startswith("sb3-vla sft") else folder.model).is_file()
 
 
 def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:

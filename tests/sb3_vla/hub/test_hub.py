@@ -178,6 +178,7 @@ def test_folder_has_what_was_given(make_model, make_demonstrations, tmp_path):
         ({"baseline": _result()}, "no result to hold against it"),
         ({"result": _result(seed=0), "baseline": _result(seed=1)}, "in different ways"),
         ({"result": _result(chunk_size=8)}, "chunks of 8 actions, the model's are of 3"),
+        ({"result": _result(model_timesteps=16)}, "trained for 16 timesteps, this one has for 0: evaluate it again"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(arguments, message, make_model, tmp_path):
@@ -285,6 +286,16 @@ def test_run_of_quickstart(run, tmp_path):
     assert f"torch {json.loads(run.versions_file.read_text())['torch']}" in card.text
     # What an environment needs to act in, nothing of the training
     assert 'make_vla_env("drawer-close-v3", goal_split="test", suite="metaworld", horizon=40, chunk_size=3)' in card.text
+
+
+def test_a_run_whose_results_are_not_its_models_is_refused(run):
+    results = {"SFT": _result(50, model_timesteps=0).to_dict(), "post-trained": _result(30, model_timesteps=32).to_dict()}
+    run.results.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results.json.*trained for 32 timesteps, this one has for 16"):
+        read_run(run.path)
+    run.results.write_text(json.dumps({"SFT": results["SFT"]}))
+    with pytest.raises(ValueError, match="not evaluated its model yet: sb3-vla quickstart --resume"):
+        read_run(run.path)
 
 
 def test_run_of_sft_has_the_sft_model_and_its_results(run, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_vla import PPOSelfBC, VLABackbone, VLAPolicy, fine_tune
+from sb3_vla import PPOSelfBC, VLABackbone, VLAPolicy, fine_tune, save_for_hub
 from sb3_vla.policies.backbones import make_backbone
 from sb3_vla.policies.lora import add_lora
 from sb3_vla.ppo_self_bc.model_file import read_model
@@ -258,3 +258,9 @@ def test_a_backbone_of_ones_own_says_where_its_weights_are(checkpoint):
     names = set(backbone.state_dict())
     assert {name for name in names if "lora_" in name} and not {name for name in names if "base_layer" in name}
     backbone.load_state_dict(backbone.state_dict())
+
+
+def test_adapters_to_a_folder_are_not_published_without_it(make_lora_model, tmp_path):
+    with pytest.raises(ValueError, match=r"LoRA's adapters alone.*save_base=True"):
+        save_for_hub(make_lora_model(), tmp_path / "out", "ann/toy")
+    assert "README.md" in save_for_hub(make_lora_model({**LORA, "save_base": True}), tmp_path / "out", "ann/toy")

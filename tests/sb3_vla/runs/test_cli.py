@@ -205,6 +205,20 @@ def test_evaluation_by_anothers_protocol_says_in_its_file_what_that_is(made, tmp
     assert told.items() <= settings.items()
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["eval", "MODEL", "--n-goals", "10001"], "10001"),
+        (["eval", "MODEL", "--protocol", "metaworld", "--n-goals", "51"], "51"),
+        (["record", "MODEL", "--goal", "10000", "--out", "OUT"], "10001"),
+        (["play", "MODEL", "--n-per-task", "10001", "--out", "OUT/own.npz"], "10001"),
+    ],
+)
+def test_goals_that_there_are_not_are_refused_before_any_work(made, tmp_path, fail, command, words):
+    places = {"MODEL": str(made / "run/model.zip"), "OUT": str(tmp_path / "out")}
+    assert words in fail(*(part.replace("OUT", places["OUT"]).replace("MODEL", places["MODEL"]) for part in command))
+
+
 def test_probe_says_of_each_task_what_the_features_know(made, tmp_path, capsys):
     file = tmp_path / "made/probe.json"
     assert main(["probe", str(made / "run/model.zip"), "--episodes", "5", "--out", str(file)]) == 0

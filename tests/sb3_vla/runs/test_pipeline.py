@@ -80,7 +80,8 @@ def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys)
         assert list(result.tasks) == TASKS and len(result.episodes) == 2
         # The three training goals and the one test goal are other lists
         assert result.settings["goal_split"] == "test" and result.settings["n_goals"] == 1
-    assert results["SFT"].settings == results["post-trained"].settings
+    assert results["SFT"].is_comparable_to(results["post-trained"])
+    assert [result.settings["model_timesteps"] for result in results.values()] == [0, 48]
 
     out = capsys.readouterr().out
     lines = out.splitlines()
@@ -242,6 +243,8 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
     n_kept = model.num_timesteps // 16
     for old, new in zip(rows[:n_kept], resumed[:n_kept], strict=True):
         assert {name: value for name, value in new.items() if value} == {name: value for name, value in old.items() if value}
+    # What an update recorded is in the row after it, whether the run was stopped in between or not
+    assert all(row["train/approx_kl"] for row in resumed[1:])
     assert (folder.path / "log.txt").read_text().startswith(log)
     assert folder.curves.is_file()
 
@@ -315,6 +318,18 @@ def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path,
     monkeypatch.setattr(PPOSelfBC, "train", lambda model: started.append(model.num_timesteps) or update(model))
     assert main(["quickstart", "--resume", str(run)]) == 0
     assert started == [48] and (run / "comparison.png").is_file()
+
+
+def test_a_complete_quickstart_goes_on_where_more_timesteps_are_wanted(config_file, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert main(["quickstart", "--config", str(config_file), "--out", str(run.path)]) == 0
+    changed = run.config_file.read_text().replace("total_timesteps: 48", "total_timesteps: 64")
+    run.config_file.write_text(changed.replace("  eval:\n    n_goals: 1", "  eval:\n    n_goals: 2"))
+    assert main(["quickstart", "--resume", str(run.path)]) == 0
+    assert PPOSelfBC.load(run.model).num_timesteps == 64
+    sft, trained = (EvaluationResult.from_dict(result) for result in json.loads(run.results.read_text()).values())
+    assert trained.settings["model_timesteps"] == 64 and trained.settings["n_goals"] == 2
+    assert trained.is_comparable_to(sft), "of other goals than before"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -153,3 +153,28 @@ def test_page_is_well_laid_out_at_the_widths_of_phone_and_desktop(n_seeds, tmp_p
         make_run(tmp_path / "b", 0, 1.0),
     )
     assert not look_at(tmp_path, ["report.html"])
+
+
+def test_runs_of_one_seed_or_with_other_beginnings_are_not_seeds_of_an_experiment(tmp_path):
+    paths = [make_run(tmp_path / name, seed) for name, seed in (("a0", 0), ("a1", 1), ("again0", 0), ("init2", 2))]
+    config = RunFolder(paths[-1]).config_file
+    config.write_text(config.read_text().replace("sb3-vla train", "sb3-vla train --init sft.zip"))
+    groups = group_by_experiment(read_runs([str(path) for path in paths]))
+    assert sorted(len(runs) for runs in groups.values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("command", ["quickstart", "sft", "train"])
+def test_a_run_is_complete_once_it_has_made_what_it_was_to_make(command, tmp_path):
+    folder = RunFolder.create(tmp_path / "a", f"sb3-vla {command} --out a", {"seed": 0})
+
+    def is_complete():
+        return read_runs([str(folder.path)])[0].is_complete
+
+    folder.sft_model.write_bytes(b"-")
+    assert is_complete() == (command == "sft")
+    folder.results.write_text(json.dumps({"SFT": evaluation(40).to_dict()}))
+    assert is_complete() == (command == "sft")
+    folder.model.write_bytes(b"-")
+    assert is_complete() == (command != "quickstart")
+    folder.results.write_text(json.dumps({"SFT": evaluation(40).to_dict(), "post-trained": evaluation(20).to_dict()}))
+    assert is_complete()
