@@ -65,7 +65,7 @@ class Progress:
 
     def _write(self) -> None:
         elapsed, done = time.monotonic() - self._began, self.done - self._done_before
-        left = f"{_duration(elapsed * (self.total - self.done) / done)} left" if 0 < done else ""
+        left = f"{_duration(elapsed * max(0, self.total - self.done) / done)} left" if 0 < done else ""
         parts = [f"{self.done}/{self.total} {_plural(self.unit)}", self._text(), f"{_duration(elapsed)} so far", left]
         print(f"{self.what}: {', '.join(part for part in parts if part)}", file=sys.stderr, flush=True)
 

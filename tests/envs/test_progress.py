@@ -61,6 +61,14 @@ def test_time_left_is_that_of_what_is_not_done_yet_and_nothing_follows_an_error(
     assert log.getvalue() == "SFT: 350/400 batches, 3 h 00 min so far, 1 h 00 min left\n"
 
 
+def test_where_more_is_done_than_was_to_be_nothing_is_left(clock, stderr):
+    log = stderr(io.StringIO())
+    with Progress(100, "train", "chunk") as bar:
+        clock[0] += 120
+        bar.update(104)  # whole rollouts
+    assert log.getvalue().splitlines()[-1] == "train: 104/100 chunks, 2 min 00 s so far, 0 s left"
+
+
 def test_a_terminal_gets_a_bar_in_one_line(stderr):
     terminal = stderr(Terminal())
     with Progress(4, "evaluate", "episode") as bar:
