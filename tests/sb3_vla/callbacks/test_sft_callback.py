@@ -155,7 +155,8 @@ def test_the_experts_of_a_suite_that_is_not_registered_demonstrate(n_envs):
     model = PPOSelfBC("VLAPolicy", env, n_steps=2, batch_size=2, n_epochs=1)
     model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, verbose=0))
     env.close()
-    assert [demo.actions[0, 0] for demo in model.replay_buffer.episodes["swing"][:2]] == [1.0, 1.0]
+    # Beside the agent's own, in an order that its critic has found
+    assert sum(demo.actions[0, 0] == 1.0 for demo in model.replay_buffer.episodes["swing"]) == 2
 
 
 def test_demonstrations_follow_the_models_seed():
