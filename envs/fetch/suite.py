@@ -37,7 +37,7 @@ class FetchSuite(Suite):
     name = "fetch"
     default_tasks = ("FetchReach-v4",)  # which minutes of training suffice for
     simulation = FetchSettings
-    # A step moves the gripper by up to 3 cm
+    # Short chunks, as a step moves the gripper by up to 3 cm
     wrapping = WrappingSettings(cameras=DEFAULT_CAMERAS, chunk_size=4)
     groups = {"Fetch": tuple(TASKS)}  # noqa: RUF012  # never changed
     privileged_parts = {"object": (25, 26, 27), "goal": (28, 29, 30)}  # noqa: RUF012  # never changed; reach's is the gripper

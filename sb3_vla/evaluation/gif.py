@@ -62,26 +62,31 @@ def record_tasks(
 
 
 def gif_paths(
-    tasks: str | Sequence[str],
-    folder: str | Path,
-    prefix: str,
-    suite: str | Suite | None = None,
-    overwrite: bool = False,
+    tasks: str | Sequence[str], folder: str | Path, prefix: str, suite: str | Suite | None = None
 ) -> dict[str, Path]:
     """
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them
     :param folder: Where the GIFs will go
     :param prefix: What the file names begin with
     :param suite: Suite of the tasks, by default the one that knows them
-    :param overwrite: Whether they may be there already
     :return: The file of each task
-    :raises FileExistsError: If one of them is there already, and may not be
+    :raises FileExistsError: If one of them is there already
     """
-    paths = {task: Path(folder) / f"{prefix}_{task.replace('/', '_')}.gif" for task in resolve_tasks(tasks, suite)}
+    paths = {task: gif_path(folder, prefix, task) for task in resolve_tasks(tasks, suite)}
     existing = [str(path) for path in paths.values() if path.exists()]
-    if existing and not overwrite:
+    if existing:
         raise FileExistsError(f"{', '.join(existing)} exist already: give another folder, or remove them")
     return paths
+
+
+def gif_path(folder: str | Path, prefix: str, task: str) -> Path:
+    """
+    :param folder: Where the GIF will go
+    :param prefix: What its name begins with
+    :param task: What it shows
+    :return: The file
+    """
+    return Path(folder) / f"{prefix}_{task.replace('/', '_')}.gif"
 
 
 def save_gif(recording: Recording, path: str | Path, fps: int = 20, max_size: int = 240) -> None:

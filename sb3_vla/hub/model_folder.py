@@ -88,7 +88,7 @@ def save_for_hub(
         command=_command(run),
         versions=_versions(run),
         files=[*copies, *(["results.json"] if result else []), *(["baseline_results.json"] if baseline else [])],
-        metadata={**_base_model(model), **(metadata or {})},
+        metadata={**({"base_model": base} if (base := _base_of(model)) else {}), **(metadata or {})},
     )
     card = make_model_card(content)
 
@@ -141,10 +141,10 @@ def check_portable(model: PPOSelfBC) -> None:
     :raises ValueError: If its zip file, and a model on the Hub that it names, are not enough to act with it
     """
     kwargs = model.adapter.portable_kwargs()
-    base = kwargs.get("backbone")
-    if isinstance(base, str) and Path(base).is_dir():
+    named = [kwargs["backbone"], *kwargs["backbone_kwargs"].values()] if _base_of(model) else []
+    if folders := [each for each in named if isinstance(each, str) and Path(each).is_absolute()]:
         raise ValueError(
-            f"This model holds LoRA's adapters alone, and needs {base!r} beside it, which others don't have: train with "
+            f"This model holds LoRA's adapters alone, and needs {folders[0]!r} beside it, which others don't have: train with "
             "lora=dict(save_base=True), or add them to the weights by model.policy.merge_lora()"
         )
     if model.normalized_keys:
@@ -155,10 +155,10 @@ def check_portable(model: PPOSelfBC) -> None:
         )
 
 
-def _base_model(model: PPOSelfBC) -> dict[str, str]:
-    """What the card says of the model on the Hub that LoRA's adapters need beside them, if there is one."""
-    base = model.adapter.portable_kwargs().get("backbone")
-    return {"base_model": base} if isinstance(base, str) else {}
+def _base_of(model: PPOSelfBC) -> str | None:
+    """The checkpoint that LoRA's adapters need beside them: a folder, or a name on the Hub."""
+    backbone = model.adapter.portable_kwargs().get("backbone")
+    return backbone if isinstance(backbone, str) else None
 
 
 def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: EvaluationResult | None) -> None:
@@ -173,11 +173,11 @@ def check_results(model: PPOSelfBC, result: EvaluationResult | None, baseline: E
             raise ValueError("There is a baseline, but no result to hold against it: give the evaluation of the model too.")
         if not result.is_comparable_to(baseline):
             raise ValueError("Result and baseline were evaluated in different ways: evaluate both with the same settings.")
-    evaluated = model.lifetime_timesteps if result is None else result.settings.get(MODEL_TIMESTEPS, model.lifetime_timesteps)
-    if evaluated != model.lifetime_timesteps:
+    trained = model.lifetime_timesteps
+    if result is not None and result.settings.get(MODEL_TIMESTEPS, trained) != trained:
         raise ValueError(
-            f"The evaluation is of a model that had trained for {evaluated} timesteps, this one has for "
-            f"{model.lifetime_timesteps}: evaluate it again."
+            f"The evaluation is of a model that had trained for {result.settings[MODEL_TIMESTEPS]} timesteps, this one has "
+            f"for {trained}: evaluate it again."
         )
     shape = model.action_space.shape or (None,)
     for evaluation in filter(None, (result, baseline)):

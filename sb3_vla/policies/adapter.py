@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
@@ -86,7 +85,10 @@ class PolicyAdapter:
     def _check_bc_loss(self) -> None:
         shape = self.policy.action_space.shape or (1,)
         if self.chunk_size is not None and math.prod(shape) % self.chunk_size:
-            raise ValueError(f"chunks of {self.chunk_size} primitive actions can't have the shape {shape}")
+            raise ValueError(
+                f"the environment's chunk_size={self.chunk_size} does not divide its actions of shape {shape}: a chunk is so "
+                "many primitive actions, one after the other, as sb3_vla_envs.ChunkedActionWrapper makes them"
+            )
         if self.chunk_size is not None and self.bc_loss == "nll" and self.policy.squash_output:
             raise ValueError("bc_loss='nll' does not know the steps of a chunk of squashed actions: use bc_loss='mse'")
         if self.bc_loss == "mse" and not isinstance(self.policy.action_space, spaces.Box):
@@ -166,24 +168,20 @@ class PolicyAdapter:
         :return: Scalar loss
         """
         if self.policy.squash_output:  # whose actions are in [-1, 1] before the environment's bounds
-            low, high = (th.as_tensor(bound, device=actions.device) for bound in self._bounds())
+            space = self.policy.action_space
+            assert isinstance(space, spaces.Box)
+            low, high = (th.as_tensor(bound).to(actions) for bound in (space.low, space.high))
             actions = 2 * (actions - low) / (high - low) - 1
         flat = actions.reshape(len(actions), -1)
         if self.chunk_size is None and not self._uses_mean:
             return -self.evaluate(batch, flat).log_prob.mean()
         distribution = self.policy.get_distribution(batch.observations)
-        if self.chunk_size is None:
-            return masked_mse(distribution.mode().reshape(flat.shape), flat)
-        # A chunk from a policy that flattens its actions gets its shape back
-        steps = (len(actions), self.chunk_size, -1)
-        mask = executed_mask(chunk_lengths, self.chunk_size)
+        # A chunk from a policy that flattens its actions gets its steps back
+        steps = (len(actions), self.chunk_size or 1, -1)
+        mask = None if self.chunk_size is None else executed_mask(chunk_lengths, self.chunk_size)
         if self._uses_mean:
-            return masked_mse(distribution.mode().reshape(steps), actions.reshape(steps), mask)
+            return masked_mse(distribution.mode().reshape(steps), flat.reshape(steps), mask)
         return -masked_mean(_log_probs(distribution, flat).reshape(steps).sum(dim=2), mask)
-
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        assert isinstance(self.policy.action_space, spaces.Box)
-        return self.policy.action_space.low, self.policy.action_space.high
 
     def critic_values(self, batch: PolicyInput) -> th.Tensor:
         """

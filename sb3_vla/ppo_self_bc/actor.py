@@ -67,12 +67,9 @@ class Actor:
         self.use_sde = use_sde
         self.sde_sample_freq = sde_sample_freq
         self.generator = generator
+        #: Observations that the policy reads
+        self.read_keys: Collection[str] = tuple(getattr(adapter.read_space, "spaces", (ARRAY_KEY,)))
         self._normalizer = unwrap_vec_normalize(env)
-
-    @property
-    def read_keys(self) -> Collection[str]:
-        """Observations that the policy reads."""
-        return getattr(self.adapter.read_space, "spaces", {ARRAY_KEY: None}).keys()
 
     @property
     def value_keys(self) -> Collection[str]:

@@ -1,6 +1,7 @@
 """SB3's PPO with rollouts of chunks, and any policy's frozen parts computed once."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
@@ -159,7 +160,7 @@ class ChunkedPPO(PortablePPO):
         keys = self._normalized_in(env)
         # All that may be wrong with it before it takes the place of the one before
         self._chunk_size_of(env)
-        self._check_frame_stack(env)
+        self._check_frame_stack(env, keys)
         if self._has_learned:
             check_normalized_alike(self.normalized_keys, keys)
         super().set_env(env, force_reset)
@@ -170,10 +171,6 @@ class ChunkedPPO(PortablePPO):
     @property
     def _has_learned(self) -> bool:
         return self.lifetime_timesteps > 0 or getattr(self.policy, "is_fine_tuned", False)
-
-    @property
-    def _normalizes_observations(self) -> bool:
-        return self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
 
     def _normalized_in(self, env: VecEnv) -> tuple[str, ...]:
         """
@@ -199,13 +196,13 @@ class ChunkedPPO(PortablePPO):
     def _on_loaded(self) -> None:
         self._hold_against_training()  # only now its weights say whether it was fine-tuned
 
-    def _check_frame_stack(self, env: VecEnv) -> None:
+    def _check_frame_stack(self, env: VecEnv, normalized_keys: Collection[str]) -> None:
         """
         :param env: An environment
+        :param normalized_keys: What its ``VecNormalize`` normalises
         :raises ValueError: If frames are stacked in the wrong place; see :func:`check_frame_stack`
         """
-        normalizer = unwrap_vec_normalize(env)
-        if self.replay_buffer is not None and normalizer is not None and normalizer.norm_obs:
+        if self.replay_buffer is not None and normalized_keys:
             check_frame_stack(env, "behaviour cloning", "; or pass bc_weight=0")
 
     def _setup_learn(
@@ -302,9 +299,9 @@ class ChunkedPPO(PortablePPO):
             check_observations(new_obs, infos, actor.read_keys)
             chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
             self._primitive_steps.send(int(chunk_lengths.sum()))
-            done_actions = clipped_actions if self.policy.squash_output else actions  # in the environment's units
+            in_env_units = clipped_actions if self.policy.squash_output else actions
             ended = self._recorder.record(  # type: ignore[union-attr]
-                observations, done_actions, original_rewards, infos, dones, encoded
+                observations, in_env_units, original_rewards, infos, dones, encoded
             )
 
             # Give access to local variables
@@ -448,7 +445,7 @@ class ChunkedPPO(PortablePPO):
 
     def _new_recorder(self, n_envs: int) -> EpisodeRecorder:
         # What VecNormalize's statistics go on changing can't be computed once
-        cache = None if self._normalizes_observations else self._cache
+        cache = None if self._env_normalized_keys else self._cache
         return EpisodeRecorder(n_envs, self.replay_buffer, cache, self._stats_window_size, self.ranks)
 
     def get_episodes(self) -> dict[str, Any] | None:

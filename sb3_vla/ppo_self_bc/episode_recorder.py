@@ -145,7 +145,8 @@ class EpisodeRecorder:
     ) -> dict[int, EpisodeProgress | None]:
         """
         :param observations: What the environments showed before the step, ``(n_envs, ...)`` by key, before ``VecNormalize``
-        :param actions: What was sampled, before clipping: the mean of clipped samples would shrink
+        :param actions: What was sampled, in the environment's units and before clipping: the mean of clipped samples would
+            shrink
         :param rewards: ``(n_envs,)``, what the step was worth, before ``VecNormalize``
         :param infos: What they reported after it
         :param dones: Which episodes ended with it

@@ -258,7 +258,7 @@ class PPOSelfBC(ChunkedPPO):
                 **self.replay_buffer_kwargs,
             )
         if self.env is not None:
-            self._check_frame_stack(self.env)
+            self._check_frame_stack(self.env, self._env_normalized_keys)
         if self.shard or self.is_sharded:
             self._check_sharding()
         if self.ratio_per == "chunk" and not self.adapter.steps_are_independent:

@@ -131,7 +131,6 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
         raise ValueError(
             f"train.total_timesteps must be at least {done}, as the run has done so many, got {config.train.total_timesteps}"
         )
-    load_model(checkpoint / "model.zip", config.device)  # whose classes may have to be trusted
     return checkpoint
 
 
@@ -153,7 +152,7 @@ def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
                 trained = load_model(path, config.device).num_timesteps
     except ValueError as error:
         raise ValueError(f"{error}. If it is moved elsewhere, --resume makes it again, from what else there is") from error
-    if folder.has_checkpoints and not (folder.model.exists() and trained >= config.train.total_timesteps):
+    if folder.has_checkpoints and trained < config.train.total_timesteps:
         check_resuming(config, folder)
 
 

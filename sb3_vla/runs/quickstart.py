@@ -8,7 +8,7 @@ from sb3_vla_envs.progress import Progress
 
 from ..common.run_folder import RunFolder
 from ..evaluation.films import record_task_episode
-from ..evaluation.gif import gif_paths, save_comparison_gif, save_gif
+from ..evaluation.gif import gif_path, save_comparison_gif, save_gif
 from ..evaluation.result import MODEL_TIMESTEPS, EvaluationResult, results_table
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .checks import check_resuming
@@ -87,8 +87,6 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
     :param after: Model on the right
     :param folder: Where the GIFs go
     """
-    names = ("sft", "post_trained", "comparison")
-    paths = {name: gif_paths(config.tasks, folder, name, config.suite, overwrite=True) for name in names}
     with Progress(len(config.tasks), "film", "task") as bar:
         for task in config.tasks:
             films = []
@@ -96,6 +94,6 @@ def record_comparison(config: Config, before: PPOSelfBC, after: PPOSelfBC, folde
                 films.append(
                     record_task_episode(model, task, seed=config.seed, suite=config.suite, **config.acting_settings())
                 )
-                save_gif(films[-1], paths[name][task])
-            save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), paths["comparison"][task])
+                save_gif(films[-1], gif_path(folder, name, task))
+            save_comparison_gif(films[0], films[1], ("SFT", "post-trained"), gif_path(folder, "comparison", task))
             bar.update()

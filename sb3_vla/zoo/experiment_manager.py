@@ -27,9 +27,9 @@ from .hyperparams import CHUNK_SIZES
 from .trust import check_config_file, check_hyperparams, refusal
 
 # What may be a schedule, beside what the zoo knows
+_SCHEDULED = ("backbone_learning_rate", "critic_learning_rate", "noise_scale")
 # Of a primitive step
 _DISCOUNT_OF_SCORES = 0.99
-_SCHEDULED = ("backbone_learning_rate", "critic_learning_rate", "noise_scale")
 
 
 class ChunkExperimentManager(ExperimentManager):

@@ -5,6 +5,7 @@ from argparse import Namespace
 from sb3_vla_envs import load_demonstrations
 
 from ..checks import check_resuming, check_training
+from ..models import load_model
 from ..training import post_train, resume_training
 from . import Work
 from .given import create_run, load, meet, open_run, trusts_pickle
@@ -39,6 +40,7 @@ def _resume(arguments: Namespace) -> Work:
     trusts_pickle(arguments)
     folder, config = open_run(arguments)
     checkpoint = check_resuming(config, folder)
+    load_model(checkpoint / "model.zip", config.device)  # whose classes may have to be trusted
 
     def work() -> None:
         print(f"Going on from {checkpoint}")

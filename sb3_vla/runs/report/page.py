@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import takewhile
@@ -82,9 +83,11 @@ def group_by_experiment(runs: Sequence[RunLog]) -> dict[str, list[RunLog]]:
         common, too, each is in a group of its own
     """
     groups: dict[tuple[str, int], list[RunLog]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        nth = sum(other.experiment == run.experiment and other.seed == run.seed for other in runs[: runs.index(run)])
-        groups.setdefault((run.experiment, nth), []).append(run)
+        this = run.experiment, str(run.config.get("seed"))
+        groups.setdefault((run.experiment, seen[this]), []).append(run)
+        seen[this] += 1
     named: dict[str, list[RunLog]] = {}
     for seeds in groups.values():
         name = seeds[0].name if len(seeds) == 1 else f"{_common_beginning([run.name for run in seeds])} ({len(seeds)} seeds)"
@@ -201,9 +204,11 @@ def _by_task(experiments: Mapping[str, Sequence[RunLog]]) -> str:
         steps[label] = [_steps_bar(of_task) for of_task in summaries]
     names = [task or "(no task)" for task in tasks]
     pictures = bars(names, success, "Success"), bars(names, steps, "Primitive steps to success")
-    notes = {True: "Means over seeds, with their range", False: "Success of a single run with its 95 % interval"}
-    note = ". ".join(notes[several] for several in sorted({len(evaluated) > 1 for *_, evaluated in stages}, reverse=True))
-    return f'{_legend(list(success))}{_grid(pictures)}<p class="quiet">{note}.</p>'
+    several = [len(evaluated) > 1 for *_, evaluated in stages]
+    notes = ["Means over seeds, with their range."] if any(several) else []
+    if not all(several):
+        notes.append("Success of a single run with its 95 % interval.")
+    return f'{_legend(list(success))}{_grid(pictures)}<p class="quiet">{" ".join(notes)}</p>'
 
 
 def _success_bar(summaries: Sequence[EvaluationSummary]) -> tuple[float, float, float] | None:

@@ -54,13 +54,9 @@ class RunLog:
     def experiment(self) -> str:
         """The same for runs that differ by their seed alone: in settings, and in what they were given to begin with."""
         settings = {key: value for key, value in self.config.items() if key != "seed"}
-        given = [option for option in ("--init", "--demos", "--auxiliary") if option in self.command.split()]
-        return json.dumps([settings, self.command.split()[1:2], given], sort_keys=True, default=str)
-
-    @property
-    def seed(self) -> Any:
-        """Its seed."""
-        return self.config.get("seed")
+        words = [word.split("=")[0] for word in self.command.split()]
+        given = [word in words for word in ("quickstart", "sft", "train", "--init", "--demos", "--auxiliary")]
+        return json.dumps([settings, given], sort_keys=True, default=str)
 
     @property
     def done(self) -> float | None:

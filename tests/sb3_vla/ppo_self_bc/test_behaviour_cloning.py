@@ -270,6 +270,13 @@ def test_bc_nll_of_a_flat_policy_counts_executed_steps_only(make_single, bc_loss
     assert bc_loss_of(model, batch._replace(actions=changed_beyond)).item() == bc_loss_of(model, batch).item()
 
 
+def test_chunks_that_are_no_whole_actions_are_refused():
+    env = ChunkedActionWrapper(drift(), 3, gamma=0.99)
+    env.chunk_size = 4
+    with pytest.raises(ValueError, match=r"chunk_size=4 does not divide its actions of shape \(3, 2\).*ChunkedActionWrapper"):
+        PPOSelfBC("MlpPolicy", env, device="cpu")
+
+
 def test_nll_of_chunks_of_squashed_actions_is_refused():
     env = ChunkedActionWrapper(drift(), 3, gamma=0.99)
     with pytest.raises(ValueError, match=r"bc_loss='nll'.*squashed.*bc_loss='mse'"):

@@ -75,14 +75,19 @@ def test_bc_loss_gives_unexecuted_steps_exactly_no_gradient(bc_loss, make_model,
     assert (gradient[~executed] == 0).all() and (gradient[executed] != 0).all()
 
 
-def test_policy_loss_of_a_rollout_is_the_masked_surrogate(make_model):
-    """With the policy moved by hand, against a loop over executed steps."""
-    model = make_model(UnexecutedEnv(dims=2), bc_weight=0, n_steps=6)
+def moved_by_hand(model, change):
+    """:return: A rollout, and the log-probabilities of its steps once the policy has moved"""
     collect(model)
     (data,) = model.rollout_buffer.get()
     with th.no_grad():
-        model.policy.head.log_std += 0.3
-        log_prob = model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
+        model.policy.head.log_std += change
+        return data, model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
+
+
+def test_policy_loss_of_a_rollout_is_the_masked_surrogate(make_model):
+    """Against a loop over executed steps."""
+    model = make_model(UnexecutedEnv(dims=2), bc_weight=0, n_steps=6)
+    data, log_prob = moved_by_hand(model, 0.3)
     gains = []
     for i, length in enumerate(data.chunk_lengths.tolist()):
         for step in range(length):
@@ -94,11 +99,7 @@ def test_policy_loss_of_a_rollout_is_the_masked_surrogate(make_model):
 
 def test_ratio_per_chunk_is_the_product_of_the_executed_steps(make_model):
     model = make_model(UnexecutedEnv(dims=2), bc_weight=0, n_steps=6, ratio_per="chunk")
-    collect(model)
-    (data,) = model.rollout_buffer.get()
-    with th.no_grad():
-        model.policy.head.log_std += 0.1
-        log_prob = model.adapter.evaluate(data.policy_input, data.actions, data.extras).log_prob
+    data, log_prob = moved_by_hand(model, 0.1)
     ratios = []
     for i, length in enumerate(data.chunk_lengths.tolist()):
         ratios.append(np.exp((log_prob[i, :length] - data.old_log_prob[i, :length]).sum().item()))

@@ -19,7 +19,8 @@ import torch as th
 import yaml
 from PIL import Image
 
-from sb3_vla import PPOSelfBC
+from sb3_vla import PPOSelfBC, make_vla_vec_env
+from sb3_vla.common import trusted_names
 from sb3_vla.common.folder_lock import LOCK_FILE, locked
 from sb3_vla.common.plain_file import load_plain
 from sb3_vla.common.run_folder import RunFolder
@@ -273,6 +274,33 @@ def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path,
     assert main(["train", "--resume", run]) == 0
     assert f"Going on from {folder.checkpoints / '32'}" in capfd.readouterr().out
     assert PPOSelfBC.load(folder.model).num_timesteps == 48
+
+
+def test_who_trusted_a_class_of_his_own_is_told_to_do_so_again(config_file, tmp_path, monkeypatch, capfd):
+    (tmp_path / "own_heads.py").write_text("from sb3_vla import GaussianHead\n\n\nclass OwnHead(GaussianHead):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from own_heads import OwnHead
+
+    config, run, update = load_config(config_file), str(tmp_path / "run"), PPOSelfBC.train
+    env = make_vla_vec_env(config.tasks, 1, **config.env_settings())
+    policy_kwargs = {**vars(config.policy), "head": OwnHead}
+    PPOSelfBC("VLAPolicy", env, gamma=config.wrapping.gamma, policy_kwargs=policy_kwargs).save(tmp_path / "own.zip")
+    env.close()
+
+    def train(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        update(model)
+
+    trust = ["--trust", "own_heads:OwnHead"]
+    command = ["train", "--config", str(config_file), "--init", str(tmp_path / "own.zip"), "--out", run, *trust]
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOSelfBC, "train", train)
+        assert main(command) == 143
+    assert f"To go on: sb3-vla train --resume {run} --trust own_heads:OwnHead" in capfd.readouterr().err
+    monkeypatch.setattr(trusted_names, "_trusted", {})
+    assert main(["train", "--resume", run]) == 2
+    assert "names 'own_heads:OwnHead', which is not trusted" in capfd.readouterr().err
+    assert main(["train", "--resume", run, *trust]) == 0
 
 
 @pytest.mark.parametrize("stage", ["run_sft", "evaluate_model", "record_comparison"])
