@@ -105,6 +105,32 @@ class RunFolder:
             )
         return folder
 
+    def read_config(self) -> tuple[str, dict[str, Any]]:
+        """
+        :return: The command that made the run, empty if it isn't known, and the configuration, as plain values
+        :raises ValueError: If the file does not hold them
+        """
+        try:
+            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"'{self.config_file}' is not a YAML file: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ValueError(f"'{self.config_file}' is not the configuration of a run")
+        return str(content.get("command", "")), content["config"]
+
+    def read_versions(self) -> dict[str, str | int | None]:
+        """
+        :return: What the run was started on (:func:`software_versions`)
+        :raises ValueError: If the file does not hold it
+        """
+        try:
+            versions = json.loads(self.versions_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"'{self.versions_file}' is not a JSON file: {error}") from error
+        if not isinstance(versions, dict):
+            raise ValueError(f"'{self.versions_file}' does not hold the versions of a run's software")
+        return versions
+
     def check_kinds(self) -> None:
         """
         :raises ValueError: If a folder is where a file of a run belongs, or a file where a folder does

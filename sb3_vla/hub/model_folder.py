@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sb3_vla_envs.suite import Suite, check_suite_in_file, find_suite
 
 from ..common.run_folder import RunFolder, software_versions
@@ -66,7 +64,8 @@ def save_for_hub(
         check_repo_id(repo_id)
     check_portable(model)
     check_results(model, result, baseline)
-    copies = _copies(videos, run, demonstrations)
+    made_by = None if run is None else RunFolder.open(run)
+    copies = _copies(videos, made_by, demonstrations)
     folder = check_new_folder(folder)
     settings = result.settings if result else {}
     # What evaluate_on_tasks wrote has both
@@ -85,8 +84,8 @@ def save_for_hub(
         env_kwargs=_acting_settings(found, env_kwargs or {}, settings) if found else {},
         result=result,
         baseline=baseline,
-        command=_command(run),
-        versions=_versions(run),
+        command=made_by.read_config()[0] if made_by else None,
+        versions=made_by.read_versions() if made_by else software_versions(),
         files=[*copies, *(["results.json"] if result else []), *(["baseline_results.json"] if baseline else [])],
         metadata={**({"base_model": base} if (base := _base_of(model)) else {}), **(metadata or {})},
     )
@@ -212,7 +211,7 @@ def _plain(setting: Any) -> Any:
     return json.loads(json.dumps(setting, default=asdict))  # a Camera is a dataclass
 
 
-def _copies(videos: Sequence[str | Path], run: str | Path | None, demonstrations: str | Path | None) -> dict[str, Path]:
+def _copies(videos: Sequence[str | Path], run: RunFolder | None, demonstrations: str | Path | None) -> dict[str, Path]:
     """
     :param videos: GIFs
     :param run: Run folder
@@ -227,22 +226,10 @@ def _copies(videos: Sequence[str | Path], run: str | Path | None, demonstrations
     if demonstrations is not None:
         copies["demonstrations.npz"] = Path(demonstrations)
     if run is not None:
-        folder = RunFolder.open(run)
-        copies.update({path.name: path for path in (folder.config_file, folder.versions_file)})
-        if folder.curves.is_file():
-            copies[folder.curves.name] = folder.curves
+        copies.update({path.name: path for path in (run.config_file, run.versions_file)})
+        if run.curves.is_file():
+            copies[run.curves.name] = run.curves
     for path in copies.values():
         if not path.is_file():
             raise FileNotFoundError(f"there is no file '{path}'")
     return copies
-
-
-def _command(run: str | Path | None) -> str | None:
-    if run is None:
-        return None
-    content = yaml.safe_load(RunFolder(run).config_file.read_text(encoding="utf-8"))
-    return content.get("command") if isinstance(content, dict) else None
-
-
-def _versions(run: str | Path | None) -> dict[str, str | int | None]:
-    return software_versions() if run is None else json.loads(RunFolder(run).versions_file.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Pictures of a run: how it learned, and what it gained."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from sb3_vla_envs.durable_files import replacing
 
 from ..evaluation.result import EvaluationResult, EvaluationSummary
+from .log_columns import read_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def plot_learning_curves(progress_csv: str | Path, path: str | Path, baseline: E
     :param path: the PNG to write
     :param baseline: evaluation from before training (SFT), drawn as dashed lines
     :raises FileNotFoundError: If there is no such log
-    :raises ValueError: If the log has no ``time/primitive_steps``, or nothing to draw over it
+    :raises ValueError: If the log is damaged, or has no ``time/primitive_steps`` or nothing to draw over it
     """
     columns = _read_progress(progress_csv)
     panels = [panel for panel in _PANELS if any(column in columns for column in _columns_of(panel))]
@@ -132,25 +132,16 @@ def plot_comparison(
 def _read_progress(path: str | Path) -> dict[str, NDArray[np.float64]]:
     """
     :param path: the file of SB3's ``CSVOutputFormat``
-    :return: its columns that hold any number, float64 of shape (rows,), NaN where nothing was logged; only the rows that
-        tell the number of primitive steps
+    :return: its columns (:func:`~sb3_vla.runs.log_columns.read_columns`), of the rows that tell the number of primitive steps
     """
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if np.isfinite(_number(row.get(_X_COLUMN)))]
-    if not rows:
+    columns = read_columns(path)
+    if _X_COLUMN not in columns:
         raise ValueError(
             f"'{path}' has no row with '{_X_COLUMN}', which the curves are drawn over. "
             "Give the progress.csv of a PPOSelfBC training that has finished at least one rollout."
         )
-    columns = {key: np.array([_number(row.get(key)) for row in rows]) for key in rows[0]}
-    return {key: values for key, values in columns.items() if np.isfinite(values).any()}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:  # a column of text
-        return float("nan")
+    rows = np.isfinite(columns[_X_COLUMN])
+    return {key: values[rows] for key, values in columns.items() if np.isfinite(values[rows]).any()}
 
 
 def _columns_of(panel: _Panel) -> list[str]:

@@ -4,6 +4,8 @@ import csv
 import io
 import math
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,6 +31,16 @@ def mean_episode_steps(result: EvaluationResult) -> float:
         for task in result.tasks
     }
     return fmean(map(fmean, steps.values()))
+
+
+def _whole_rows(path: Path) -> Iterator[dict[str, str]]:
+    """
+    :param path: The file of evaluations
+    :return: Iterator over its rows; of a file that is damaged, over those that can be read
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").replace("\0", "").splitlines()
+    with suppress(csv.Error):
+        yield from filter(_is_whole, csv.DictReader(lines))
 
 
 def _is_whole(row: dict[str, str]) -> bool:
@@ -64,10 +76,7 @@ class Validation(BetweenUpdates):
     def _on_training_start(self) -> None:
         assert isinstance(self.model, PPOSelfBC)
         self.start = time.monotonic()
-        # Of a file that is damaged, what can be read counts
-        text = self.csv_file.read_text(encoding="utf-8", errors="replace") if self.csv_file.exists() else ""
-        lines = text.replace("\0", "").splitlines()
-        self.rows = [row for row in csv.DictReader(lines) if _is_whole(row)]
+        self.rows = list(_whole_rows(self.csv_file)) if self.csv_file.exists() else []
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
         last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
         self.last = self.model.ranks.from_first(last)  # as the others may not see the file

@@ -216,6 +216,13 @@ def test_a_cell_of_a_log_is_in_nobodys_way(run, capsys, name, row, cell):
         assert not _check_goes_on(run, capsys)
 
 
+@pytest.mark.parametrize("name", ["progress.csv", "validation.csv"])
+def test_a_quote_that_nothing_closes_is_in_nobodys_way(run, capsys, name):
+    with (run.path / name).open("a") as file:
+        file.write('"' + "1\n" * 200_000)
+    assert not _check_goes_on(run, capsys)
+
+
 def test_what_else_lies_among_the_checkpoints_is_in_nobodys_way(run, unhurried, capsys):
     for name in ("64", "x", "50.part", "-3", "³"):
         (run.checkpoints / name).mkdir()

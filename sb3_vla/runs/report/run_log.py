@@ -1,6 +1,5 @@
 """What a run's folder tells, whether the run has ended or goes on."""
 
-import csv
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from ...common.run_folder import RunFolder
 from ...evaluation.result import EvaluationResult
+from ..log_columns import read_columns
 from ..results import load_results
 
 #: Columns of a log by name, each of shape ``(rows,)``, NaN where nothing was logged
@@ -81,21 +80,18 @@ def read_runs(paths: Sequence[str]) -> list[RunLog]:
 
 def _read_run(path: str, name: str) -> RunLog:
     folder = RunFolder.open(path)
-    content = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        raise ValueError(f"'{folder.config_file}' is not the configuration of a run")
+    command, config = folder.read_config()
     logs = [file for file in (folder.progress, folder.validation, folder.results, folder.config_file) if file.is_file()]
-    command = str(content.get("command", ""))
     results = load_results(folder, "post-trained" if folder.progress.is_file() else "SFT")
     return RunLog(
         name=name,
         path=folder.path,
         command=command,
-        config=dict(_flat(content["config"])),
-        versions=json.loads(folder.versions_file.read_text(encoding="utf-8")),
+        config=dict(_flat(config)),
+        versions=folder.read_versions(),
         results=results,
-        progress=_with_hours(_read_columns(folder.progress), "time/time_elapsed"),
-        validation=_with_hours(_read_columns(folder.validation), "seconds"),
+        progress=_logged(folder.progress, "time/time_elapsed"),
+        validation=_logged(folder.validation, "seconds"),
         films=_find_films(folder),
         is_complete=_is_complete(folder, command, results),
         seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
@@ -122,25 +118,14 @@ def _is_complete(folder: RunFolder, command: str, results: Collection[str]) -> b
     return (folder.sft_model if command.startswith("sb3-vla sft") else folder.model).is_file()
 
 
-def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """:return: Columns that hold a number; of a file that is being written, as far as its lines are whole"""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    columns = {key: np.array([_number(row.get(key)) for row in rows]) for key in (rows[0] if rows else ())}
-    return {key: values for key, values in columns.items() if np.isfinite(values).any()}
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
-
-
-def _with_hours(columns: dict[str, NDArray[np.float64]], seconds: str) -> dict[str, NDArray[np.float64]]:
-    """SB3 counts the time of each ``learn()`` from zero, so a run that was gone on with begins again."""
+def _logged(path: Path, seconds: str) -> dict[str, NDArray[np.float64]]:
+    """
+    :param path: Of a log
+    :param seconds: Its column of time: SB3 counts that of each ``learn()`` from zero, so a run that was gone on with begins
+        again
+    :return: Its columns, with ``hours``; none if there is no such file
+    """
+    columns = read_columns(path) if path.is_file() else {}
     if seconds in columns:
         steps = np.diff(columns[seconds], prepend=0.0)
         columns["hours"] = np.cumsum(np.where(steps < 0, columns[seconds], steps)) / 3600

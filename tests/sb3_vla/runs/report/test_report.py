@@ -100,6 +100,23 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     np.testing.assert_array_equal(run.progress["time/total_timesteps"], [100, 200, 300])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "command: [\n"),
+        ("config.yaml", "config: 3\n"),
+        ("versions.json", "{"),
+        ("versions.json", "[]"),
+        ("progress.csv", 'a\n"' + "1\n" * 100_000),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, capsys, name, content):
+    path = make_run(tmp_path / "a")
+    (path / name).write_text(content)
+    assert main(["report", str(path), "--out", str(tmp_path / "report.html")]) == 2
+    assert f"{name}'" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+
+
 def test_watching_writes_the_page_again_until_the_run_is_complete(tmp_path, monkeypatch):
     path = make_run(tmp_path / "a", is_complete=False)
     pages = []
