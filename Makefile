@@ -11,6 +11,8 @@ LEROBOT_PYTHON ?= python3.12
 LEROBOT_ENV ?= build/lerobot_env
 # e.g. --kills 5 --soak-minutes 2
 TORTURE ?=
+# Of `make test`; each takes a gigabyte or two, and starts others
+TEST_PROCESSES ?= 2
 # What test-lowest and test-newest run, by default all
 TESTS ?=
 OUT ?= runs/quickstart-seed$(SEED)
@@ -76,7 +78,7 @@ docs: setup  ## The documentation site, in build/docs/html; warnings are errors
 	@echo "Open build/docs/html/index.html"
 
 test: setup browser  ## Run the tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=25
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=25 --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 package: setup  ## Build sdist and wheel into dist/, and use the wheel in a fresh environment (PYTHON=)
 	sh scripts/package/check.sh $(BIN) $(PYTHON) $(TORCH_OPTIONS)

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,14 @@ class _RunOnLoading:
         return self.call, ()
 
 
+def _free_port() -> int:
+    """:return: A port below those that the operating system gives away itself: meanwhile others may get one of them"""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("there is no free port")
+
+
 def _run_rank(function: Callable[[], Any], variables: dict[str, str], answer: Path) -> None:
     os.environ.update(variables)
     th.set_num_threads(1)
@@ -226,8 +236,7 @@ class RankProcesses:
 
     def __init__(self, folder: Path, function: Callable[..., Any], size: int, *args: Any) -> None:
         context: Any = multiprocessing.get_context("forkserver")
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = _free_port()
         self.answers = [folder / f"rank{rank}_of_{port}" for rank in range(size)]
         self.processes = []
         for rank, answer in enumerate(self.answers):

@@ -30,7 +30,7 @@ SMALL = {
 }
 # What is written, and what is run in its place
 SMALLER = {
-    "MT10": "handle-press-v3",
+    "--tasks MT10": "--tasks handle-press-v3",
     " --watch 60": "",
     "--backbone NAME": "--backbone vlm",
     "--backbone FOLDER": "--backbone vlm",

@@ -142,7 +142,7 @@ class Double(BCWeight):
         return LossWeights(ppo=0.5, bc=2.0)
 
 
-@pytest.mark.parametrize("bc_weight", [*sorted(BC_WEIGHTS), Double()], ids=str)
+@pytest.mark.parametrize("bc_weight", [*sorted(BC_WEIGHTS), pytest.param(Double(), id="own")])
 def test_learns_with_every_rule_and_logs_its_weights(bc_weight, make_model, make_demonstrations, record_logs):
     model = make_model(bc_weight=bc_weight)
     model.replay_buffer.extend(make_demonstrations(3))

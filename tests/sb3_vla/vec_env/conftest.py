@@ -1,9 +1,28 @@
-"""A Ray cluster of three nodes on this machine."""
+"""What tests of vectorised environments share: a Ray cluster of three nodes on this machine, and a look at shared memory."""
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def no_memory_left():
+    """Shared memory that the test makes is gone soon after it; that of tests in other processes comes and goes, too."""
+    before = _shared_memory()
+    yield
+    left = _shared_memory() - before
+    deadline = time.monotonic() + 20
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left &= _shared_memory()
+    assert not left
+
+
+def _shared_memory():
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
 @pytest.fixture(scope="session")
