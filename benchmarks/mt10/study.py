@@ -17,6 +17,8 @@ RUNS, RESULTS = ROOT / "runs" / "mt10", ROOT / "results" / "mt10"
 CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
 # What of a run is kept beside its evaluations
 KEPT = ("config.yaml", "versions.json", "progress.csv", "validation.csv", "curves.png")
+# Of others (docs/howto/metaworld.md): post-trained policies are evaluated by them, too
+PROTOCOLS = ("metaworld", "lerobot", "rlinf")
 # By demonstrations a task: epochs of a first SFT, and episodes a task that its policy then plays, from which the second one
 # learns how goals look that no demonstration shows
 FIRST_ROUND = {10: (10, 200)}
@@ -74,6 +76,8 @@ class Run:
                 # Without the demonstrations: from here on it learns from its own episodes alone
                 self.call("train", "--init", self.sft_model, "--out", post_trained)
         self.evaluate(self.model, "post_trained.json")
+        for protocol in PROTOCOLS:
+            self.evaluate(self.model, f"post_trained_{protocol}.json", "--protocol", protocol)
         for name in KEPT:
             shutil.copy(post_trained / name, self.results)
 
@@ -91,13 +95,14 @@ class Run:
         shutil.rmtree(self.sft_model.parent, ignore_errors=True)
         self.call("sft", "--demos", self.demos, *auxiliary, "--out", self.sft_model.parent)
 
-    def evaluate(self, model: Path, name: str) -> None:
+    def evaluate(self, model: Path, name: str, *options: str) -> None:
         """
         :param model: A model
         :param name: Of the result file
+        :param options: Of ``sb3-vla eval``
         """
         if not (self.results / name).exists():
-            self.call("eval", model, "--out", self.results / name)
+            self.call("eval", model, *options, "--out", self.results / name)
 
     def call(self, command: str, *arguments: str | Path) -> None:
         """

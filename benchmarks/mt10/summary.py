@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from study import PROTOCOLS
+
 from sb3_vla.evaluation.result import EvaluationResult
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,7 @@ def main() -> None:
         rows = [validation_rows(path)[-1] for path in seeds]
         summary[folder.name] = {
             **{name: of_seeds([load(path / f"{name}.json") for path in seeds]) for name in ("sft", "post_trained")},
+            "protocols": {name: of_seeds([load(path / f"post_trained_{name}.json") for path in seeds]) for name in PROTOCOLS},
             "seeds": [int(path.name.removeprefix("seed")) for path in seeds],
             "primitive_steps": fmean(int(row["primitive_steps"]) for row in rows),
             "hours": fmean(int(row["seconds"]) for row in rows) / 3600,
@@ -39,6 +42,7 @@ def main() -> None:
     for page in (ROOT / "README.md", ROOT / "docs" / "mt10.md"):
         replace(page, "mt10", headline(summary))
     replace(ROOT / "docs" / "mt10.md", "tasks", by_task(summary))
+    replace(ROOT / "docs" / "mt10.md", "protocols", by_protocol(summary))
 
 
 def load(path: Path) -> EvaluationResult:
@@ -134,11 +138,26 @@ def by_task(summary: dict[str, Any]) -> str:
     for task in (*tasks, "mean"):
         cells = []
         for demos, stage in columns:
-            found = summary[demos][stage] if task == "mean" else summary[demos][stage]["tasks"][task]
-            steps = "-" if found["steps_to_success"] is None else f"{found['steps_to_success']:.1f}"
-            cells.append(f"{found['success']:.2f} in {steps}")
+            cells.append(_cell(summary[demos][stage] if task == "mean" else summary[demos][stage]["tasks"][task]))
         rows.append([task, *cells])
     return _markdown(rows)
+
+
+def by_protocol(summary: dict[str, Any]) -> str:
+    """
+    :param summary: What is in ``summary.json``
+    :return: Table of success and steps to success of the post-trained policies, means over seeds
+    """
+    rows = [["protocol", *(f"{demos.removeprefix('demos_')}, {STAGES['post_trained']}" for demos in summary)]]
+    rows.append(["---"] * len(rows[0]))
+    rows.append(["ours", *(_cell(found["post_trained"]) for found in summary.values())])
+    rows += [[f"`{name}`", *(_cell(found["protocols"][name]) for found in summary.values())] for name in PROTOCOLS]
+    return _markdown(rows)
+
+
+def _cell(found: dict[str, Any]) -> str:
+    steps = "-" if found["steps_to_success"] is None else f"{found['steps_to_success']:.1f}"
+    return f"{found['success']:.2f} in {steps}"
 
 
 def _markdown(rows: list[list[str]]) -> str:
