@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from sb3_vla import EvaluationResult, PPOSelfBC
+from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.runs.cli import main
 
 MODELS = Path(__file__).parents[1] / "results" / "mt10" / "models"
@@ -24,6 +25,8 @@ def test_a_published_model_loads_and_its_card_tells_its_evaluation(name):
     assert (model.num_timesteps == 0) == name.endswith("sft")
     overall = EvaluationResult.load(MODELS / name / "results.json").overall
     card = ModelCard.load(MODELS / name / "README.md")
+    command, _ = RunFolder.open(MODELS / name).read_config()
+    assert command.startswith("sb3-vla ") and " /" not in command, "others have other folders"
     assert overall.n_episodes == 500 and f"{overall.success:.2f} ({overall.success_low:.2f}" in card.text
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sb3_vla_envs import get_suite
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS, RESULTS = ROOT / "runs" / "mt10", ROOT / "results" / "mt10"
@@ -18,7 +20,7 @@ CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys
 # What of a run is kept beside its evaluations
 KEPT = ("config.yaml", "versions.json", "progress.csv", "validation.csv", "curves.png")
 # Of others (docs/howto/metaworld.md): post-trained policies are evaluated by them, too
-PROTOCOLS = ("metaworld", "lerobot", "rlinf")
+PROTOCOLS = tuple(get_suite("metaworld").protocols)
 # By demonstrations a task: epochs of a first SFT, and episodes a task that its policy then plays, from which the second one
 # learns how goals look that no demonstration shows
 FIRST_ROUND = {10: (10, 200)}

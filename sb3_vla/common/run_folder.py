@@ -18,6 +18,7 @@ from sb3_vla_envs.durable_files import PARTIAL, replace_text
 from .folder_lock import LOCK_FILE
 
 _PACKAGES = ("sb3-vla", "torch", "stable-baselines3", "transformers", "gymnasium", "mujoco", "numpy")
+_UNKNOWN_VERSIONS = "If they are lost, write {} into it."
 
 
 def software_versions() -> dict[str, str | int | None]:
@@ -113,9 +114,9 @@ class RunFolder:
         try:
             content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"'{self.config_file}' is not a YAML file: {error}") from error
+            raise ValueError(f"'{self.config_file}' is not a YAML file: {error}. {self._mend}") from error
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise ValueError(f"'{self.config_file}' is not the configuration of a run")
+            raise ValueError(f"'{self.config_file}' is not the configuration of a run. {self._mend}")
         return str(content.get("command", "")), content["config"]
 
     def read_versions(self) -> dict[str, str | int | None]:
@@ -126,10 +127,14 @@ class RunFolder:
         try:
             versions = json.loads(self.versions_file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"'{self.versions_file}' is not a JSON file: {error}") from error
+            raise ValueError(f"'{self.versions_file}' is not a JSON file: {error}. {_UNKNOWN_VERSIONS}") from error
         if not isinstance(versions, dict):
-            raise ValueError(f"'{self.versions_file}' does not hold the versions of a run's software")
+            raise ValueError(f"'{self.versions_file}' does not hold the versions of software. {_UNKNOWN_VERSIONS}")
         return versions
+
+    @property
+    def _mend(self) -> str:
+        return f"How it was when the run began is in '{self.began_file}': copy that over it."
 
     def check_kinds(self) -> None:
         """

@@ -74,6 +74,7 @@ def save_for_hub(
         tasks, suite = settings["tasks"], suite or settings["suite"]
     found = find_suite(tasks, suite) if tasks else None
     names = found.resolve_tasks(tasks) if found and tasks else ()
+    base = _base_of(model)
     content = CardContent(
         model=model,
         name=folder.resolve().name if repo_id is None else repo_id.split("/")[-1],
@@ -87,7 +88,7 @@ def save_for_hub(
         command=made_by.read_config()[0] if made_by else None,
         versions=made_by.read_versions() if made_by else software_versions(),
         files=[*copies, *(["results.json"] if result else []), *(["baseline_results.json"] if baseline else [])],
-        metadata={**({"base_model": base} if (base := _base_of(model)) else {}), **(metadata or {})},
+        metadata={**({"base_model": base} if base else {}), **(metadata or {})},
     )
     card = make_model_card(content)
 

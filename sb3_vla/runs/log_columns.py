@@ -20,7 +20,9 @@ def read_columns(path: str | Path) -> dict[str, NDArray[np.float64]]:
             reader = csv.DictReader(line for line in file if line.endswith("\n"))
             rows = list(reader)
         except csv.Error as error:
-            raise ValueError(f"'{path}' is damaged: {error}") from error
+            raise ValueError(
+                f"'{path}' is damaged: {error}. Mend its lines, or move it elsewhere: models do not need it."
+            ) from error
     columns = {key: np.array([_number(row[key]) for row in rows]) for key in reader.fieldnames or ()}
     return {key: values for key, values in columns.items() if np.isfinite(values).any()}
 

@@ -1,4 +1,5 @@
 import errno
+import os
 from collections import namedtuple
 
 import numpy as np
@@ -33,6 +34,7 @@ def test_what_does_not_fit_is_an_error_with_both_numbers_and_the_mend(docker):
     check_room(100)
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs Linux")
 def test_memory_that_others_take_meanwhile_is_an_error_that_leaves_nothing(monkeypatch, no_memory_left):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
