@@ -23,14 +23,17 @@ from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, Worke
 
 # Commands after which there is something new to observe
 _STEPPING = ("reset", "step")
+# Ray sends objects of up to 100 KiB (its max_direct_call_object_size) along with the reply, in less than half of the time that
+# the store takes. Infos need some of it
+_BYTES_SENT_ALONG = 90_000
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class RayVecEnv(WorkerVecEnv):
     """
     Runs environments on the nodes of a Ray cluster, for those that have outgrown one machine: several in each worker, an actor
-    of Ray, and with observations that go through Ray's object store. Otherwise it is like
-    :class:`~sb3_vla.SharedMemoryVecEnv`, which is quicker on one machine.
+    of Ray. Observations of more than 90 kB go through Ray's object store, smaller ones come along with the reply. Otherwise it
+    is like :class:`~sb3_vla.SharedMemoryVecEnv`, which is quicker on one machine.
 
     A worker that is lost, with its node or alone, is replaced wherever there is room, also on a node that is yet to come. The
     episodes of its environments end as truncated; a step that got lost counts as none, see
@@ -89,7 +92,10 @@ class RayVecEnv(WorkerVecEnv):
             everywhere = range(self.num_envs)
             observation_space, action_space = self._ask("build", everywhere, values=self._env_fns)[0]
             self._steps = StepArrays(self.num_envs, observation_space)
-            check_object_store(sum(array.nbytes for array in self._steps.arrays))
+            # Environments whose observations together are small enough
+            self._n_sent_along = _BYTES_SENT_ALONG // sum(array[0].nbytes for array in self._steps.arrays)
+            if self._n_sent_along == 0:
+                check_object_store(sum(array.nbytes for array in self._steps.arrays))
             self._ask("hold", everywhere, self.num_envs, observation_space)
             super().__init__(self.num_envs, observation_space, action_space)
             self.metadata = self.get_attr("metadata", indices=0)[0]
@@ -115,7 +121,27 @@ class RayVecEnv(WorkerVecEnv):
                 shares[self._worker_of[number]].append(number)
         for worker, share in shares.items():
             which = share if values is None else {number: values[number] for number in share}
-            worker.begin(command, pickle.dumps((command, (which, *args)), pickle.HIGHEST_PROTOCOL), share)
+            self._begin(worker, command, pickle.dumps((command, (which, *args)), pickle.HIGHEST_PROTOCOL), share)
+
+    def _begin(self, worker: "_Worker", command: str, message: bytes, share: list[int]) -> None:
+        """
+        :param worker: Who does it
+        :param command: What
+        :param message: The same, pickled, with its arguments
+        :param share: For which of its environments
+        """
+        worker.command, worker.message, worker.share = command, message, share
+        worker.parts = self._parts(share) if command in _STEPPING else []
+        references = worker.actor.do.options(num_returns=max(1, len(worker.parts))).remote(message, worker.parts)
+        worker.reply, *worker.more = references if len(worker.parts) > 1 else [references]
+
+    def _parts(self, share: list[int]) -> list[list[int]]:
+        """
+        :param share: Environments
+        :return: The same in parts, of whose observations each is an object of Ray
+        """
+        length = self._n_sent_along or len(share)
+        return [share[start : start + length] for start in range(0, len(share), length)]
 
     def _hear(self, numbers: Sequence[int], closes: bool = True) -> list[Any]:
         replies = {id(worker): iter(reply) for worker, reply in self._receive(closes)}
@@ -166,14 +192,13 @@ class RayVecEnv(WorkerVecEnv):
         """
         ray = import_ray()
         try:
-            message, rows = ray.get(reference)
+            (message, first), *others = ray.get([reference, *worker.more])
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError) as error:
             self._replace(worker, error)
             return None
         worker.reply = None
-        if rows and self._steps is not None:
-            for array, part in zip(self._steps.arrays, rows, strict=True):
-                array[worker.share] = part
+        for part, packed in zip(worker.parts, [first, *others], strict=False):  # of other commands there are none
+            self._steps.unpack(part, packed)  # type: ignore[union-attr]
         worker.has_stepped |= worker.command == "step"
         return pickle.loads(message)
 
@@ -206,7 +231,7 @@ class RayVecEnv(WorkerVecEnv):
                 first_lost, _ = self._lost.get(number, (last[number], None))
                 self._lost[number] = first_lost, info
         if command != "step":
-            worker.begin(command, message, share)
+            self._begin(worker, command, message, share)
 
     def _have_done(self, worker: "_Worker", command: str, which: Any, *args: Any) -> Any:
         """
@@ -218,7 +243,7 @@ class RayVecEnv(WorkerVecEnv):
         :param args: Further arguments
         :return: The reply
         """
-        worker.begin(command, pickle.dumps((command, (which, *args)), pickle.HIGHEST_PROTOCOL), worker.numbers)
+        self._begin(worker, command, pickle.dumps((command, (which, *args)), pickle.HIGHEST_PROTOCOL), worker.numbers)
         ready, _ = import_ray().wait([worker.reply], timeout=self.timeout)
         if not ready:
             raise self._silence_of([worker])
@@ -263,13 +288,11 @@ class RayVecEnv(WorkerVecEnv):
 class _Worker:
     numbers: list[int]  # of its environments
     actor: Any = None
-    reply: Any = None  # a reference to what it owes
+    reply: Any = None  # a reference to what it owes, with the first part of what is observed
+    more: list[Any] = field(default_factory=list)  # the others
     # What it was told last
     command: str = ""
     message: bytes = b""
     share: list[int] = field(default_factory=list)
+    parts: list[list[int]] = field(default_factory=list)  # of the share, see _parts
     has_stepped: bool = False
-
-    def begin(self, command: str, message: bytes, share: list[int]) -> None:
-        self.command, self.message, self.share = command, message, share
-        self.reply = self.actor.do.remote(message, share if command in _STEPPING else [])

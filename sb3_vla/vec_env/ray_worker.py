@@ -11,7 +11,7 @@ from .shared_memory_worker import EnvWorker, reply_to
 
 
 class RayWorker:
-    """An :class:`EnvWorker` whose observations go through Ray's object store."""
+    """An :class:`EnvWorker` whose observations are objects of Ray."""
 
     def __init__(self) -> None:
         # As many workers as processors, each with one thread. Mesa reads this with the first OpenGL context
@@ -20,14 +20,15 @@ class RayWorker:
         self._cleanup = ExitStack()
         self._worker = EnvWorker(self._cleanup)
 
-    def do(self, message: bytes, stepped: Sequence[int]) -> tuple[bytes, list[Any]]:
+    def do(self, message: bytes, stepped: Sequence[Sequence[int]]) -> Any:
         """
         :param message: Pickled command and its arguments
-        :param stepped: Environments whose observations, rewards and dones it changes
-        :return: Pickled reply, and these: arrays, which Ray hands over without a copy
+        :param stepped: Environments whose observations, rewards and dones it changes, in parts
+        :return: An object for each part, or just one: these, packed, the first ones with the pickled reply
         """
         reply = reply_to(self._worker, message)
-        return reply, self._worker.last_steps(stepped) if stepped else []
+        first, *others = [self._worker.last_steps(part) for part in stepped] or [b""]
+        return ((reply, first), *others) if others else (reply, first)
 
     def close(self) -> None:
         """Close the environments."""

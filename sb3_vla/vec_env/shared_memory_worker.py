@@ -86,6 +86,24 @@ class StepArrays:
                 )
             array[index] = part
 
+    def pack(self, indices: Sequence[int]) -> bytes:
+        """
+        :param indices: Which environments
+        :return: Their rows of all arrays
+        """
+        return b"".join(array[list(indices)].tobytes() for array in self.arrays)
+
+    def unpack(self, indices: Sequence[int], packed: bytes) -> None:
+        """
+        :param indices: Which environments
+        :param packed: What :meth:`pack` has made of them elsewhere
+        """
+        start = 0
+        for array in self.arrays:
+            rows = np.frombuffer(packed, array.dtype, len(indices) * array[0].size, start)
+            array[indices] = rows.reshape(len(indices), *array.shape[1:])
+            start += rows.nbytes
+
     def close(self) -> None:
         """Let go of what has to be let go of."""
 
@@ -220,12 +238,12 @@ class EnvWorker:
         self._steps = StepArrays(n_envs, observation_space)
         return [None] * len(indices)
 
-    def last_steps(self, indices: Sequence[int]) -> list[Any]:
+    def last_steps(self, indices: Sequence[int]) -> bytes:
         """
         :param indices: Which environments
-        :return: Their rows of :attr:`StepArrays.arrays`
+        :return: What they last observed and were rewarded with, for :meth:`StepArrays.unpack`
         """
-        return [array[list(indices)] for array in self._steps.arrays]
+        return self._steps.pack(indices)
 
     def reset(self, arguments: Mapping[int, tuple[int | None, dict[str, Any]]]) -> list[dict[str, Any]]:
         """

@@ -75,6 +75,28 @@ def make(ray_cluster):
         env.close()
 
 
+class Large(Counting):
+    """Observes the same many times."""
+
+    def __init__(self, number, size):
+        super().__init__(number)
+        self.observation_space = spaces.Box(0, 100, (size, 2), np.float32)
+
+    def _observe(self):
+        return np.broadcast_to(super()._observe(), self.observation_space.shape)
+
+
+@pytest.mark.parametrize(
+    ("size", "n_objects"), [(1, 1), (5_000, 2), (20_000, 1)], ids=["along with the reply", "in two parts", "by the store"]
+)
+def test_observations_of_any_size_arrive(make, size, n_objects):
+    env = make([partial(Large, number, size) for number in range(3)], n_workers=1)
+    for t, observations in ((0, env.reset()), *((t, env.step(np.zeros((3, 2)))[0]) for t in (1, 2))):
+        expected = [np.broadcast_to([t, number], (size, 2)) for number in range(3)]
+        np.testing.assert_array_equal(observations, expected)
+    assert 1 + len(env._workers[0].more) == n_objects
+
+
 def test_a_lost_step_counts_as_none_and_others_do_not_notice(make):
     env = make([Counting, partial(Counting, 1, dies_at=3)], n_workers=2)
     env.reset()
