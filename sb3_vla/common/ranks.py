@@ -148,7 +148,9 @@ class JoinedRanks(Ranks):
 
     def add_up(self, tensors: Sequence[th.Tensor]) -> None:
         for bucket in _buckets(tensors):
-            summed = self.total(th.cat([tensor.detach().flatten() for tensor in bucket]))
+            summed = th.cat([tensor.detach().flatten() for tensor in bucket]).to(self.device)
+            with noticing_losses():
+                dist.all_reduce(summed)
             for tensor, part in zip(bucket, summed.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
