@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,15 +48,18 @@ class Stopwatch:
         :param name: Of the method
         :param label: What it counts as
         """
-        function = getattr(owner, name)
+        setattr(owner, name, partial(self.time, label, getattr(owner, name)))
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
-            return result
-
-        setattr(owner, name, timed)
+    def time(self, label: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        :param label: What it counts as
+        :param function: What is called, with all that follows
+        :return: What it returns
+        """
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
+        return result
 
 
 def make_env(given: dict[str, Any]) -> VecEnv:
@@ -75,7 +79,7 @@ def main() -> None:
     rank, size = launched_as()
     cpus = sorted(os.sched_getaffinity(0))
     if given["vec_env"] == "here":  # one core a rank
-        os.sched_setaffinity(0, {cpus[rank % len(cpus)]})
+        os.sched_setaffinity(0, {cpus[given.get("core", rank) % len(cpus)]})
     th.set_num_threads(1)
     env = make_env(given)
     model = PPOSelfBC("VLAPolicy", env, seed=0, device=given.get("device", "cpu"), **{**SETTINGS, **given.get("train", {})})
@@ -83,9 +87,16 @@ def main() -> None:
     cycles: list[dict[str, float]] = []
     for owner, name, label in (
         *((model, "collect_rollouts", "rollout"), (model, "train", "update"), (model.adapter, "act", "inference")),
-        *((model.env, "step", "simulation"), (model.ranks, "add_up", "all_reduce"), (model, "_exchange", "exchange")),
+        *((model.env, "step", "simulation"), (model, "_exchange", "exchange")),
     ):
         stopwatch.around(owner, name, label)
+    add_up = model.ranks.add_up
+
+    def add_up_after_waiting(tensors: Sequence[th.Tensor]) -> None:
+        stopwatch.time("waiting", model.ranks.all, True)  # for the slowest rank, which is no matter of the network
+        stopwatch.time("all_reduce", add_up, tensors)
+
+    model.ranks.add_up = add_up_after_waiting  # type: ignore[method-assign]
     train = model.train
 
     def noted() -> None:
@@ -96,7 +107,7 @@ def main() -> None:
     model.train = noted  # type: ignore[method-assign]
     model.learn(N_CYCLES * model.n_steps * given["n_envs"] * size)
     env.close()
-    labels = ("rollout", "update", "inference", "simulation", "all_reduce", "exchange")
+    labels = ("rollout", "update", "inference", "simulation", "all_reduce", "waiting", "exchange")
     measured = {label: statistics.median(cycle.get(label, 0.0) for cycle in cycles[1:]) for label in labels}
     numbers = {
         "ranks": size,

@@ -6,7 +6,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,13 @@ ONCE = Path(__file__).with_name("cycle_once.py")
 OVERHEAD = Path(__file__).with_name("overhead_once.py")
 WAITING = {"env": "waiting", "milliseconds": 5.0}
 # The last of each is not fitted, but held against what was fitted
-RANKS: list[tuple[int, dict[str, Any]]] = [
-    *((1, {**WAITING, "n_envs": n, "vec_env": "here"}) for n in (4, 8, 16)),
-    *((2, {**WAITING, "n_envs": n, "vec_env": "here"}) for n in (4, 8, 16)),
-    # What a minibatch costs beside its samples
-    (1, {**WAITING, "n_envs": 8, "vec_env": "here", "train": {"batch_size": 16}}),
-    *((ranks, {"env": "metaworld", "n_envs": 6, "vec_env": "here"}) for ranks in (1, 2)),
-    (2, {**WAITING, "n_envs": 12, "vec_env": "here"}),
+RANKS: list[dict[str, Any]] = [
+    *({**WAITING, "n_envs": n, "vec_env": "here"} for n in (4, 8, 16)),
+    # What a minibatch costs beside its samples: as long as the quickstart's, and short
+    {**WAITING, "n_envs": 16, "vec_env": "here", "train": {"batch_size": 160}},
+    {**WAITING, "n_envs": 8, "vec_env": "here", "train": {"batch_size": 16}},
+    {"env": "metaworld", "n_envs": 6, "vec_env": "here"},
+    {**WAITING, "n_envs": 12, "vec_env": "here"},
 ]
 NODES: list[tuple[int, dict[str, Any]]] = [
     *((nodes, {**WAITING, "n_envs": n, "vec_env": "ray"}) for nodes in (1, 2, 3) for n in (4, 12)),
@@ -41,7 +42,7 @@ def main() -> None:
     some = slice(-1, None) if arguments.small else slice(None)
     content = {
         "cpus": len(os.sched_getaffinity(0)),
-        "ranks": [_rounds(partial(_on_ranks, ranks, given), arguments.rounds) for ranks, given in RANKS[some]],
+        "ranks": [_on_ranks(given, arguments.rounds) for given in RANKS[some]],
         "nodes": [_on_nodes(nodes, given, arguments.rounds) for nodes, given in NODES[some]],
         "overhead": _overhead(arguments.rounds, 40 if arguments.small else 400),
     }
@@ -50,23 +51,38 @@ def main() -> None:
     (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _rounds(run: Any, n: int) -> dict[str, Any]:
-    """Medians of several measurements of the same."""
-    measured = [run() for _ in range(n)]
+def _medians(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several measurements of the same."""
     seconds = {label: statistics.median(each["seconds"][label] for each in measured) for label in measured[0]["seconds"]}
     print({**measured[0], "seconds": seconds}, flush=True)
     return {**measured[0], "seconds": seconds, "rounds": [each["seconds"] for each in measured]}
 
 
-def _on_ranks(ranks: int, given: dict[str, Any]) -> dict[str, Any]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return _run([sys.executable, *launcher, str(ONCE), json.dumps(given)])
+def _on_ranks(given: dict[str, Any], n_rounds: int) -> dict[str, dict[str, Any]]:
+    """One rank, two, and two processes that share nothing, in turn, as the machine is not always equally quick."""
+    once = [str(ONCE), json.dumps(given)]
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "one": partial(_run, [sys.executable, *once]),
+        "two": partial(_run, [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), *once]),
+        "beside": partial(_beside, given),
+    }
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(n_rounds)]
+    return {name: _medians([each[name] for each in rounds]) for name in ways}
+
+
+def _beside(given: dict[str, Any]) -> dict[str, Any]:
+    """Two processes that share nothing but the machine, at the same time: what two ranks could reach at best."""
+    commands = [[sys.executable, str(ONCE), json.dumps({**given, "core": core})] for core in (0, 1)]
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(_run, commands)
+    seconds = {label: statistics.mean([first["seconds"][label], second["seconds"][label]]) for label in first["seconds"]}
+    return {**first, "seconds": seconds}
 
 
 def _on_nodes(nodes: int, given: dict[str, Any], n_rounds: int) -> dict[str, Any]:
     with _cluster(nodes) as address:
         run = partial(_run, [sys.executable, str(ONCE), json.dumps(given)], RAY_ADDRESS=address)
-        return {**_rounds(run, n_rounds), "nodes": nodes}
+        return {**_medians([run() for _ in range(n_rounds)]), "nodes": nodes}
 
 
 def _overhead(n_rounds: int, n_steps: int) -> list[dict[str, Any]]:

@@ -34,7 +34,8 @@ def main() -> None:
     name = "scaling_small.json" if small else "scaling.json"
     content = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     costs, of_metaworld, held_out = _fitted(content)
-    lines = [*_measured(content), "", *_checked(held_out, costs), "", *_predicted(of_metaworld)]
+    picture = f"![What a cycle consists of, predicted]({PICTURE.name})"
+    lines = [*_measured(content), "", *_checked(held_out, costs), "", *_predicted(of_metaworld), "", picture]
     print("\n".join(lines))
     if not small:
         text = PAGE.read_text(encoding="utf-8")
@@ -71,14 +72,12 @@ def _fitted(content: Mapping[str, Any]) -> tuple[Costs, Costs, list[tuple[Settin
     """:return: Costs here, the same with MetaWorld's chunks, and what was not fitted to"""
     points: dict[str, list[tuple[Setting, dict[str, float]]]] = {"waiting": [], "metaworld": []}
     held_out = []
-    for kind in ("ranks", "nodes"):
-        entries = content[kind]
-        for entry in entries:
+    on_ranks = [entry[name] for entry in content["ranks"] for name in ("one", "two")]
+    for entries, n_held_out in ((on_ranks, 2), (content["nodes"], 1)):
+        n_fitted = len(entries) - n_held_out or len(entries)
+        for number, entry in enumerate(entries):
             point = (_setting(entry, content["cpus"]), _phases_of(entry))
-            if entry is entries[-1] and len(entries) > 1:
-                held_out.append(point)
-            else:
-                points[entry["env"]].append(point)
+            (points[entry["env"]] if number < n_fitted else held_out).append(point)
     costs = fit(points["waiting"])
     known = {each.name: getattr(costs, each.name) for each in fields(Costs) if each.name != "chunk"}
     simulated = [
@@ -87,24 +86,28 @@ def _fitted(content: Mapping[str, Any]) -> tuple[Costs, Costs, list[tuple[Settin
     return costs, fit(simulated, known) if simulated else costs, held_out
 
 
+def _speed(entry: Mapping[str, Any]) -> float:
+    """:return: Chunks a second of one process"""
+    return float(entry["n_envs"] * entry["n_steps"] / (entry["seconds"]["rollout"] + entry["seconds"]["update"]))
+
+
 def _measured(content: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| measured here, one thread a rank | chunks a second | of ranks x one rank | all-reduce, of the update |",
-        "|---|---|---|---|",
+        "| measured here, one thread a rank | chunks a second, 1 rank | 2 ranks | of 2 x 1 rank | of 2 that share nothing "
+        "| all-reduce, of the update | waiting for the other rank |",
+        "|---|---|---|---|---|---|---|",
     ]
-    alone: dict[tuple[Any, ...], float] = {}
     for entry in content["ranks"]:
-        seconds, key = entry["seconds"], (entry["env"], entry["n_envs"], entry["batch_size"])
-        speed = entry["ranks"] * entry["n_envs"] * entry["n_steps"] / (seconds["rollout"] + seconds["update"])
-        if entry["ranks"] == 1:
-            alone[key] = speed
-        part = f"{speed / alone[key] / entry['ranks']:.0%}" if key in alone else ""
-        each = f"{entry['n_envs']} {entry['env']} environments and minibatches of {entry['batch_size']} each"
-        what = f"{entry['ranks']} ranks, {each}"
-        lines.append(f"| {what} | {speed:.0f} | {part} | {seconds['all_reduce'] / seconds['update']:.1%} |")
+        seconds, speed = entry["two"]["seconds"], {name: _speed(entry[name]) for name in entry}
+        cells = [f"{speed['one']:.0f}", f"{2 * speed['two']:.0f}"]
+        cells += [f"{speed['two'] / speed[of]:.0%}" for of in ("one", "beside")]
+        cells += [f"{seconds[part] / seconds['update']:.1%}" for part in ("all_reduce", "waiting")]
+        what = "{n_envs} {env} environments and minibatches of {batch_size} each".format(**entry["two"])
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    lines += ["", "| measured here, on Ray | chunks a second |", "|---|---|"]
     for entry in content["nodes"]:
-        speed = entry["n_envs"] * entry["n_steps"] / (entry["seconds"]["rollout"] + entry["seconds"]["update"])
-        lines.append(f"| {entry['nodes']} Ray nodes, {entry['n_envs']} {entry['env']} environments | {speed:.0f} | | |")
+        what = f"{entry['nodes']} node{'s' * (entry['nodes'] > 1)}, {entry['n_envs']} {entry['env']} environments"
+        lines.append(f"| {what} | {_speed(entry):.0f} |")
     lines += ["", "| steps of 8 environments, 2 workers | `SharedMemoryVecEnv` | `RayVecEnv` |", "|---|---|---|"]
     for entry in content["overhead"]:
         figures = [f"{1000 * median(entry['seconds_a_step'][name]):.2f} ms" for name in ("processes", "ray")]
@@ -115,7 +118,8 @@ def _measured(content: Mapping[str, Any]) -> list[str]:
 def _checked(held_out: list[tuple[Setting, dict[str, float]]], costs: Costs) -> list[str]:
     lines = ["| not fitted to | cycle, predicted | measured |", "|---|---|---|"]
     for setting, measured in held_out:
-        where = f"{setting.workers} nodes" if setting.workers else f"{setting.ranks} ranks"
+        number, what = (setting.workers, "node") if setting.workers else (setting.ranks, "rank")
+        where = f"{number} {what}{'s' * (number > 1)}"
         predicted = sum(phases(costs, setting).values())
         lines.append(f"| {where}, {setting.n_envs} environments | {predicted:.2f} s | {sum(measured.values()):.2f} s |")
     return lines
@@ -166,7 +170,7 @@ def _draw(costs: Costs) -> None:
         panel.set_title(f"{policy}, 4,096 environments")
         panel.set_xlabel("GPUs")
     panels[0].set_ylabel("part of a cycle")
-    panels[-1].legend(fontsize="small")
+    panels[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)
 
