@@ -112,10 +112,28 @@ def _tensor(array: np.ndarray) -> th.Tensor:
     return th.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
+def _array_parts(array: np.ndarray) -> Any:
+    """
+    :param array: Of numbers
+    :return: These, and where its axes lie in memory in another order, as those of transposed pictures do, that order, too: the
+        last bits of a convolution depend on it, and a training that goes on has to give the same
+    """
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    return _tensor(array) if order == list(range(array.ndim)) else [_tensor(array.transpose(order)), order]
+
+
+def _array(parts: Any) -> np.ndarray:
+    """:return: What :func:`_array_parts` took apart"""
+    if isinstance(parts, th.Tensor):
+        return parts.numpy()
+    numbers, order = parts
+    return numbers.numpy().transpose(np.argsort(order))
+
+
 _KINDS: dict[str, _Kind] = {
     "$tuple": _Kind(tuple, list, tuple),
     "$deque": _Kind(deque, lambda x: [list(x), x.maxlen], lambda x: deque(x[0], maxlen=x[1])),
-    "$array": _Kind(np.ndarray, _tensor, lambda x: x.numpy()),
+    "$array": _Kind(np.ndarray, _array_parts, _array),
     "$number": _Kind(np.generic, lambda x: _tensor(np.asarray(x)), lambda x: x.numpy()[()]),
     "$dtype": _Kind(np.dtype, lambda x: x.str, np.dtype),
     "$device": _Kind(th.device, str, th.device),

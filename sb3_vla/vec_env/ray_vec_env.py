@@ -23,8 +23,8 @@ from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, Worke
 
 # Commands after which there is something new to observe
 _STEPPING = ("reset", "step")
-# Ray sends objects of up to 100 KiB (its max_direct_call_object_size) along with the reply, in less than half of the time that
-# the store takes. Infos need some of it
+# Ray sends objects of up to 100 KiB (its max_direct_call_object_size) along with the reply, which is quicker than the store.
+# Infos need some of it
 _BYTES_SENT_ALONG = 90_000
 _SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch as th
@@ -21,6 +23,15 @@ def test_values_come_back_with_their_types(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     for name, tensor in VALUE["tensors"].items():
         assert loaded["tensors"][name].dtype == tensor.dtype and th.equal(loaded["tensors"][name], tensor)
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_arrays_keep_their_layout_in_memory(axes, tmp_path):
+    array = np.arange(24).reshape(2, 3, 4).transpose(axes)
+    save_plain(tmp_path / "file", {"array": array})
+    loaded = load_plain(tmp_path / "file")["array"]
+    np.testing.assert_array_equal(loaded, array)
+    assert loaded.strides == array.strides
 
 
 def test_each_flipped_bit_and_each_length_is_noticed(tmp_path):

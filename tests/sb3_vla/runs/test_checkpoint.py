@@ -77,17 +77,20 @@ def test_next_update_after_a_round_trip_is_the_same_bit_for_bit(trained, make_ve
 
 @pytest.mark.parametrize("rule", ["advantage", "shortest"])
 @pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("vision", "connector")], ids=["all of it", "without the image encoder"])
 def test_training_that_goes_on_in_the_middle_of_episodes_ends_like_one_that_never_stopped(
-    make_model, make_vec_env, tmp_path, rule, normalized
+    make_model, make_vec_env, tmp_path, rule, normalized, frozen
 ):
     def environments():
         return VecNormalize(make_vec_env(), norm_obs_keys=["state"]) if normalized else make_vec_env()
 
     # 7 chunks a rollout: episodes of at most 3 go on in the next one
-    model = make_model(environments(), n_steps=7, batch_size=7, bc_batch_size=4, replay_buffer_kwargs={"rule": rule})
+    settings = {"n_steps": 7, "batch_size": 7, "bc_batch_size": 4, "replay_buffer_kwargs": {"rule": rule}}
+    model = make_model(environments(), {"frozen": frozen}, **settings)
     model.learn(14)
     assert not np.all(model._last_episode_starts)
     loaded = load_checkpoint(save_checkpoint(model, tmp_path), environments(), device="cpu")
+    assert loaded._last_obs["image"].strides == model._last_obs["image"].strides, "convolutions depend on it"
     for each in (model, loaded):
         random.setstate(random.Random(1).getstate())
         np.random.seed(1)
