@@ -74,6 +74,7 @@ def _fitted(content: Mapping[str, Any]) -> tuple[Costs, Costs, list[tuple[Settin
     held_out = []
     on_ranks = [entry[name] for entry in content["ranks"] for name in ("one", "two")]
     for entries, n_held_out in ((on_ranks, 2), (content["nodes"], 1)):
+        # With --small there is nothing else to fit to
         n_fitted = len(entries) - n_held_out or len(entries)
         for number, entry in enumerate(entries):
             point = (_setting(entry, content["cpus"]), _phases_of(entry))
@@ -94,7 +95,7 @@ def _speed(entry: Mapping[str, Any]) -> float:
 def _measured(content: Mapping[str, Any]) -> list[str]:
     lines = [
         "| measured here, one thread a rank | chunks a second, 1 rank | 2 ranks | of 2 x 1 rank | of 2 that share nothing "
-        "| all-reduce, of the update | waiting for the other rank |",
+        "| all-reduce, of the update | waiting for the other rank before it |",
         "|---|---|---|---|---|---|---|",
     ]
     for entry in content["ranks"]:
