@@ -102,10 +102,10 @@ def learned(start_ranks):
     return learn
 
 
-def assert_close(first, second, tolerance=2e-5):
+def assert_close(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
-        np.testing.assert_allclose(value, second[name], rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(value, second[name], rtol=0, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -131,8 +131,9 @@ def test_sharded_ranks_learn_what_ranks_that_have_all_learn(learned, name, make_
 
 def learn_with_adapters(make_model, make_vec_env, checkpoint):
     lora = {"backbone": checkpoint, "backbone_kwargs": {"gradient_checkpointing": True}, "lora": {"r": 4}}
-    models = (make(make_model, make_vec_env, shard=shard, policy_kwargs={**POLICY, **lora}) for shard in (False, True))
-    return [learn(model, 2) for model in models]
+    # Without clipping: shards add up the norm in another order, and bfloat16 makes a last bit's difference large
+    settings = {"policy_kwargs": {**POLICY, **lora}, "max_grad_norm": 1e9}
+    return [learn(make(make_model, make_vec_env, shard=shard, **settings), 2) for shard in (False, True)]
 
 
 def test_adapters_beside_pretrained_weights_with_gradient_checkpointing(start_ranks, make_model, make_vec_env, tmp_path):
@@ -140,8 +141,7 @@ def test_adapters_beside_pretrained_weights_with_gradient_checkpointing(start_ra
     TINY_FAMILIES["smolvlm"].save(tmp_path / "checkpoint")
     arguments = make_model, make_vec_env, str(tmp_path / "checkpoint")
     (whole, sharded), _ = start_ranks(learn_with_adapters, 2, *arguments).results()
-    # The pretrained weights are in bfloat16
-    assert_close(sharded["weights"], whole["weights"], tolerance=1e-4)
+    assert_close(sharded["weights"], whole["weights"])
     assert sharded["kept"][0, 0] < whole["kept"][0, 0]
 
 
