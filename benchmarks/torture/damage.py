@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from run_settings import settings
+from run_settings import make_model, settings
 from tally import Tally
 
 from sb3_vla import EvaluationResult, PPOSelfBC, VLAPolicy
 from sb3_vla.common.plain_file import load_plain, save_plain
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.runs.config import load_config
-from sb3_vla.vec_env.make import make_vla_vec_env
 from sb3_vla_envs import collect_demonstrations, load_demonstrations, save_demonstrations
 
 
@@ -82,10 +81,7 @@ def _write_all(folder: Path) -> dict[str, Callable[[Path], Any]]:
     :param folder: Gets a file of each kind
     :return: What reads each
     """
-    config = load_config(None, **settings(16))
-    venv = make_vla_vec_env(config.tasks, 1, suite=config.suite, **config.training_env_settings())
-    arguments = {**config.train.model_arguments(), "policy_kwargs": dict(vars(config.policy))}
-    model = PPOSelfBC("VLAPolicy", venv, gamma=config.wrapping.gamma, device="cpu", **arguments)
+    config, model = load_config(None, **settings(16)), make_model()
     model.learn(16)
     model.save(folder / "model.zip")
     model.policy.save(str(folder / "policy"))

@@ -7,6 +7,10 @@ from typing import Any
 
 import yaml
 
+from sb3_vla import PPOSelfBC
+from sb3_vla.runs.config import load_config
+from sb3_vla.vec_env.make import make_vla_vec_env
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COMMAND = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
@@ -42,6 +46,17 @@ def settings(total_timesteps: int) -> dict[str, Any]:
         "policy": {"backbone_kwargs": {"config": _BACKBONE}, "head_kwargs": {"hidden_dim": 16}, "critic_net_arch": [16]},
         "train": {**rollouts, "total_timesteps": total_timesteps, "checkpoint_every": 1, "validate_every": None},
     }
+
+
+def make_model(**arguments: Any) -> PPOSelfBC:
+    """
+    :param arguments: Of the model, in place of those of the settings
+    :return: A new model, with an environment in this process
+    """
+    config = load_config(None, **settings(100))
+    venv = make_vla_vec_env(config.tasks, 1, suite=config.suite, **config.training_env_settings())
+    own = {**config.train.model_arguments(), "policy_kwargs": dict(vars(config.policy)), "device": "cpu"}
+    return PPOSelfBC("VLAPolicy", venv, **{**own, "gamma": config.wrapping.gamma, **arguments})
 
 
 def write_settings(path: Path, total_timesteps: int) -> Path:

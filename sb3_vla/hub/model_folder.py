@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sb3_vla_envs.durable_files import check_writable
 from sb3_vla_envs.suite import Suite, check_suite_in_file, find_suite
 
 from ..common.run_folder import RunFolder, software_versions
 from ..evaluation.result import MODEL_TIMESTEPS, EvaluationResult
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_card import CardContent, make_model_card
-from .upload import check_repo_id
+from .upload import check_license, check_repo_id
 
 # Settings of the environment of which an evaluation has its own
 _OF_THE_EVALUATION = ("n_goals", "goal_split", "goal_seed")
@@ -55,13 +56,15 @@ def save_for_hub(
     :param demonstrations: File of demonstrations to publish, e.g. what ``model.save_replay_buffer`` wrote; by default none are
     :param metadata: Metadata of the card beside its own, e.g. ``{"license": "mit", "base_model": "user/name"}``
     :return: Names of the files
-    :raises ValueError: If ``repo_id`` is no repository's id, a video is no GIF, the evaluations don't fit, or the model reads
+    :raises ValueError: If ``repo_id`` is no repository's id, the licence none of the Hub's names, a video is no GIF, the evaluations don't fit, or the model reads
         observations that ``VecNormalize`` standardises: the Hub's users would lack its statistics
     :raises FileNotFoundError: If a file is missing
     :raises FileExistsError: If there is something in the folder
     """
     if repo_id is not None:
         check_repo_id(repo_id)
+    if metadata is not None and "license" in metadata:
+        check_license(metadata["license"])
     check_portable(model)
     check_results(model, result, baseline)
     made_by = None if run is None else RunFolder.open(run)
@@ -109,10 +112,12 @@ def check_new_folder(folder: str | Path) -> Path:
     :param folder: A folder to write
     :return: The folder
     :raises FileExistsError: If there is something in it
+    :raises OSError: If it can't be written there
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"'{folder}' already holds something: give another folder")
+    check_writable(folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """The upload of a model's folder to the Hugging Face Hub."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -33,6 +34,18 @@ def push_to_hub(
     url = create_repo(repo_id, token, private)
     HfApi(token=token).upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     return url
+
+
+def check_license(name: str) -> None:
+    """
+    :param name: A licence, as the Hub calls it
+    :raises ValueError: If it can't be one
+    """
+    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
+        raise ValueError(
+            f"license must be one of the Hub's names, such as 'mit' or 'apache-2.0', got {name!r}: see "
+            "https://huggingface.co/docs/hub/repositories-licenses"
+        )
 
 
 def create_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class TrainSettings(_PPOArguments):
 
     total_timesteps: int = setting(at_least=1, changes_on_resume=True)
     n_envs: int = setting(at_least=1)
-    task_weights: Mapping[str, Any] | None = setting(default=None)
+    task_weights: Mapping[str, int] | None = setting(default=None)
     vec_env: str = setting(limits=Limits(choices=("processes", "ray")), changes_on_resume=True, default="processes")
     horizon: int | None = setting(at_least=1, default=None)
     checkpoint_every: int = setting(at_least=1, changes_on_resume=True)
@@ -156,6 +156,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_device(self.device)
+        check_section("train.policy_kwargs", PolicySettings, self.train.policy_kwargs or {})
         head = HEADS.get(self.policy.head)
         if head is not None:
             Limits(choices=("auto", *head.imitation_losses)).check("sft.loss", self.sft.loss)
@@ -164,6 +165,11 @@ class Config:
                 f"simulation.goal_split must be 'train', got {self.simulation.goal_split!r}: a run trains on those goals, and "
                 "is evaluated on those of eval.split"
             )
+
+    def with_policy_in_training(self) -> "Config":
+        """:return: The same with the policy that becomes of its own where :attr:`train` goes on from that"""
+        policy_kwargs = deep_update(vars(self.policy), self.train.policy_kwargs or {})
+        return replace(self, policy=PolicySettings(**policy_kwargs))
 
     def env_settings(self) -> dict[str, Any]:
         """:return: Settings of :func:`sb3_vla_envs.make_vla_env`, without those left to it by ``None``"""

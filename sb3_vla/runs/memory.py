@@ -14,7 +14,6 @@ from ..ppo_self_bc.bc_weight import make_bc_weight
 from ..ppo_self_bc.memory_estimate import MemoryEstimate, MemoryEstimator
 from .checks import refusals
 from .config import Config
-from .settings import deep_update
 
 #: GiB of the devices that a micro-batch is named for
 DEVICES = (8, 16, 24, 48, 80)
@@ -43,7 +42,7 @@ def estimator_of(config: Config, n_cameras: int | None = None) -> MemoryEstimato
     :raises ValueError: If the configuration does not work, or there is no such backbone
     """
     train, suite = config.train, get_suite(config.suite)
-    policy_kwargs = deep_update(vars(config.policy), train.policy_kwargs or {})
+    policy_kwargs = vars(config.with_policy_in_training().policy)
     with refusals():
         env = make_vla_env(config.tasks, suite=config.suite, **config.training_env_settings())
         observation_space, action_space, horizon = env.observation_space, env.action_space, config.simulation.horizon

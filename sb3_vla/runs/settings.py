@@ -184,7 +184,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return kind is Any
     if _is_list(kind):
         return isinstance(value, list | tuple) and all(_fits(item, each) for each in arguments[:1] for item in value)
-    return isinstance(value, Mapping if issubclass(kind, Mapping) else kind)
+    if issubclass(kind, Mapping):
+        of_keys, of_values = arguments or (Any, Any)
+        return isinstance(value, Mapping) and all(
+            _fits(key, of_keys) and _fits(item, of_values) for key, item in value.items()
+        )
+    return isinstance(value, kind)
 
 
 def _words(hint: Any) -> list[str]:
@@ -205,7 +210,11 @@ def _words(hint: Any) -> list[str]:
         return ["anything"] if kind is Any else []
     if _is_list(kind):
         return [f"a list of {_WORDS[arguments[0]].split()[-1]}s" if arguments[:1] in [(int,), (float,)] else "a list"]
-    return ["a mapping"] if issubclass(kind, Mapping) else []
+    if not issubclass(kind, Mapping):
+        return []
+    return [
+        "a mapping of names to integers" if arguments[1:] == (int,) else "a mapping of names" if arguments else "a mapping"
+    ]
 
 
 def _is_list(kind: type[Any]) -> bool:

@@ -4,7 +4,7 @@ from argparse import Namespace
 from tempfile import TemporaryDirectory
 
 from ...hub.model_folder import check_new_folder, save_for_hub
-from ...hub.upload import check_repo_id, create_repo, push_to_hub
+from ...hub.upload import check_license, check_repo_id, create_repo, push_to_hub
 from ..publish import read_run
 from . import Work
 from .given import trusts_pickle
@@ -21,7 +21,10 @@ def prepare(arguments: Namespace) -> Work:
         create_repo(arguments.repo_id, private=arguments.private)
     else:
         check_new_folder(arguments.local)
-    metadata = {"license": arguments.license} if arguments.license else {}
+    metadata = {}
+    if arguments.license is not None:
+        check_license(arguments.license)
+        metadata["license"] = arguments.license
 
     def work() -> None:
         with TemporaryDirectory() as temporary_folder:

@@ -23,6 +23,7 @@ def prepare(arguments: Namespace) -> Work:
         config = load(arguments)
         check_experts(config)
         check_training(config)
+        check_training(config.with_policy_in_training())
         folder = create_run(arguments, config)
 
     def work() -> None:

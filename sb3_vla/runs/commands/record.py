@@ -3,6 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
+from sb3_vla_envs.durable_files import check_writable
+
 from ...evaluation.gif import gif_paths
 from ..checks import check_goals
 from ..pipeline import record_model
@@ -21,6 +23,7 @@ def prepare(arguments: Namespace) -> Work:
     check_goals(config, "test", arguments.goal + 1)
     prefix = Path(arguments.model).stem
     gif_paths(config.tasks, arguments.out, prefix)
+    check_writable(arguments.out)
 
     def work() -> None:
         paths = record_model(config, model, arguments.out, prefix, arguments.goal)
