@@ -148,7 +148,9 @@ class _Kitchen:
 
     def _unwritable(self, option: argparse.Action) -> list[str]:
         below_a_file = str(self.demos / "below")
-        return [below_a_file, "/proc/nowhere/new", str(self.run) if option.metavar == "FOLDER" else str(self.folder)]
+        if option.metavar == "FOLDER":
+            return [below_a_file, "/proc/nowhere/new", *[str(self.run)] * ("new or empty" in str(option.help))]
+        return [below_a_file, "/proc/nowhere/new", str(self.folder)]
 
     def _unreadable(self, option: argparse.Action) -> list[str]:
         names = ["missing", "garbage", *["empty"] * (option.dest != "config")]  # without settings, which is no mistake
@@ -177,14 +179,14 @@ class _Kitchen:
             value = math.nan  # one below 0 is allowed
         place[name] = value
         path.write_text(yaml.safe_dump(content))
-        return str(path), [name, str(section), str(value)]
+        return str(path), [name, str(section), *map(repr, value if isinstance(value, list) else [value])]
 
 
 def _of_wrong_types(before: Any) -> list[Any]:
     wrong: dict[type, list[Any]] = {
         bool: ["perhaps", 7, [], {"a": 1}, None],
         int: ["many", 0.5, [], {"a": 1}, [1, 2]],
-        float: ["much", [], {"a": 1}, [1, 2]],
+        float: [[], {"a": 1}, [1, 2]],
         str: [7, -0.5, [], {"a": 1}],
         dict: ["nonsense", 7, ["a"], {5: 5}],
         list: [7, {"a": 1}],
@@ -195,7 +197,7 @@ def _of_wrong_types(before: Any) -> list[Any]:
 def _of_no_sense(before: Any) -> list[Any]:
     wrong: dict[type, list[Any]] = {
         int: [-7, -123456],
-        float: [-7, -0.5, -math.inf, math.inf],
+        float: ["much", -7, -0.5, -math.inf, math.inf],
         str: ["nonsense", "", "no.such.module:Thing"],
         dict: [{"nonsense": 1}],
         list: [["nonsense"], [None], [-7]],

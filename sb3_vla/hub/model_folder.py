@@ -56,8 +56,9 @@ def save_for_hub(
     :param demonstrations: File of demonstrations to publish, e.g. what ``model.save_replay_buffer`` wrote; by default none are
     :param metadata: Metadata of the card beside its own, e.g. ``{"license": "mit", "base_model": "user/name"}``
     :return: Names of the files
-    :raises ValueError: If ``repo_id`` is no repository's id, the licence none of the Hub's names, a video is no GIF, the evaluations don't fit, or the model reads
-        observations that ``VecNormalize`` standardises: the Hub's users would lack its statistics
+    :raises ValueError: If ``repo_id`` is no repository's id, the licence none of the Hub's names, a video is no GIF, the
+        evaluations don't fit, or the model reads observations that ``VecNormalize`` standardises: the Hub's users would lack
+        its statistics
     :raises FileNotFoundError: If a file is missing
     :raises FileExistsError: If there is something in the folder
     """

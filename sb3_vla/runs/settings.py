@@ -186,9 +186,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(item, each) for each in arguments[:1] for item in value)
     if issubclass(kind, Mapping):
         of_keys, of_values = arguments or (Any, Any)
-        return isinstance(value, Mapping) and all(
-            _fits(key, of_keys) and _fits(item, of_values) for key, item in value.items()
-        )
+        if not isinstance(value, Mapping):
+            return False
+        return all(_fits(key, of_keys) and _fits(item, of_values) for key, item in value.items())
     return isinstance(value, kind)
 
 
@@ -212,9 +212,7 @@ def _words(hint: Any) -> list[str]:
         return [f"a list of {_WORDS[arguments[0]].split()[-1]}s" if arguments[:1] in [(int,), (float,)] else "a list"]
     if not issubclass(kind, Mapping):
         return []
-    return [
-        "a mapping of names to integers" if arguments[1:] == (int,) else "a mapping of names" if arguments else "a mapping"
-    ]
+    return ["a mapping of names to integers" if arguments[1:] == (int,) else "a mapping" + " of names" * bool(arguments)]
 
 
 def _is_list(kind: type[Any]) -> bool:

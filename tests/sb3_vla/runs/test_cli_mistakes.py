@@ -212,6 +212,19 @@ def test_suite_without_an_expert(command, commands, config, fail, monkeypatch):
     assert f"'metaworld' has no expert for {TASKS[1]}:" in line and "sb3-vla sft --demos" in line
 
 
+def test_films_are_not_made_where_they_cannot_be_written(commands, config, fail):
+    assert "can't write to '/proc/nowhere'" in fail(*commands["record"][:-1], "/proc/nowhere", "--config", config())
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [({"nonsense": 1}, "no setting train.policy_kwargs.nonsense;"), ({"frozen": ["eyes"]}, "no part 'eyes' to freeze")],
+)
+def test_the_policy_in_training_is_checked_before_the_stages_before_it(policy_kwargs, message, commands, config, fail):
+    train = {**SETTINGS["train"], "policy_kwargs": policy_kwargs}
+    assert message in fail(*commands["quickstart"], "--config", config(train=train))
+
+
 def test_train_needs_either_a_new_run_or_an_old_one(fail, tmp_path):
     assert "either --out FOLDER for a new run or --resume" in fail("train")
     assert "either --out" in fail("train", "--out", str(tmp_path / "a"), "--resume", str(tmp_path / "b"))
@@ -250,6 +263,9 @@ def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("all of it")
     assert "already holds something" in fail("push", run, *repo, "--local", str(tmp_path))
     assert "no demonstration buffer" in fail("push", str(made / "sft"), *repo, "--with-demos")
+    assert "can't write to '/proc/nowhere'" in fail("push", run, *repo, "--local", "/proc/nowhere")
+    licence = fail("push", run, *repo, "--local", str(tmp_path / "new"), "--license", "MIT License")
+    assert "license must be one of the Hub's names" in licence and "'MIT License'" in licence
 
 
 @pytest.mark.parametrize(

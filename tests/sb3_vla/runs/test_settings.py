@@ -26,6 +26,7 @@ def train(
     target: float | None = None,
     widths: Sequence[int] = (4, 4),
     kwargs: dict[str, Any] | None = None,
+    weights: Mapping[str, int] | None = None,
     optimizer: type | None = None,
     device: str = "auto",
     _setup: bool = True,
@@ -39,7 +40,15 @@ Training = arguments_of(train, without=["device"], at_least={"n_epochs": 1})
 
 def test_a_section_has_the_arguments_with_defaults_that_yaml_can_hold():
     assert vars(Training()) == {
-        **{"learning_rate": 1e-3, "n_epochs": 2, "normalize": True, "target": None, "widths": (4, 4), "kwargs": None}
+        **{
+            "learning_rate": 1e-3,
+            "n_epochs": 2,
+            "normalize": True,
+            "target": None,
+            "widths": (4, 4),
+            "kwargs": None,
+            "weights": None,
+        }
     }
 
 
@@ -55,6 +64,7 @@ def test_a_section_has_the_arguments_with_defaults_that_yaml_can_hold():
         {"widths": (1, 2)},
         {"kwargs": {"a": [1]}},
         {"kwargs": None},
+        {"weights": {"a": 2}},
     ],
 )
 def test_values_of_the_type(values):
@@ -76,7 +86,9 @@ def test_values_of_the_type(values):
         ({"target": "no"}, "train.target must be a number or null, got 'no'"),
         ({"widths": ["a"]}, "train.widths must be a list of integers, got ['a']"),
         ({"widths": "12"}, "train.widths must be a list of integers, got '12'"),
-        ({"kwargs": 3}, "train.kwargs must be a mapping or null, got 3"),
+        ({"kwargs": 3}, "train.kwargs must be a mapping of names or null, got 3"),
+        ({"kwargs": {5: 5}}, "train.kwargs must be a mapping of names or null, got {5: 5}"),
+        ({"weights": {"a": "much"}}, "train.weights must be a mapping of names to integers or null, got {'a': 'much'}"),
         ({"device": "cpu"}, "there is no setting train.device; train takes kwargs, learning_rate, n_epochs"),
         (3, "train must be a mapping of settings, got 3"),
     ],
