@@ -2,10 +2,66 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What an argument or setting may be; ``None`` is no limit.
+
+    :param at_least: Least number allowed
+    :param at_most: Greatest number allowed
+    :param above: A number that it must be greater than
+    :param below: A number that it must be less than
+    :param choices: All that is allowed, which need not be numbers
+    :param whole: Whether only integers are allowed
+    :param may_be_infinite: Whether infinity is a number of those allowed
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[Any] | None = None
+    whole: bool = False
+    may_be_infinite: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """
+        :param name: Of the argument, or the full name of a setting
+        :param value: Its value
+        :raises TypeError: If it is no number, or no integer, and must be
+        :raises ValueError: If it is not one of those allowed, or a number that is not finite
+        """
+        if self.choices is not None:
+            if value not in self.choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r:.200}")
+            return
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral if self.whole else Real):
+            raise TypeError(f"{name} must be {'an integer' if self.whole else 'a number'}, got {value!r:.200}")
+        if math.isnan(value) or (math.isinf(value) and not self.may_be_infinite):
+            raise ValueError(f"{name} must be {'a number' if self.may_be_infinite else 'finite'}, got {value}")
+        rules = (
+            ("at least", self.at_least, operator.ge),
+            ("at most", self.at_most, operator.le),
+            ("above", self.above, operator.gt),
+            ("below", self.below, operator.lt),
+        )
+        for words, limit, is_within in rules:
+            if limit is not None and not is_within(value, limit):
+                raise ValueError(f"{name} must be {words} {limit}, got {value}")
+
+
+#: Of a probability, a correlation or a discount
+FRACTION = Limits(at_least=0, at_most=1)
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -27,10 +83,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     :raises TypeError: If it is no integer
     :raises ValueError: If it is smaller
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    Limits(at_least=least, whole=True).check(name, value)
 
 
 def check_chunk_size(chunk_size: Any, n_action_steps: Any) -> None:
@@ -56,16 +109,3 @@ def check_flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
-
-
-def check_gamma(name: str, value: Any) -> None:
-    """
-    :param name: Of the argument, a discount factor
-    :param value: What was given
-    :raises TypeError: If it is no number
-    :raises ValueError: If it is not in [0, 1]
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")

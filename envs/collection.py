@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .argument_checks import check_count
+from .argument_checks import Limits, check_count
 from .demonstrations import Demonstration
 from .progress import Progress
 from .suite import Suite, find_suite
@@ -92,10 +92,8 @@ def collect_demonstrations(
     check_count("n_per_task", n_per_task)
     check_count("n_workers", n_workers)
     check_count("seed", seed, least=0)
-    if not (np.isfinite(action_noise) and action_noise >= 0):
-        raise ValueError(f"action_noise must be finite and not negative, got {action_noise}")
-    if not 0 <= noise_correlation < 1:
-        raise ValueError(f"noise_correlation must be in [0, 1), got {noise_correlation}")
+    Limits(at_least=0).check("action_noise", action_noise)
+    Limits(at_least=0, below=1).check("noise_correlation", noise_correlation)
     if every_step:
         settings = {**settings, "chunk_size": 1, "n_action_steps": None}
     without_expert = [name for name in names if not found.has_expert(name)]

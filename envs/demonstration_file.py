@@ -74,9 +74,11 @@ def load_demonstrations(path: str | os.PathLike[str]) -> list[Demonstration]:
 
     :param path: The file, used as given
     :return: The demonstrations in the order in which they were saved
+    :raises TypeError: If it is no path
     :raises FileNotFoundError: If there is no such file
     :raises ValueError: If it is truncated, damaged, of another version or something else
     """
+    path = os.fspath(path)  # open() would take a number for a file that is open already
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is not a demonstration file, or a truncated one: collect the demonstrations again")

@@ -242,8 +242,11 @@ def get_suite(name: str) -> Suite:
     """
     :param name: Name of a suite, or ``"module:name"`` for one that importing the module registers
     :return: The suite
+    :raises TypeError: If it is no name
     :raises ValueError: If there is no such module or suite
     """
+    if not isinstance(name, str):
+        raise TypeError(f"A suite is given by its name or as a Suite, got {name!r:.200}")
     module, _, suite_name = name.rpartition(":")
     if module:
         try:
@@ -290,8 +293,10 @@ def find_suite(tasks: str | Sequence[str], suite: str | Suite | None = None) -> 
     :return: That suite, or the one among those registered that has all these tasks
     :raises ValueError: If there is none, or more than one
     """
+    if isinstance(suite, Suite):
+        return suite
     if suite is not None:
-        return get_suite(suite) if isinstance(suite, str) else suite
+        return get_suite(suite)
     names = _names(tasks)
     known = {name: [suite for suite in _SUITES.values() if name in (*suite.groups, *suite.tasks)] for name in names}
     for name, suites in known.items():
@@ -323,6 +328,8 @@ def resolve_tasks(tasks: str | Sequence[str], suite: str | Suite | None = None) 
 def _names(tasks: str | Sequence[str]) -> list[str]:
     """The names of tasks and groups, one by one."""
     names: list[str] = []
+    if not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks must be a name or a sequence of names, got {tasks!r:.200}")
     for entry in [tasks] if isinstance(tasks, str) else tasks:
         if not isinstance(entry, str):
             raise TypeError(f"A task is named by a string, got {entry!r} of type {type(entry).__name__}")

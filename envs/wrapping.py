@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .argument_checks import check_choice, check_chunk_size, check_count, check_gamma
+from .argument_checks import FRACTION, check_choice, check_chunk_size, check_count
 from .mujoco.camera import QUALITIES, CameraLike, Quality, as_cameras
 from .task_env import TRAINING_ONLY
 
@@ -34,7 +34,7 @@ class WrappingSettings:
 
     def __post_init__(self) -> None:
         check_chunk_size(self.chunk_size, self.n_action_steps)
-        check_gamma("gamma", self.gamma)
+        FRACTION.check("gamma", self.gamma)
         if self.cameras is not None:
             as_cameras(self.cameras)
         check_choice("rendering quality", self.quality, QUALITIES)

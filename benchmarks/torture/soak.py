@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from run_settings import COMMAND, ENVIRONMENT, write_settings
+from run_settings import ENVIRONMENT, TRAIN, write_settings
 from tally import Tally
 
 from sb3_vla.common.run_folder import RunFolder
@@ -27,7 +27,7 @@ def soak(minutes: float, picture: Path) -> Tally:
     with tempfile.TemporaryDirectory() as temporary:
         config = write_settings(Path(temporary) / "config.yml", 10**9)
         folder = RunFolder(Path(temporary) / "run")
-        command = [*COMMAND, "train", "--config", str(config), "--out", str(folder.path)]
+        command = [*TRAIN, "--config", str(config), "--out", str(folder.path)]
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         began, samples = time.monotonic(), []
         while time.monotonic() - began < 60 * minutes and process.poll() is None:

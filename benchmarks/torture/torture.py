@@ -18,6 +18,7 @@ from full_disks import fill_disks
 from kills import kill_trainings
 from not_finite import inject
 from power_cuts import cut_power
+from python_calls import call_with_nonsense
 from run_settings import ROOT
 from soak import soak
 from tally import Tally
@@ -39,6 +40,7 @@ ATTACKS: dict[str, Callable[[argparse.Namespace], Iterable[Tally | None]]] = {
     "kills": lambda arguments: [kill_trainings(arguments.kills, arguments.seed)],
     "not-finite": lambda arguments: [inject(arguments.not_finite, arguments.seed)],
     "command-lines": lambda arguments: [give_nonsense(arguments.command_lines, arguments.seed)],
+    "python-calls": lambda arguments: [call_with_nonsense(arguments.python_calls, arguments.seed)],
     "tests": lambda arguments: run_tests(arguments.seed),
     "soak": lambda arguments: [soak(arguments.soak_minutes, PICTURE)],
 }
@@ -65,7 +67,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("attacks", nargs="*", choices=[*ATTACKS, []], metavar="ATTACK", help=f"default: {' '.join(ATTACKS)}")
+    parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=f"default: {' '.join(ATTACKS)}")
     parser.add_argument("--kills", type=int, default=58, metavar="N")
     parser.add_argument("--power-cuts", type=int, default=15, metavar="N")
     parser.add_argument("--full-disks", type=int, default=20, metavar="N")
@@ -73,11 +75,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--crash-points", type=int, default=368, metavar="N")
     parser.add_argument("--not-finite", type=int, default=60, metavar="N", help="numbers that are not finite")
     parser.add_argument("--command-lines", type=int, default=500, metavar="N")
+    parser.add_argument("--python-calls", type=int, default=700, metavar="N")
     parser.add_argument("--soak-minutes", type=float, default=60.0, metavar="M")
     parser.add_argument(
         "--seed", type=int, default=int.from_bytes(os.urandom(3), "big"), metavar="N", help="default: another each time"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if unknown := set(arguments.attacks) - set(ATTACKS):
+        parser.error(f"there is no attack {', '.join(sorted(unknown))}, only {', '.join(ATTACKS)}")
+    return arguments
 
 
 def _keep(name: str, found: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..argument_checks import Limits, check_count
+
 Quality = Literal["fast", "plain", "full"]
 QUALITIES: tuple[Quality, ...] = ("fast", "plain", "full")
 
@@ -19,6 +21,7 @@ class Camera:
     :param height: Height of the picture in pixels
     :param width: Width of the picture in pixels
     :param fovy: Vertical field of view in degrees, ``None`` for the model's own
+    :raises TypeError: If one of these is no number
     :raises ValueError: If a size or the field of view is out of range
     """
 
@@ -28,10 +31,10 @@ class Camera:
     fovy: float | None = None
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"Camera {self.name!r}: height and width must be at least 1, got {self.height} x {self.width}")
-        if self.fovy is not None and not 0 < self.fovy < 180:
-            raise ValueError(f"Camera {self.name!r}: fovy must be between 0 and 180 degrees, got {self.fovy}")
+        check_count(f"Camera {self.name!r}: height", self.height)
+        check_count(f"Camera {self.name!r}: width", self.width)
+        if self.fovy is not None:
+            Limits(above=0, below=180).check(f"Camera {self.name!r}: fovy (degrees)", self.fovy)
 
 
 CameraLike = Camera | str | Mapping[str, Any]

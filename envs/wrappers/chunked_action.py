@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from ..argument_checks import check_chunk_size, check_gamma
+from ..argument_checks import FRACTION, check_chunk_size
 from .episode_progress import EpisodeProgress
 from .shallow_copy import NoShallowCopy
 
@@ -55,7 +55,7 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, chunk_size=chunk_size, n_action_steps=n_action_steps, gamma=gamma)
         gym.Wrapper.__init__(self, env)
         check_chunk_size(chunk_size, n_action_steps)
-        check_gamma("gamma", gamma)
+        FRACTION.check("gamma", gamma)
         self.chunk_size = int(chunk_size)
         self.n_action_steps = int(chunk_size if n_action_steps is None else n_action_steps)
         self.chunk_gamma = float(gamma)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
+from ..argument_checks import check_count
 from .shallow_copy import NoShallowCopy
 
 
@@ -20,8 +21,10 @@ def encode_instruction(instruction: str, max_bytes: int) -> NDArray[np.uint8]:
     :param instruction: The text
     :param max_bytes: Length of the result
     :return: The bytes, shape ``(max_bytes,)``, uint8
+    :raises TypeError: If ``max_bytes`` is no integer
     :raises ValueError: If the text is longer, or holds a zero byte
     """
+    check_count("max_bytes", max_bytes)
     raw = instruction.encode("utf-8")
     if len(raw) > max_bytes:
         raise ValueError(
@@ -71,8 +74,7 @@ class InstructionObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstr
         gym.ObservationWrapper.__init__(self, env)
         if not isinstance(env.observation_space, spaces.Dict):
             raise TypeError(f"InstructionObservation adds to a Dict observation space, got {env.observation_space}")
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        check_count("max_bytes", max_bytes)
         self._is_observed = isinstance(env.observation_space.spaces.get("instruction"), spaces.Text)
         if instruction is None and not self._is_observed and not env.has_wrapper_attr("instruction"):
             raise ValueError("The environment has no attribute 'instruction': pass the text as instruction=...")

@@ -6,8 +6,9 @@ from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_vla_envs import Demonstration, collect_demonstrations, load_demonstrations
+from sb3_vla_envs.argument_checks import Limits, check_count
 
-from ..imitation.sft import fine_tune
+from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 
@@ -32,6 +33,8 @@ class SFTCallback(BaseCallback):
     :param learning_rate: Peak learning rate
     :param seed: Seed of goals, noise, split and order, by default the model's
     :param verbose: 1 shows progress bars
+    :raises TypeError: If a number is none
+    :raises ValueError: If one is out of range
     """
 
     def __init__(
@@ -47,6 +50,13 @@ class SFTCallback(BaseCallback):
         verbose: int = 1,
     ) -> None:
         super().__init__(verbose)
+        check_count("n_per_task", n_per_task)
+        check_count("n_workers", n_workers)
+        Limits(at_least=0).check("action_noise", action_noise)
+        for name, value in {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
+            SFT_LIMITS[name].check(name, value)
+        if seed is not None:
+            SFT_LIMITS["seed"].check("seed", seed)
         self.n_per_task = n_per_task
         self.demonstrations = demonstrations
         self.action_noise = action_noise

@@ -7,10 +7,10 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_vla_envs import Demonstration, Suite, find_suite
+from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
-from ..common.argument_checks import Limits
 from .episode_schedule import episode_jobs
 from .model_fit import model_settings
 from .play import PlayedStep, play, scheduled_envs
@@ -46,8 +46,8 @@ def collect_episodes(
     :raises ValueError: If a task is unknown, an argument is out of range, or the model and the environment disagree on actions
         or observations
     """
-    for name, count in (("n_per_task", n_per_task), ("n_envs", n_envs)):
-        Limits(at_least=1).check(name, count)
+    check_count("n_per_task", n_per_task)
+    check_count("n_envs", n_envs)
     found = find_suite(tasks, suite)
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_per_task, seed)

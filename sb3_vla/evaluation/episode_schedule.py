@@ -8,6 +8,8 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
+from sb3_vla_envs.argument_checks import check_count
+
 
 @dataclass(frozen=True)
 class EpisodeJob:
@@ -38,10 +40,13 @@ def episode_jobs(tasks: Sequence[str], n_goals: int, seed: int = 0) -> list[Epis
     :param seed: An episode's own seed follows from this one, its task and its goal, so that it stays the same whatever
         other tasks and goals are evaluated
     :return: ``len(tasks) * n_goals`` jobs
+    :raises TypeError: If ``n_goals`` or ``seed`` is no integer
     :raises ValueError: If there is nothing to do, or a task is named twice
     """
-    if not tasks or n_goals < 1:
-        raise ValueError(f"Got {len(tasks)} tasks and n_goals={n_goals}: give at least one task and n_goals of at least 1.")
+    check_count("n_goals", n_goals)
+    check_count("seed", seed, least=0)
+    if not tasks:
+        raise ValueError(f"There are no tasks, got {tasks!r}: give at least one.")
     if len(set(tasks)) != len(tasks):
         raise ValueError(f"A task is named twice in {list(tasks)}: name each once.")
     return [EpisodeJob(task, goal, episode_seed(seed, task, goal)) for task in tasks for goal in range(n_goals)]
@@ -53,10 +58,7 @@ def episode_seed(seed: int, task: str, goal_index: int) -> int:
     :param task: Name of the task
     :param goal_index: Number of the goal
     :return: Seed of that episode, 0..2^31 - 1
-    :raises ValueError: If ``seed`` is negative
     """
-    if seed < 0:
-        raise ValueError(f"The seed of an evaluation must be at least 0, got {seed}.")
     entropy = (seed, zlib.crc32(task.encode("utf-8")), goal_index)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 

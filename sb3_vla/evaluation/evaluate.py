@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_vla_envs import Suite, find_suite
+from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
@@ -99,8 +100,7 @@ def evaluate_on_tasks(
     :raises ValueError: If a task is unknown, an argument is out of range, the model and the environment disagree on actions or
         observations, or the model has lost its ``VecNormalize``
     """
-    if n_envs < 1:
-        raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+    check_count("n_envs", n_envs)
     found = find_suite(tasks, suite)
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_goals, seed)

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
+from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.durable_files import replace_text
 
-from ..common.argument_checks import Limits
 from ..common.run_folder import software_versions
 
 #: Among the settings of an evaluation: how long its model, a PPOSelfBC, had trained
@@ -69,12 +69,12 @@ class EpisodeRecord:
         if not isinstance(self.task, str) or not isinstance(self.success, bool):
             raise TypeError(f"task must be a text and success true or false, got {self.task!r} and {self.success!r}")
         for name, least in (("goal_index", 0), ("n_steps", 1)):
-            Limits(at_least=least, whole=True).check_number(name, getattr(self, name))
-        Limits().check_number("episode_return", self.episode_return)
+            Limits(at_least=least, whole=True).check(name, getattr(self, name))
+        Limits().check("episode_return", self.episode_return)
         if self.success != (self.steps_to_success is not None):
             raise ValueError(f"success is {self.success}, but steps_to_success {self.steps_to_success}")
         if self.steps_to_success is not None:
-            Limits(at_least=1, at_most=self.n_steps, whole=True).check_number("steps_to_success", self.steps_to_success)
+            Limits(at_least=1, at_most=self.n_steps, whole=True).check("steps_to_success", self.steps_to_success)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
+from sb3_vla_envs.argument_checks import FRACTION, check_count
 
 from ..policies.encoded import PolicyInput
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
@@ -68,7 +69,8 @@ class DemonstrationBuffer:
     :param device: Where samples go
     :param seed: Seed of the sampling, which is independent of NumPy's global state (so that a run with behaviour cloning
         off draws the same mini-batches as SB3's PPO)
-    :raises ValueError: If ``episodes_per_task`` is not positive, or there is no such rule
+    :raises TypeError: If an argument is no number and must be
+    :raises ValueError: If one is out of range, or there is no such rule
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class DemonstrationBuffer:
         device: th.device | str = "cpu",
         seed: int | None = None,
     ) -> None:
-        if episodes_per_task < 1:
-            raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+        check_count("episodes_per_task", episodes_per_task)
+        FRACTION.check("gamma", gamma)
+        if seed is not None:
+            check_count("seed", seed, least=0)
         if rule not in RULES:
             raise ValueError(f"there is no rule {rule!r} of the demonstration buffer: use {' or '.join(map(repr, RULES))}")
         self.episodes_per_task = episodes_per_task

@@ -11,9 +11,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
+from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.progress import Progress
 
-from ..common.argument_checks import Limits
+from ..common.argument_checks import check_keywords
 from ..common.observation_normalization import normalize_observations, observation_normalizer
 from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
@@ -22,8 +23,10 @@ from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
 
 #: What arguments of :func:`fine_tune` may be
 SFT_LIMITS = {
-    **dict.fromkeys(("n_epochs", "batch_size", "patience"), Limits(at_least=1)),
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_shift", "auxiliary_weight"), Limits(at_least=0)),
+    **dict.fromkeys(("n_epochs", "batch_size", "patience"), Limits(at_least=1, whole=True)),
+    **dict.fromkeys(("max_shift", "seed"), Limits(at_least=0, whole=True)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "auxiliary_weight"), Limits(at_least=0)),
+    "max_grad_norm": Limits(above=0, may_be_infinite=True),
     "held_out_fraction": Limits(above=0, below=1),
 }
 
@@ -158,12 +161,13 @@ def fine_tune(
     """
     arguments = locals()
     for name, limits in SFT_LIMITS.items():
-        limits.check(name, arguments[name])
+        if name != "patience" or patience is not None:
+            limits.check(name, arguments[name])
     policy, normalizer = _policy_and_normalizer(model)
     adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
-    targets = auxiliary_targets or {}
+    targets = check_keywords("auxiliary_targets", auxiliary_targets)
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     _fit_normalizers(policy, normalizer, train)
     policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))

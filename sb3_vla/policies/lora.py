@@ -8,7 +8,9 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from ..common.argument_checks import Limits, check_keywords, check_known
+from sb3_vla_envs.argument_checks import Limits, check_count
+
+from ..common.argument_checks import check_keywords, check_known
 from .backbones import VLABackbone
 
 _DTYPES = {"bfloat16": th.bfloat16, "float32": th.float32}
@@ -62,7 +64,7 @@ def adapt(
             f"lora=... adapts pretrained weights, and {type(backbone).__name__} has none: name a checkpoint as backbone, or "
             "let your own backbone's property `pretrained` say where they are"
         )
-    Limits(at_least=1).check("lora: r", r)
+    check_count("lora: r", r)
     Limits(above=0).check("lora: lora_alpha", lora_alpha)
     Limits(choices=tuple(_DTYPES)).check("lora: base_dtype", base_dtype)
     targets = backbone.lora_targets if target_modules is None else target_modules

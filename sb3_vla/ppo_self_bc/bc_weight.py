@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sb3_vla_envs.argument_checks import Limits
+
 
 @dataclass(frozen=True)
 class TrainingStatistics:
@@ -92,8 +94,7 @@ class TanhWarmup(BCWeight):
 
     def __post_init__(self) -> None:
         _check_not_negative(weight=self.weight)
-        if not 0 < self.warmup_timesteps < math.inf:
-            raise ValueError(f"warmup_timesteps must be positive, got {self.warmup_timesteps}")
+        Limits(above=0).check("warmup_timesteps", self.warmup_timesteps)
 
     def __call__(self, stats: TrainingStatistics) -> LossWeights:
         return LossWeights(ppo=math.tanh(stats.lifetime_timesteps / self.warmup_timesteps), bc=self.weight)
@@ -156,7 +157,7 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
     :param kwargs: Arguments of a rule given by name
     :return: The rule
     :raises ValueError: If there is no rule of that name, or an argument is out of range
-    :raises TypeError: If the rule has no such argument, or ``kwargs`` go with a number or a rule
+    :raises TypeError: If it is none of these, the rule has no such argument, or ``kwargs`` go with a number or a rule
     """
     if isinstance(bc_weight, str):
         if bc_weight not in BC_WEIGHTS:
@@ -171,10 +172,10 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
         raise TypeError(f"bc_weight_kwargs={kwargs} go with the name of a rule, but bc_weight is {bc_weight!r}")
     if isinstance(bc_weight, BCWeight):
         return bc_weight
+    Limits(at_least=0).check("bc_weight, where it is no rule", bc_weight)
     return ConstantWeight(float(bc_weight))
 
 
 def _check_not_negative(**arguments: float) -> None:
     for name, value in arguments.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} of the BC loss must be finite and not negative, got {value}")
+        Limits(at_least=0).check(f"{name} of the BC loss", value)

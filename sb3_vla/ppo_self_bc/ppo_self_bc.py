@@ -1,7 +1,7 @@
 """PPO on action chunks with self behaviour cloning."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -12,7 +12,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 
-from ..common.argument_checks import Limits, check_keywords, check_known
+from sb3_vla_envs.argument_checks import Limits
+
+from ..common.argument_checks import check_keywords, check_known
+from ..common.device_check import check_device
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.adapter import PolicyAdapter
@@ -28,6 +31,15 @@ from .rollout_buffer import ChunkRolloutBufferSamples
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
 
 # What a learning rate or clip range may become
+# Arguments that may be functions of the progress, and those that may be left out
+_SCHEDULES = {
+    *("learning_rate", "backbone_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "noise_scale"),
+}
+_MAY_BE_NONE = {
+    *("backbone_learning_rate", "critic_learning_rate", "clip_range_vf", "target_kl"),
+    *("critic_epochs", "micro_batch_size", "bc_batch_size"),
+}
+_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}  # where SB3 gives them another name
 _NOT_NEGATIVE = Limits(at_least=0)
 # By name, what each optimisation step logs: tensors, as asking for their values would make a GPU wait
 _Logs = dict[str, list[th.Tensor]]
@@ -116,6 +128,7 @@ class PPOSelfBC(ChunkedPPO):
         "ent_coef": Limits(),
         "vf_coef": Limits(at_least=0),
         "critic_warmup_steps": Limits(at_least=0, whole=True),
+        "stats_window_size": Limits(at_least=1, whole=True),
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
@@ -166,7 +179,8 @@ class PPOSelfBC(ChunkedPPO):
         _init_setup_model: bool = True,
     ) -> None:
         check_keywords("policy_kwargs", policy_kwargs)
-        self._check_counts(n_steps=n_steps, batch_size=batch_size, n_epochs=n_epochs)  # with which SB3 begins to compute
+        check_device(device)
+        self._check_limits({"n_steps": n_steps, "batch_size": batch_size})  # with which SB3 begins to compute
         if normalize_advantage and min(batch_size, n_steps * getattr(env, "num_envs", 1)) == 1:
             raise ValueError(
                 f"n_steps={n_steps} and batch_size={batch_size} give batches of one, whose advantages can't be standardised: "
@@ -217,25 +231,23 @@ class PPOSelfBC(ChunkedPPO):
         if _init_setup_model:
             self._setup_model()
 
-    @classmethod
-    def _check_counts(cls, **counts: int | None) -> None:
-        for name, count in counts.items():
-            if count is None:
-                raise ValueError(f"{name} must be a whole number, at least 1, got None: leave it out for its default")
-            cls.argument_limits[name].check(name, count)
+    def _check_limits(self, arguments: Mapping[str, Any]) -> None:
+        for name, value in arguments.items():
+            if (name in _SCHEDULES and callable(value)) or (name in _MAY_BE_NONE and value is None):
+                continue
+            if name == "micro_batch_size" and isinstance(value, str):
+                Limits(choices=("auto",)).check(name, value)
+            else:
+                self.argument_limits[name].check(name, value)
 
     def _check_arguments(self) -> None:
         """
         Here and not in the constructor, so that what is changed when a model is loaded is checked, too.
 
         :raises ValueError: If an argument is out of range; of schedules nothing is known before they are called
-        :raises TypeError: If ``DemonstrationBuffer`` has no such argument
+        :raises TypeError: If one is no number and must be, or ``DemonstrationBuffer`` has no such argument
         """
-        self._check_counts(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
-        for name, limits in self.argument_limits.items():
-            limits.check(name, getattr(self, name))
-        if isinstance(self.micro_batch_size, str):
-            Limits(choices=("auto",)).check("micro_batch_size", self.micro_batch_size)
+        self._check_limits({name: getattr(self, _ATTRIBUTES.get(name, name)) for name in self.argument_limits})
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"

@@ -8,6 +8,7 @@ from pathlib import Path
 from sb3_vla_envs import Demonstration, load_demonstrations, make_env_fns, make_vla_env
 from sb3_vla_envs.suite import get_suite
 
+from ..common.device_check import check_device
 from ..common.launch import launched_as
 from ..common.run_folder import RunFolder
 from ..evaluation.model_fit import check_model_fits, model_settings
@@ -17,7 +18,7 @@ from ..vec_env.make import make_vla_vec_env
 from ..vec_env.shared_memory_room import check_room, step_sizes
 from .checkpoint import checkpoint_timesteps, newest_checkpoint
 from .config import Config, load_run_config
-from .models import check_device, load_model, new_model
+from .models import load_model, new_model
 from .results import load_results
 
 

@@ -13,11 +13,11 @@ import torch as th
 import yaml
 
 from sb3_vla_envs import collect_demonstrations, read_lerobot
+from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.suite import check_suite_in_file, find_suite, get_suite
 from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
 
-from ..common.argument_checks import Limits
 from ..common.schedule_text import with_schedule
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..imitation.sft import SFT_LIMITS, fine_tune
@@ -42,7 +42,7 @@ PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde", "
 SFTSettings: Any = arguments_of(
     fine_tune,
     without=(*_SAID_ONCE, "auxiliary_episodes"),
-    limits={**SFT_LIMITS, "max_grad_norm": Limits(above=0)},
+    limits=SFT_LIMITS,
 )
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
 _LeRobotArguments: Any = arguments_of(
@@ -59,7 +59,7 @@ EvalSettings: Any = arguments_of(
 _PPOArguments: Any = arguments_of(
     PPOSelfBC,
     without=(*_SAID_ONCE, "tensorboard_log"),
-    at_least={"bc_weight": 0, "stats_window_size": 1},
+    at_least={"bc_weight": 0},
     # One sample alone has no standardised advantage
     limits={**PPOSelfBC.argument_limits, "batch_size": Limits(at_least=2)},
 )

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
+from ..common.device_check import check_device
 from ..evaluation.model_fit import check_model_fits
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
@@ -54,17 +54,3 @@ def load_model(path: str | Path, device: str = "auto", trust_pickle: bool = Fals
         return PPOSelfBC.load(path, device=device, trust_pickle=trust_pickle)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{str(path)!r} can't be loaded as a PPOSelfBC model: {error}") from error
-
-
-def check_device(name: str) -> None:
-    """
-    :param name: The setting ``device``
-    :raises ValueError: If PyTorch can't compute there on this machine; SB3 would take the CPU without a word
-    """
-    try:
-        th.zeros(1, device="cpu" if name == "auto" else name).item()
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"device is {name!r}, but PyTorch can't compute there on this machine ({str(error).splitlines()[0]}): give "
-            "'auto', 'cpu', or a GPU that torch.cuda.is_available() finds"
-        ) from error

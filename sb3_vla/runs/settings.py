@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from numbers import Real
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from stable_baselines3.common.type_aliases import Schedule
 
-from ..common.argument_checks import Limits
+from sb3_vla_envs.argument_checks import Limits
+
 from ..common.schedule_text import with_schedule
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text", NoneType: "null"}
@@ -161,8 +163,11 @@ def check_value(name: str, value: Any, hint: Any, limits: Limits | None = None) 
         raise ValueError(f"{name} must be {' or '.join(_words(hint))}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    if limits is not None:
-        limits.check(name, getattr(with_schedule(value), "start", value))
+    number = getattr(with_schedule(value), "start", value)
+    # What else it may be beside a number, its type has said
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if limits is not None and (limits.choices is not None or is_number):
+        limits.check(name, number)
 
 
 def _fits(value: Any, hint: Any) -> bool:

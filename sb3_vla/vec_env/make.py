@@ -8,6 +8,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla_envs import Suite, make_env_fns
+from sb3_vla_envs.argument_checks import check_count
 
 from ..common.launch import launched_as
 from .shared_memory_vec_env import SharedMemoryVecEnv
@@ -35,6 +36,7 @@ def make_vla_vec_env(
         :func:`sb3_vla_envs.make_env_fns`
     :return: The vectorised environment, with ``Monitor`` around each
     """
+    check_count("n_envs", n_envs)
     rank, size = launched_as()
     env_fns = [_MonitoredEnv(env_fn) for env_fn in make_env_fns(tasks, n_envs * size, seed=seed, suite=suite, **settings)]
     env_fns = env_fns[rank * n_envs : (rank + 1) * n_envs]

@@ -19,7 +19,7 @@ from ..common.lost_episode import lost_info
 from .ray_cluster import check_object_store, connect, count_places, import_ray
 from .ray_worker import RayWorker
 from .shared_memory_worker import StepArrays, WorkerFailure
-from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv
+from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv, check_workers
 
 # Commands after which there is something new to observe
 _STEPPING = ("reset", "step")
@@ -67,10 +67,7 @@ class RayVecEnv(WorkerVecEnv):
     ) -> None:
         if len(env_fns) == 0:
             raise ValueError("There are no environments to run: give at least one function that builds one.")
-        if n_workers is not None and n_workers < 1:
-            raise ValueError(f"n_workers must be at least 1, got {n_workers}. Leave it out for as many as there is room for.")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}. Give None to wait for ever.")
+        check_workers(n_workers, timeout)
         self.num_envs = len(env_fns)
         self.timeout = timeout
         self.resources = {"CPU": 1.0} if resources is None else dict(resources)

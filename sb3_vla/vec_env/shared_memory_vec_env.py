@@ -17,8 +17,10 @@ from typing import Any
 import cloudpickle
 import gymnasium as gym
 
+from sb3_vla_envs.argument_checks import Limits, check_count
+
 from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
-from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv
+from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv, check_workers
 
 _SECONDS_TO_PRINT = 0.5
 
@@ -54,7 +56,8 @@ class SharedMemoryVecEnv(WorkerVecEnv):
         so many random steps, and closed: the workers then get about equal cost. For environments that differ in cost and
         don't mind (files, ports, robots) being built twice
     :param timeout: Seconds after which a worker that has not answered is given up, with all others; ``None`` waits for ever
-    :raises ValueError: If there is no environment, or no worker
+    :raises TypeError: If a number is none
+    :raises ValueError: If there is no environment, or an argument is out of range
     :raises RuntimeError: If a worker dies
     :raises TimeoutError: If one does not answer: its simulator hangs, or the process was stopped
     :raises Exception: What an environment raises
@@ -70,10 +73,9 @@ class SharedMemoryVecEnv(WorkerVecEnv):
     ) -> None:
         if len(env_fns) == 0:
             raise ValueError("There are no environments to run: give at least one function that builds one.")
-        if n_workers is not None and n_workers < 1:
-            raise ValueError(f"n_workers must be at least 1, got {n_workers}. Leave it out for one for each CPU.")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}. Give None to wait for ever.")
+        check_workers(n_workers, timeout)
+        check_count("probe_steps", probe_steps, least=0)
+        Limits(choices=(None, *multiprocessing.get_all_start_methods())).check("start_method", start_method)
         self.num_envs = len(env_fns)
         self.timeout = timeout
         self.waiting = False

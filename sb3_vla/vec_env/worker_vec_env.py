@@ -10,12 +10,27 @@ import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
+from sb3_vla_envs.argument_checks import Limits, check_count
+
 from .env_state import EnvState
 from .shared_memory_worker import StepArrays
 
 # What workers may take to close their environments. After an error they should not keep it from being raised.
 _SECONDS_TO_CLOSE = 10.0
 SECONDS_TO_CLOSE_AFTER_ERROR = 2.0
+
+
+def check_workers(n_workers: int | None, timeout: float | None) -> None:
+    """
+    :param n_workers: Number of workers, ``None`` for as many as there is room for
+    :param timeout: Seconds to wait for an answer, ``None`` to wait for ever
+    :raises TypeError: If one is no number
+    :raises ValueError: If one is out of range
+    """
+    if n_workers is not None:
+        check_count("n_workers", n_workers)
+    if timeout is not None:
+        Limits(above=0).check("timeout", timeout)
 
 
 class WorkerTraceback(Exception):

@@ -12,7 +12,9 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from ...common.argument_checks import Limits, check_widths
+from sb3_vla_envs.argument_checks import Limits, check_count
+
+from ...common.argument_checks import check_widths
 from ...common.chunk_mask import masked_mse
 from ..backbones import ActionExpert, BackboneFeatures
 from ..backbones.time_embedding import embed_time
@@ -193,7 +195,7 @@ class FlowHead(ActionHead):
         net_arch: tuple[int, ...] = (256, 256),
     ) -> None:
         super().__init__(features_dim, action_space)
-        Limits(at_least=1).check("n_flow_steps", n_flow_steps)
+        check_count("n_flow_steps", n_flow_steps)
         Limits(choices=("noise", "sde")).check("noise", noise)
         Limits(at_least=-20, at_most=2).check("log_std_init", log_std_init)
         Limits(above=0).check("noise_level", noise_level)

@@ -1,6 +1,5 @@
 """The Gaussian head: a distribution over chunks of primitive actions."""
 
-import math
 from collections.abc import Collection
 from typing import Any, ClassVar
 
@@ -8,7 +7,8 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from ...common.argument_checks import check_widths
+from sb3_vla_envs.argument_checks import FRACTION, Limits, check_count
+
 from ...common.chunk_mask import masked_mse
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
@@ -98,13 +98,10 @@ class GaussianHead(ActionHead):
         noise_probability: float = 1.0,
     ) -> None:
         super().__init__(features_dim, action_space)
-        if not 0.0 < noise_probability <= 1.0:
-            raise ValueError(f"noise_probability must be in (0, 1], got {noise_probability}")
-        if not 0.0 <= noise_correlation <= 1.0:
-            raise ValueError(f"noise_correlation must be in [0, 1], got {noise_correlation}")
-        if not math.isfinite(log_std_init):
-            raise ValueError(f"log_std_init must be finite, got {log_std_init}")
-        check_widths("hidden_dim", [hidden_dim])
+        Limits(above=0, at_most=1).check("noise_probability", noise_probability)
+        FRACTION.check("noise_correlation", noise_correlation)
+        Limits().check("log_std_init", log_std_init)
+        check_count("hidden_dim", hidden_dim)
         self.hidden_dim = hidden_dim
         self.log_std_init = log_std_init
         self.noise_correlation = noise_correlation

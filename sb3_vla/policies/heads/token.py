@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from ...common.argument_checks import Limits
+from sb3_vla_envs.argument_checks import Limits, check_count
+
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
 
@@ -162,12 +163,13 @@ class TokenHead(ActionHead):
         n_layers: int = 2,
     ) -> None:
         super().__init__(features_dim, action_space)
-        Limits(at_least=2).check("n_bins", n_bins)
+        check_count("n_bins", n_bins, least=2)
         Limits(above=0).check("temperature", temperature)
-        Limits(at_least=1).check("n_layers", n_layers)
+        check_count("n_layers", n_layers)
+        check_count("hidden_dim", hidden_dim)
         Limits(choices=("uniform", "quantile")).check("bins", bins)
         Limits(choices=("parallel", "autoregressive")).check("decoding", decoding)
-        if hidden_dim < 8 or hidden_dim % 8:
+        if hidden_dim % 8:
             raise ValueError(f"hidden_dim must be a positive multiple of 8, got {hidden_dim}")
         self.n_bins, self.bins, self.decoding, self.temperature = n_bins, bins, decoding, temperature
         self.hidden_dim, self.n_layers = hidden_dim, n_layers

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import pytest
 
-from sb3_vla.common.argument_checks import Limits
 from sb3_vla.runs.settings import (
     arguments_of,
     check_section,
@@ -16,6 +15,7 @@ from sb3_vla.runs.settings import (
     plain,
     setting,
 )
+from sb3_vla_envs.argument_checks import Limits
 
 
 def train(
