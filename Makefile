@@ -64,7 +64,7 @@ memory: setup  ## Hold the estimates of memory against what training takes, and 
 heads: setup  ## What each action head is worth on the quickstart's tasks, three seeds: hours; what is there is not done again
 	$(BIN)/python benchmarks/heads.py
 
-torture: setup  ## Kills, power cuts, full disks, damaged files and an hour of training: hours, as root for the disks (TORTURE=)
+torture: setup  ## Kills, power cuts, damage, nonsense and an hour of training: hours, as root for the disks (TORTURE="kills ...")
 	$(BIN)/python benchmarks/torture/torture.py $(TORTURE)
 
 check-lerobot: setup  ## Hold our LeRobot datasets and SmolVLA against LeRobot itself, which takes several GB of disk (LEROBOT_PYTHON=)

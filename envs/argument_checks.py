@@ -15,15 +15,17 @@ import numpy as np
 @dataclass(frozen=True)
 class Limits:
     """
-    What an argument or setting may be; ``None`` is no limit.
+    What an argument or setting may be: one of some choices, or else a number; ``None`` is no limit.
 
     :param at_least: Least number allowed
     :param at_most: Greatest number allowed
     :param above: A number that it must be greater than
     :param below: A number that it must be less than
-    :param choices: All that is allowed, which need not be numbers
+    :param choices: All that is allowed instead of numbers
     :param whole: Whether only integers are allowed
     :param may_be_infinite: Whether infinity is a number of those allowed
+    :param others: What is allowed beside numbers, such as ``None``
+    :param or_schedule: Whether a function of the progress is allowed beside numbers
     """
 
     at_least: float | None = None
@@ -33,6 +35,8 @@ class Limits:
     choices: Sequence[Any] | None = None
     whole: bool = False
     may_be_infinite: bool = False
+    others: Sequence[Any] = ()
+    or_schedule: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """
@@ -42,12 +46,17 @@ class Limits:
         :raises ValueError: If it is not one of those allowed, or a number that is not finite
         """
         if self.choices is not None:
-            if value not in self.choices:
+            if not _is_among(value, self.choices):
                 raise ValueError(f"{name} must be {' or '.join(map(repr, self.choices))}, got {value!r:.200}")
-            return
+        elif not (_is_among(value, self.others) or (self.or_schedule and callable(value))):
+            self._check_number(name, value)
+
+    def _check_number(self, name: str, value: Any) -> None:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral if self.whole else Real):
-            raise TypeError(f"{name} must be {'an integer' if self.whole else 'a number'}, got {value!r:.200}")
-        if math.isnan(value) or (math.isinf(value) and not self.may_be_infinite):
+            allowed = ["an integer" if self.whole else "a number", *map(repr, self.others)]
+            allowed += ["a function of the progress"] if self.or_schedule else []
+            raise TypeError(f"{name} must be {' or '.join(allowed)}, got {value!r:.200}{_mend(value)}")
+        if not isinstance(value, Integral) and (math.isnan(value) or (math.isinf(value) and not self.may_be_infinite)):
             raise ValueError(f"{name} must be {'a number' if self.may_be_infinite else 'finite'}, got {value}")
         rules = (
             ("at least", self.at_least, operator.ge),
@@ -58,6 +67,21 @@ class Limits:
         for words, limit, is_within in rules:
             if limit is not None and not is_within(value, limit):
                 raise ValueError(f"{name} must be {words} {limit}, got {value}")
+
+
+def _is_among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Of the same type, too: 1 is not ``True``, and arrays are not compared number by number."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return any(type(plain) is type(each) and plain == each for each in allowed)
+
+
+def _mend(value: Any) -> str:
+    """:return: What to write instead, where that is known"""
+    try:
+        number = float(value) if isinstance(value, str) else None
+    except ValueError:
+        return ""
+    return "" if number is None else f", a text: write {number:g} (YAML takes 1e-4 for a text, and 1.0e-4 for a number)"
 
 
 #: Of a probability, a correlation or a discount

@@ -246,7 +246,7 @@ def get_suite(name: str) -> Suite:
     :raises ValueError: If there is no such module or suite
     """
     if not isinstance(name, str):
-        raise TypeError(f"A suite is given by its name or as a Suite, got {name!r:.200}")
+        raise TypeError(f"suite must be the name of one, got {name!r:.200}")
     module, _, suite_name = name.rpartition(":")
     if module:
         try:
@@ -291,6 +291,7 @@ def find_suite(tasks: str | Sequence[str], suite: str | Suite | None = None) -> 
     :param tasks: Some tasks or groups, see :meth:`Suite.resolve_tasks`
     :param suite: The suite or its name, if known
     :return: That suite, or the one among those registered that has all these tasks
+    :raises TypeError: If it is neither a suite nor a name, or the tasks are no names
     :raises ValueError: If there is none, or more than one
     """
     if isinstance(suite, Suite):
@@ -332,7 +333,7 @@ def _names(tasks: str | Sequence[str]) -> list[str]:
         raise TypeError(f"tasks must be a name or a sequence of names, got {tasks!r:.200}")
     for entry in [tasks] if isinstance(tasks, str) else tasks:
         if not isinstance(entry, str):
-            raise TypeError(f"A task is named by a string, got {entry!r} of type {type(entry).__name__}")
+            raise TypeError(f"tasks must be named by strings, got {entry!r} of type {type(entry).__name__}")
         names.extend(name.strip() for name in entry.split(",") if name.strip())
     if not names:
         example = next(iter(_SUITES.values())).default_tasks[0]

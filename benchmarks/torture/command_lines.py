@@ -3,16 +3,14 @@
 import argparse
 import io
 import math
-import os
 import random
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # or else it asks for what does not exist, again and again
 
 import yaml
 from run_settings import SUITE, settings
@@ -104,7 +102,7 @@ class _Kitchen:
         argv[name] = self._nonsense(option, name)
         value = argv[name]
         words = [word for word in name.split("-") if len(word) > 3]
-        return self._joined(command, argv), [*words, str(option.metavar), repr(value), *Path(value).parts[-2:]]
+        return self._joined(command, argv), [*words, str(option.metavar), repr(value), value, str(Path(value).parent)]
 
     def _sensible(self, command: str) -> dict[str, str]:
         """:return: Options and their values, with which the command would work"""
@@ -177,7 +175,7 @@ class _Kitchen:
             value = math.nan  # one below 0 is allowed
         place[name] = value
         path.write_text(yaml.safe_dump(content))
-        return str(path), [name, str(section), *map(repr, value if isinstance(value, list) else [value])]
+        return str(path), [name, *map(repr, value if isinstance(value, list) else [value])]
 
 
 def _of_wrong_types(before: Any) -> list[Any]:
@@ -215,7 +213,8 @@ def _what_is_wrong(argv: list[str], named: list[str]) -> str | None:
     if status == 0:
         return "was accepted"
     last = (said.getvalue().strip().splitlines() or [""])[-1]
-    return None if any(word in last for word in named if word) else f"only said {last!r}"
+    is_named = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", last) for word in named if word.strip("."))
+    return None if is_named else f"only said {last!r}"
 
 
 @contextmanager

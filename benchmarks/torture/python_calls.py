@@ -33,7 +33,7 @@ _NONSENSE: dict[str, list[Any]] = {
     "names": ["nonsense", 7, ["nonsense"], [None], [7], math.nan, object()],
     "widths": ["nonsense", 7, ["nonsense"], [None], [0], [-3], [1.5], math.nan, object()],
     "rule": [*_TEXTS, [], {}, object(), math.nan, -1, math.inf],
-    "path": ["no/such/file", "/proc/nowhere/file", 7, None, [], {}, object()],
+    "path": ["no/such/file.zip", "/proc/nowhere/file", 7, None, [], {}, object()],
 }
 
 
@@ -68,8 +68,15 @@ def _what_is_wrong(call: Callable[..., Any], name: str, value: Any) -> str | Non
         call(**{name: value})
     except (ValueError, TypeError, OSError) as error:
         said = str(error)
-        words = [name, repr(value), "os.PathLike", "A task", *map(str, value if isinstance(value, dict | list) else [value])]
-        return None if any(word and word in said for word in words) else f"only said {error!r}"
+        texts = value if isinstance(value, list | dict) else [value]
+        words = [
+            name,
+            repr(value),
+            repr([*texts]),
+            "os.PathLike",
+            *(text for text in texts if isinstance(text, str) and len(text) > 3),
+        ]
+        return None if any(word in said for word in words) else f"only said {error!r}"
     except Exception as error:
         return f"{error!r}"
     return "was accepted"

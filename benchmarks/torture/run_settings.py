@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # or else it asks for what does not exist, again and again
+
 import yaml
 
 from sb3_vla import PPOSelfBC

@@ -21,7 +21,7 @@ class Camera:
     :param height: Height of the picture in pixels
     :param width: Width of the picture in pixels
     :param fovy: Vertical field of view in degrees, ``None`` for the model's own
-    :raises TypeError: If one of these is no number
+    :raises TypeError: If one of these must be a number and is not
     :raises ValueError: If a size or the field of view is out of range
     """
 
@@ -33,8 +33,7 @@ class Camera:
     def __post_init__(self) -> None:
         check_count(f"Camera {self.name!r}: height", self.height)
         check_count(f"Camera {self.name!r}: width", self.width)
-        if self.fovy is not None:
-            Limits(above=0, below=180).check(f"Camera {self.name!r}: fovy (degrees)", self.fovy)
+        Limits(above=0, below=180, others=(None,)).check(f"Camera {self.name!r}: fovy (degrees)", self.fovy)
 
 
 CameraLike = Camera | str | Mapping[str, Any]

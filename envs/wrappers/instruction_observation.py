@@ -22,7 +22,7 @@ def encode_instruction(instruction: str, max_bytes: int) -> NDArray[np.uint8]:
     :param max_bytes: Length of the result
     :return: The bytes, shape ``(max_bytes,)``, uint8
     :raises TypeError: If ``max_bytes`` is no integer
-    :raises ValueError: If the text is longer, or holds a zero byte
+    :raises ValueError: If ``max_bytes`` is not positive, or the text longer, or with a zero byte in it
     """
     check_count("max_bytes", max_bytes)
     raw = instruction.encode("utf-8")

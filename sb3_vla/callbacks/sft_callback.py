@@ -33,7 +33,7 @@ class SFTCallback(BaseCallback):
     :param learning_rate: Peak learning rate
     :param seed: Seed of goals, noise, split and order, by default the model's
     :param verbose: 1 shows progress bars
-    :raises TypeError: If a number is none
+    :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If one is out of range
     """
 
@@ -55,8 +55,7 @@ class SFTCallback(BaseCallback):
         Limits(at_least=0).check("action_noise", action_noise)
         for name, value in {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
             SFT_LIMITS[name].check(name, value)
-        if seed is not None:
-            SFT_LIMITS["seed"].check("seed", seed)
+        Limits(at_least=0, whole=True, others=(None,)).check("seed", seed)
         self.n_per_task = n_per_task
         self.demonstrations = demonstrations
         self.action_noise = action_noise

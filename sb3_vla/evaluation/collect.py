@@ -42,7 +42,7 @@ def collect_episodes(
     :param suite: Suite of the tasks, by default the one that knows them
     :param settings: Settings of the environments (``cameras``, ``horizon``, ``task_ids``, ...), as in training
     :return: The episodes, as pairs of what the policy saw and the chunk that it chose
-    :raises TypeError: If a setting is unknown
+    :raises TypeError: If a setting is unknown, or an argument of another type
     :raises ValueError: If a task is unknown, an argument is out of range, or the model and the environment disagree on actions
         or observations
     """

@@ -44,7 +44,6 @@ def episode_jobs(tasks: Sequence[str], n_goals: int, seed: int = 0) -> list[Epis
     :raises ValueError: If there is nothing to do, or a task is named twice
     """
     check_count("n_goals", n_goals)
-    check_count("seed", seed, least=0)
     if not tasks:
         raise ValueError(f"There are no tasks, got {tasks!r}: give at least one.")
     if len(set(tasks)) != len(tasks):
@@ -58,7 +57,10 @@ def episode_seed(seed: int, task: str, goal_index: int) -> int:
     :param task: Name of the task
     :param goal_index: Number of the goal
     :return: Seed of that episode, 0..2^31 - 1
+    :raises TypeError: If ``seed`` is no integer
+    :raises ValueError: If it is negative
     """
+    check_count("seed", seed, least=0)
     entropy = (seed, zlib.crc32(task.encode("utf-8")), goal_index)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 

@@ -96,7 +96,7 @@ def evaluate_on_tasks(
         such as ``model.ranks``, but by default this process alone
     :param settings: Settings of the environments (``cameras``, ``horizon``, ``n_action_steps``, ...), as in training
     :return: The result
-    :raises TypeError: If a setting is unknown
+    :raises TypeError: If a setting is unknown, or an argument of another type
     :raises ValueError: If a task is unknown, an argument is out of range, the model and the environment disagree on actions or
         observations, or the model has lost its ``VecNormalize``
     """

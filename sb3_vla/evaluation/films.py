@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Suite, decode_instruction, make_vla_env
+from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
 from ..common.observation_normalization import normalize_observations, observation_normalizer
@@ -106,11 +107,11 @@ def record_task_episode(
     :param suite: Suite of the task, by default the one that knows it
     :param settings: Settings of the environment (``cameras``, ``quality``, ...), as in training
     :return: The recording
-    :raises ValueError: If the task is unknown, the goal is negative, or the model and the environment disagree on actions or
-        observations
+    :raises TypeError: If the goal or the seed is no integer
+    :raises ValueError: If the task is unknown, one of these is negative, or the model and the environment disagree on actions
+        or observations
     """
-    if goal_index < 0:
-        raise ValueError(f"goal_index must be at least 0, got {goal_index}")
+    check_count("goal_index", goal_index, least=0)
     # Goals just enough, since a shorter list is a prefix of a longer one
     settings = model_settings(model, **{"goal_split": split, "n_goals": goal_index + 1, **settings})
     env = make_vla_env(task, suite=suite, render_mode="rgb_array_list", **settings)

@@ -56,7 +56,7 @@ def save_for_hub(
     :param demonstrations: File of demonstrations to publish, e.g. what ``model.save_replay_buffer`` wrote; by default none are
     :param metadata: Metadata of the card beside its own, e.g. ``{"license": "mit", "base_model": "user/name"}``
     :return: Names of the files
-    :raises ValueError: If ``repo_id`` is no repository's id, the licence none of the Hub's names, a video is no GIF, the
+    :raises ValueError: If ``repo_id`` is no repository's id, the licence can't be one of the Hub's, a video is no GIF, the
         evaluations don't fit, or the model reads observations that ``VecNormalize`` standardises: the Hub's users would lack
         its statistics
     :raises FileNotFoundError: If a file is missing
@@ -64,8 +64,8 @@ def save_for_hub(
     """
     if repo_id is not None:
         check_repo_id(repo_id)
-    if metadata is not None and "license" in metadata:
-        check_license(metadata["license"])
+    if (license_name := (metadata or {}).get("license")) is not None:
+        check_license(license_name)
     check_portable(model)
     check_results(model, result, baseline)
     made_by = None if run is None else RunFolder.open(run)

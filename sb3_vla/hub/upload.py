@@ -39,11 +39,14 @@ def push_to_hub(
 def check_license(name: str) -> None:
     """
     :param name: A licence, as the Hub calls it
+    :raises TypeError: If it is no text
     :raises ValueError: If it can't be one
     """
-    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
+    if not isinstance(name, str):
+        raise TypeError(f"license must be a text, one of the Hub's names such as 'mit', got {name!r:.200}")
+    if not re.fullmatch(r"[a-z0-9]+([.+-]+[a-z0-9]+)*\+*", name):
         raise ValueError(
-            f"license must be one of the Hub's names, such as 'mit' or 'apache-2.0', got {name!r}: see "
+            f"license must look like one of the Hub's names, such as 'mit' or 'apache-2.0', got {name!r}: see "
             "https://huggingface.co/docs/hub/repositories-licenses"
         )
 

@@ -14,7 +14,6 @@ from sb3_vla_envs import Demonstration
 from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.progress import Progress
 
-from ..common.argument_checks import check_keywords
 from ..common.observation_normalization import normalize_observations, observation_normalizer
 from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
@@ -23,7 +22,8 @@ from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
 
 #: What arguments of :func:`fine_tune` may be
 SFT_LIMITS = {
-    **dict.fromkeys(("n_epochs", "batch_size", "patience"), Limits(at_least=1, whole=True)),
+    **dict.fromkeys(("n_epochs", "batch_size"), Limits(at_least=1, whole=True)),
+    "patience": Limits(at_least=1, whole=True, others=(None,)),
     **dict.fromkeys(("max_shift", "seed"), Limits(at_least=0, whole=True)),
     **dict.fromkeys(("learning_rate", "weight_decay", "auxiliary_weight"), Limits(at_least=0)),
     "max_grad_norm": Limits(above=0, may_be_infinite=True),
@@ -153,21 +153,22 @@ def fine_tune(
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
     :return: Losses by epoch
-    :raises ValueError: If ``n_epochs`` is not positive, a task has fewer than two episodes, the demonstrations don't fit
+    :raises ValueError: If an argument is out of range, a task has fewer than two episodes, the demonstrations don't fit
         the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, or the observations that the policy
         sees are normalised by a ``VecNormalize`` that is not here
-    :raises TypeError: If there is no VLAPolicy
+    :raises TypeError: If there is no VLAPolicy, or an argument that must be a number is none
     :raises FloatingPointError: If a gradient is not finite; the weights are those of before
     """
     arguments = locals()
     for name, limits in SFT_LIMITS.items():
-        if name != "patience" or patience is not None:
-            limits.check(name, arguments[name])
+        limits.check(name, arguments[name])
     policy, normalizer = _policy_and_normalizer(model)
     adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
-    targets = check_keywords("auxiliary_targets", auxiliary_targets)
+    targets = {} if auxiliary_targets is None else auxiliary_targets
+    if not isinstance(targets, Mapping):
+        raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     _fit_normalizers(policy, normalizer, train)
     policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))

@@ -21,6 +21,7 @@ from sb3_vla_envs import decode_instruction
 
 from ..common.argument_checks import check_keywords, check_known, check_names, check_widths
 from ..common.chunk_mask import executed_mask
+from ..common.device_check import check_device
 from ..common.plain_file import load_plain, save_plain
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
@@ -488,8 +489,9 @@ class VLAPolicy(ActorCriticPolicy):
         :param trust_pickle: Whether to load a file that SB3 or an earlier sb3-vla saved, too, which can run anything
         :return: The policy; nothing that the file says is run
         :raises ValueError: If the file is truncated, damaged or something else, pickled and not trusted, or names a class that
-            is not trusted (see :func:`sb3_vla.trust`)
+            is not trusted (see :func:`sb3_vla.trust`), or PyTorch can't compute on the device
         """
+        check_device(device)
         if zipfile.is_zipfile(path):  # as torch.save writes it
             if not trust_pickle:
                 raise ValueError(

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 from sb3_vla_envs.argument_checks import Limits
@@ -172,7 +173,8 @@ def make_bc_weight(bc_weight: float | str | BCWeight, kwargs: dict[str, Any] | N
         raise TypeError(f"bc_weight_kwargs={kwargs} go with the name of a rule, but bc_weight is {bc_weight!r}")
     if isinstance(bc_weight, BCWeight):
         return bc_weight
-    Limits(at_least=0).check("bc_weight, where it is no rule", bc_weight)
+    if isinstance(bc_weight, bool) or not isinstance(bc_weight, Real):
+        raise TypeError(f"bc_weight must be a number, a BCWeight or one of {sorted(BC_WEIGHTS)}, got {bc_weight!r:.200}")
     return ConstantWeight(float(bc_weight))
 
 

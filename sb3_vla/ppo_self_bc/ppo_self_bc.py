@@ -1,7 +1,7 @@
 """PPO on action chunks with self behaviour cloning."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 
-from sb3_vla_envs.argument_checks import Limits
+from sb3_vla_envs.argument_checks import FRACTION, Limits, check_count
 
 from ..common.argument_checks import check_keywords, check_known
 from ..common.device_check import check_device
@@ -31,15 +31,6 @@ from .rollout_buffer import ChunkRolloutBufferSamples
 SelfPPOSelfBC = TypeVar("SelfPPOSelfBC", bound="PPOSelfBC")
 
 # What a learning rate or clip range may become
-# Arguments that may be functions of the progress, and those that may be left out
-_SCHEDULES = {
-    *("learning_rate", "backbone_learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "noise_scale"),
-}
-_MAY_BE_NONE = {
-    *("backbone_learning_rate", "critic_learning_rate", "clip_range_vf", "target_kl"),
-    *("critic_epochs", "micro_batch_size", "bc_batch_size"),
-}
-_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}  # where SB3 gives them another name
 _NOT_NEGATIVE = Limits(at_least=0)
 # By name, what each optimisation step logs: tensors, as asking for their values would make a GPU wait
 _Logs = dict[str, list[th.Tensor]]
@@ -109,26 +100,34 @@ class PPOSelfBC(ChunkedPPO):
     :param policy_kwargs: additional arguments to be passed to the policy on creation
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param device: Device (cpu, cuda, ...) on which the code should be run. Unlike in SB3, a GPU that is not there is an error
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: If an argument is out of range, or the environment discounts inside its chunks by another gamma
+    :raises TypeError: If an argument that must be a number is not one
+    :raises ValueError: If an argument is out of range, PyTorch can't compute on the device, or the environment discounts
+        inside its chunks by another gamma
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
 
     #: What its arguments may be; a schedule may fall to 0
     argument_limits: ClassVar[dict[str, Limits]] = {
-        **dict.fromkeys(("learning_rate", "backbone_learning_rate", "critic_learning_rate"), Limits(at_least=0)),
-        **dict.fromkeys(("gamma", "gae_lambda"), Limits(at_least=0, at_most=1)),
-        **dict.fromkeys(("n_steps", "batch_size", "n_epochs", "critic_epochs"), Limits(at_least=1, whole=True)),
-        **dict.fromkeys(("micro_batch_size", "bc_batch_size"), Limits(at_least=1, whole=True)),
-        **dict.fromkeys(("clip_range", "clip_range_vf", "target_kl"), Limits(above=0)),
-        "noise_scale": Limits(above=0),
+        "learning_rate": Limits(at_least=0, or_schedule=True),
+        **dict.fromkeys(
+            ("backbone_learning_rate", "critic_learning_rate"), Limits(at_least=0, others=(None,), or_schedule=True)
+        ),
+        **dict.fromkeys(("gamma", "gae_lambda"), FRACTION),
+        **dict.fromkeys(("n_steps", "batch_size", "n_epochs"), Limits(at_least=1, whole=True)),
+        **dict.fromkeys(("critic_epochs", "bc_batch_size"), Limits(at_least=1, whole=True, others=(None,))),
+        "micro_batch_size": Limits(at_least=1, whole=True, others=(None, "auto")),
+        "clip_range": Limits(above=0, or_schedule=True),
+        "clip_range_vf": Limits(above=0, others=(None,), or_schedule=True),
+        "target_kl": Limits(above=0, others=(None,)),
+        "noise_scale": Limits(above=0, or_schedule=True),
         "max_grad_norm": Limits(above=0, may_be_infinite=True),
         "ent_coef": Limits(),
         "vf_coef": Limits(at_least=0),
         "critic_warmup_steps": Limits(at_least=0, whole=True),
-        "stats_window_size": Limits(at_least=1, whole=True),
+        "seed": Limits(at_least=0, whole=True, others=(None,)),
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
@@ -180,7 +179,10 @@ class PPOSelfBC(ChunkedPPO):
     ) -> None:
         check_keywords("policy_kwargs", policy_kwargs)
         check_device(device)
-        self._check_limits({"n_steps": n_steps, "batch_size": batch_size})  # with which SB3 begins to compute
+        check_count("n_steps", n_steps)  # with which SB3 begins to compute
+        check_count("batch_size", batch_size)
+        check_count("stats_window_size", stats_window_size)
+        check_keywords("rollout_buffer_kwargs", rollout_buffer_kwargs)
         if normalize_advantage and min(batch_size, n_steps * getattr(env, "num_envs", 1)) == 1:
             raise ValueError(
                 f"n_steps={n_steps} and batch_size={batch_size} give batches of one, whose advantages can't be standardised: "
@@ -231,15 +233,6 @@ class PPOSelfBC(ChunkedPPO):
         if _init_setup_model:
             self._setup_model()
 
-    def _check_limits(self, arguments: Mapping[str, Any]) -> None:
-        for name, value in arguments.items():
-            if (name in _SCHEDULES and callable(value)) or (name in _MAY_BE_NONE and value is None):
-                continue
-            if name == "micro_batch_size" and isinstance(value, str):
-                Limits(choices=("auto",)).check(name, value)
-            else:
-                self.argument_limits[name].check(name, value)
-
     def _check_arguments(self) -> None:
         """
         Here and not in the constructor, so that what is changed when a model is loaded is checked, too.
@@ -247,7 +240,11 @@ class PPOSelfBC(ChunkedPPO):
         :raises ValueError: If an argument is out of range; of schedules nothing is known before they are called
         :raises TypeError: If one is no number and must be, or ``DemonstrationBuffer`` has no such argument
         """
-        self._check_limits({name: getattr(self, _ATTRIBUTES.get(name, name)) for name in self.argument_limits})
+        for name, limits in self.argument_limits.items():
+            value = getattr(self, name)
+            limits.check(name, value)
+            if isinstance(value, np.generic):  # SB3 wants Python's own numbers
+                setattr(self, name, value.item())
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"

@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gymnasium import spaces
+from torch import nn
+
 from sb3_vla_envs import Demonstration, load_demonstrations, make_env_fns, make_vla_env
 from sb3_vla_envs.suite import get_suite
 
@@ -13,6 +16,7 @@ from ..common.launch import launched_as
 from ..common.run_folder import RunFolder
 from ..evaluation.model_fit import check_model_fits, model_settings
 from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
 from ..vec_env.shared_memory_room import check_room, step_sizes
@@ -27,6 +31,7 @@ def check_training(
     initial_model: str | Path | None = None,
     demonstrations: Sequence[Demonstration] = (),
     trust_pickle: bool = False,
+    goes_on: bool = False,
 ) -> None:
     """
     Build environment, policy and algorithm once, in this process, and hold model and demonstrations against them: so that
@@ -36,6 +41,7 @@ def check_training(
     :param initial_model: Model to start from, or ``None``
     :param demonstrations: What to imitate
     :param trust_pickle: Whether the initial model may be a pickled file, which can run anything
+    :param goes_on: Whether ``train`` goes on from the policy that the run makes first, as in the quickstart
     :raises ValueError: If the configuration does not work, or the initial model or the demonstrations do not fit it
     :raises FileNotFoundError: If there is no such model
     :raises RuntimeError: If no OpenGL library is installed, or there is too little shared memory
@@ -55,12 +61,32 @@ def check_training(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run itself will warn
                 model = new_model(config, arguments, venv, initial_model, trust_pickle)
+                if goes_on and config.train.policy_kwargs:
+                    kwargs = config.policy_in_training()
+                    assert isinstance(model.observation_space, spaces.Dict) and isinstance(model.action_space, spaces.Box)
+                    policy = VLAPolicy(model.observation_space, model.action_space, model.lr_schedule, **kwargs)
+                    _check_takes_over(policy, model.policy)
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
     check_goals(config, config.eval.split, config.eval.n_goals)
     if config.train.validate_every is not None:
         check_goals(config, "train", config.train.n_validation_goals)
+
+
+def _check_takes_over(policy: nn.Module, weights: nn.Module) -> None:
+    """
+    :param policy: What shall take over weights
+    :param weights: What has them
+    :raises ValueError: If it is another network
+    """
+    shapes, given = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (policy, weights))
+    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    if wrong:
+        raise ValueError(
+            f"train.policy_kwargs make another network of the policy, whose weights it can't take over ({wrong[0]} and "
+            f"{len(wrong) - 1} others): change it in the section policy instead"
+        )
 
 
 def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:

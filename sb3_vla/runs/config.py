@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ EvalSettings: Any = arguments_of(
 _PPOArguments: Any = arguments_of(
     PPOSelfBC,
     without=(*_SAID_ONCE, "tensorboard_log"),
-    at_least={"bc_weight": 0},
+    at_least={"bc_weight": 0, "stats_window_size": 1},
     # One sample alone has no standardised advantage
     limits={**PPOSelfBC.argument_limits, "batch_size": Limits(at_least=2)},
 )
@@ -166,10 +166,9 @@ class Config:
                 "is evaluated on those of eval.split"
             )
 
-    def with_policy_in_training(self) -> "Config":
-        """:return: The same with the policy that becomes of its own where :attr:`train` goes on from that"""
-        policy_kwargs = deep_update(vars(self.policy), self.train.policy_kwargs or {})
-        return replace(self, policy=PolicySettings(**policy_kwargs))
+    def policy_in_training(self) -> dict[str, Any]:
+        """:return: Arguments of the policy that becomes of :attr:`policy` where :attr:`train` goes on from it"""
+        return deep_update(vars(self.policy), self.train.policy_kwargs or {})
 
     def env_settings(self) -> dict[str, Any]:
         """:return: Settings of :func:`sb3_vla_envs.make_vla_env`, without those left to it by ``None``"""

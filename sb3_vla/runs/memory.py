@@ -42,7 +42,7 @@ def estimator_of(config: Config, n_cameras: int | None = None) -> MemoryEstimato
     :raises ValueError: If the configuration does not work, or there is no such backbone
     """
     train, suite = config.train, get_suite(config.suite)
-    policy_kwargs = vars(config.with_policy_in_training().policy)
+    policy_kwargs = config.policy_in_training()
     with refusals():
         env = make_vla_env(config.tasks, suite=config.suite, **config.training_env_settings())
         observation_space, action_space, horizon = env.observation_space, env.action_space, config.simulation.horizon

@@ -217,7 +217,8 @@ def _words(hint: Any) -> list[str]:
         return [f"a list of {_WORDS[arguments[0]].split()[-1]}s" if arguments[:1] in [(int,), (float,)] else "a list"]
     if not issubclass(kind, Mapping):
         return []
-    return ["a mapping of names to integers" if arguments[1:] == (int,) else "a mapping" + " of names" * bool(arguments)]
+    to = f", each to {' or '.join(_words(arguments[1]))}" if arguments[1:] not in ((), (Any,)) else ""
+    return ["a mapping" + " of names" * bool(arguments) + to]
 
 
 def _is_list(kind: type[Any]) -> bool:

@@ -35,6 +35,8 @@ def make_vla_vec_env(
     :param settings: Settings of the environments, see :func:`sb3_vla_envs.make_vla_env`; and ``task_weights``, see
         :func:`sb3_vla_envs.make_env_fns`
     :return: The vectorised environment, with ``Monitor`` around each
+    :raises TypeError: If a setting is unknown, or an argument of another type
+    :raises ValueError: If a task is unknown, or an argument is out of range
     """
     check_count("n_envs", n_envs)
     rank, size = launched_as()

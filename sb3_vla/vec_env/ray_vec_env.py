@@ -50,8 +50,9 @@ class RayVecEnv(WorkerVecEnv):
         room; ``None`` waits for ever
     :raises ImportError: If Ray is not installed
     :raises ConnectionError: If the cluster can't be reached
-    :raises ValueError: If there is no environment, no worker, no node with such resources, or the observations don't fit into
-        the object store
+    :raises TypeError: If an argument that must be a number is not one
+    :raises ValueError: If there is no environment, an argument is out of range, there is no node with such resources, or the
+        observations don't fit into the object store
     :raises RuntimeError: If a worker is lost again before its first step
     :raises TimeoutError: If a worker does not answer
     :raises Exception: What an environment raises

@@ -56,7 +56,7 @@ class SharedMemoryVecEnv(WorkerVecEnv):
         so many random steps, and closed: the workers then get about equal cost. For environments that differ in cost and
         don't mind (files, ports, robots) being built twice
     :param timeout: Seconds after which a worker that has not answered is given up, with all others; ``None`` waits for ever
-    :raises TypeError: If a number is none
+    :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If there is no environment, or an argument is out of range
     :raises RuntimeError: If a worker dies
     :raises TimeoutError: If one does not answer: its simulator hangs, or the process was stopped

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import Limits
 
 from .env_state import EnvState
 from .shared_memory_worker import StepArrays
@@ -24,13 +24,11 @@ def check_workers(n_workers: int | None, timeout: float | None) -> None:
     """
     :param n_workers: Number of workers, ``None`` for as many as there is room for
     :param timeout: Seconds to wait for an answer, ``None`` to wait for ever
-    :raises TypeError: If one is no number
+    :raises TypeError: If one is neither a number nor ``None``
     :raises ValueError: If one is out of range
     """
-    if n_workers is not None:
-        check_count("n_workers", n_workers)
-    if timeout is not None:
-        Limits(above=0).check("timeout", timeout)
+    Limits(at_least=1, whole=True, others=(None,)).check("n_workers", n_workers)
+    Limits(above=0, others=(None,)).check("timeout", timeout)
 
 
 class WorkerTraceback(Exception):

@@ -54,9 +54,29 @@ def test_limits_are_what_they_say(value, kind, limit):
             Limits(**{kind: limit}).check("size", value)
 
 
+def test_what_is_allowed_beside_numbers():
+    limits = Limits(at_least=1, whole=True, others=(None, "auto"), or_schedule=True)
+    for value in (None, "auto", 3, lambda progress: progress):
+        limits.check("size", value)
+    with pytest.raises(TypeError, match="size must be an integer or None or 'auto' or a function of the progress, got 'all'"):
+        limits.check("size", "all")
+
+
+def test_numbers_that_are_texts_say_what_to_write():
+    with pytest.raises(TypeError, match=r"rate must be a number, got '1e-4', a text: write 0.0001 \(YAML takes 1e-4 for a"):
+        FRACTION.check("rate", "1e-4")
+
+
+def test_integers_of_any_size_are_compared():
+    check_count("n", 10**400)
+    with pytest.raises(ValueError, match="n must be at least 1, got -1000"):
+        check_count("n", -(10**400))
+
+
 def test_choices_need_not_be_numbers():
     limits = Limits(choices=(True, False, "task"))
-    limits.check("normalize", "task")
-    for value in ("chunk", 7, None, [], {}):
+    for value in ("task", True, np.False_):
+        limits.check("normalize", value)
+    for value in ("chunk", 7, 1, 0.0, None, [], {}, np.zeros(2)):
         with pytest.raises(ValueError, match="normalize must be True or False or 'task', got "):
             limits.check("normalize", value)

@@ -176,6 +176,7 @@ class FlowHead(ActionHead):
         the bounds, or of the checkpoint's statistics; it is learned, one a dimension
     :param noise_level: Of ``"sde"``, above 0
     :param net_arch: Widths of a new network's hidden layers
+    :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If an argument is out of range
     """
 

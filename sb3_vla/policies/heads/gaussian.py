@@ -81,6 +81,7 @@ class GaussianHead(ActionHead):
         ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
         to stands out more clearly. PPO learns from the noisy ones, and its KL divergence and clip fraction count the others
         as zero; the critic and self behaviour cloning learn from all
+    :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If an argument is out of range
     """
 

@@ -142,6 +142,7 @@ class TokenHead(ActionHead):
     :param temperature: By which logits are divided, above 0; 1 while it is trained by cross-entropy
     :param hidden_dim: Width of the hidden layer, or of the decoder
     :param n_layers: Layers of the decoder
+    :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If an argument is out of range
     """
 

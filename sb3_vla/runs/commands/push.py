@@ -16,15 +16,15 @@ def prepare(arguments: Namespace) -> Work:
     :return: The work
     """
     check_repo_id(arguments.repo_id)
+    metadata = {}
+    if arguments.license is not None:
+        check_license(arguments.license)
+        metadata["license"] = arguments.license
     contents, missing = read_run(arguments.run_folder, arguments.with_demos, trusts_pickle(arguments), arguments.suite)
     if arguments.local is None:
         create_repo(arguments.repo_id, private=arguments.private)
     else:
         check_new_folder(arguments.local)
-    metadata = {}
-    if arguments.license is not None:
-        check_license(arguments.license)
-        metadata["license"] = arguments.license
 
     def work() -> None:
         with TemporaryDirectory() as temporary_folder:

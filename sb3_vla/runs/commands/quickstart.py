@@ -22,8 +22,7 @@ def prepare(arguments: Namespace) -> Work:
     else:
         config = load(arguments)
         check_experts(config)
-        check_training(config)
-        check_training(config.with_policy_in_training())
+        check_training(config, goes_on=True)
         folder = create_run(arguments, config)
 
     def work() -> None:

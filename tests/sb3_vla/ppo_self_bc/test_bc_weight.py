@@ -85,13 +85,14 @@ def test_rules_by_number_name_and_instance():
     ("arguments", "error", "message"),
     [
         (("sucess",), ValueError, "'sucess'.*constant.*gradient_balance.*success.*tanh"),
-        ((-0.5,), ValueError, "negative.*-0.5"),
+        ((-0.5,), ValueError, "weight of the BC loss must be at least 0, got -0.5"),
+        ((None,), TypeError, "bc_weight must be a number, a BCWeight or one of .*tanh.*, got None"),
         (("tanh", {"T": 3}), TypeError, r"'tanh'.*\['T'\].*weight.*warmup_timesteps"),
         ((0.5, {"weight": 1}), TypeError, "weight.*0.5"),
-        (("constant", {"weight": -1}), ValueError, "weight.*negative.*-1"),
-        (("success", {"minimum": -0.1}), ValueError, "minimum.*negative.*-0.1"),
-        (("tanh", {"warmup_timesteps": 0}), ValueError, "warmup_timesteps.*positive.*0"),
-        (("gradient_balance", {"ratio": -2}), ValueError, "ratio.*negative.*-2"),
+        (("constant", {"weight": -1}), ValueError, "weight of the BC loss must be at least 0, got -1"),
+        (("success", {"minimum": -0.1}), ValueError, "minimum of the BC loss must be at least 0, got -0.1"),
+        (("tanh", {"warmup_timesteps": 0}), ValueError, "warmup_timesteps must be above 0, got 0"),
+        (("gradient_balance", {"ratio": -2}), ValueError, "ratio of the BC loss must be at least 0, got -2"),
     ],
 )
 def test_bad_rules_are_refused(arguments, error, message):

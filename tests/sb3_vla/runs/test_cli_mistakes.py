@@ -218,7 +218,12 @@ def test_films_are_not_made_where_they_cannot_be_written(commands, config, fail)
 
 @pytest.mark.parametrize(
     ("policy_kwargs", "message"),
-    [({"nonsense": 1}, "no setting train.policy_kwargs.nonsense;"), ({"frozen": ["eyes"]}, "no part 'eyes' to freeze")],
+    [
+        ({"nonsense": 1}, "no setting train.policy_kwargs.nonsense;"),
+        ({"frozen": ["eyes"]}, "no part 'eyes' to freeze"),
+        ({"head_kwargs": {"hidden_dim": 24}}, "train.policy_kwargs make another network of the policy"),
+        ({"head": "token", "head_kwargs": None}, "train.policy_kwargs make another network of the policy"),
+    ],
 )
 def test_the_policy_in_training_is_checked_before_the_stages_before_it(policy_kwargs, message, commands, config, fail):
     train = {**SETTINGS["train"], "policy_kwargs": policy_kwargs}
@@ -264,8 +269,9 @@ def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):
     assert "already holds something" in fail("push", run, *repo, "--local", str(tmp_path))
     assert "no demonstration buffer" in fail("push", str(made / "sft"), *repo, "--with-demos")
     assert "can't write to '/proc/nowhere'" in fail("push", run, *repo, "--local", "/proc/nowhere")
+    assert "hf auth login" not in fail("push", run, *repo, "--license", "MIT License")  # nothing is made on the Hub before
     licence = fail("push", run, *repo, "--local", str(tmp_path / "new"), "--license", "MIT License")
-    assert "license must be one of the Hub's names" in licence and "'MIT License'" in licence
+    assert "license must look like one of the Hub's names" in licence and "'MIT License'" in licence
 
 
 @pytest.mark.parametrize(

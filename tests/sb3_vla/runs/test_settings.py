@@ -88,7 +88,10 @@ def test_values_of_the_type(values):
         ({"widths": "12"}, "train.widths must be a list of integers, got '12'"),
         ({"kwargs": 3}, "train.kwargs must be a mapping of names or null, got 3"),
         ({"kwargs": {5: 5}}, "train.kwargs must be a mapping of names or null, got {5: 5}"),
-        ({"weights": {"a": "much"}}, "train.weights must be a mapping of names to integers or null, got {'a': 'much'}"),
+        (
+            {"weights": {"a": "much"}},
+            "train.weights must be a mapping of names, each to an integer or null, got {'a': 'much'}",
+        ),
         ({"device": "cpu"}, "there is no setting train.device; train takes kwargs, learning_rate, n_epochs"),
         (3, "train must be a mapping of settings, got 3"),
     ],
