@@ -32,8 +32,10 @@ from .web_page import look_at  # noqa: F401  # a fixture
 # Worker processes fork from one that has imported sb3_vla once, from the first test on: each would import torch otherwise
 preload_workers()
 
-# A hang-up has an effect when the tests themselves run under nohup, too
+# A hang-up has an effect when the tests themselves run under nohup, too, and Ctrl-C when they run in the background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Processes that tests start can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

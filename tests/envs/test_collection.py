@@ -153,8 +153,8 @@ def test_death_of_a_worker_is_reported():
     [
         ({"n_per_task": 0}, "n_per_task must be at least 1, got 0"),
         ({"n_workers": 0}, "n_workers must be at least 1, got 0"),
-        ({"action_noise": -0.1}, "action_noise must be finite and not negative, got -0.1"),
-        ({"action_noise": float("nan")}, "action_noise must be finite and not negative, got nan"),
+        ({"action_noise": -0.1}, "action_noise must be at least 0, got -0.1"),
+        ({"action_noise": float("nan")}, "action_noise must be finite, got nan"),
         ({"tasks": "puhs-v3"}, "Unknown task 'puhs-v3'"),
     ],
 )
@@ -199,5 +199,5 @@ def test_correlated_noise_pushes_one_way_and_is_as_strong():
 
 @pytest.mark.parametrize("correlation", [-0.1, 1.0, float("nan")])
 def test_a_correlation_out_of_range_is_refused(correlation):
-    with pytest.raises(ValueError, match=r"noise_correlation must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=f"noise_correlation must be (at least 0|below 1|finite), got {correlation}"):
         collect_demonstrations(TASKS, 1, noise_correlation=correlation, **SMALL)

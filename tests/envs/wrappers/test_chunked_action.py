@@ -169,13 +169,13 @@ def test_spec_rebuilds_the_wrapper():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"chunk_size": 2.0}, TypeError, "chunk_size must be an integer, got 2.0 of type float"),
+        ({"chunk_size": 2.0}, TypeError, "chunk_size must be an integer, got 2.0"),
         ({"chunk_size": True}, TypeError, "chunk_size must be an integer, got True"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
         ({"chunk_size": 2, "n_action_steps": 0}, ValueError, "n_action_steps must be at least 1, got 0"),
         ({"chunk_size": 2, "n_action_steps": 3}, ValueError, "n_action_steps=3 exceeds chunk_size=2"),
         ({"chunk_size": 2, "gamma": "1"}, TypeError, "gamma must be a number, got '1'"),
-        ({"chunk_size": 2, "gamma": 1.1}, ValueError, r"gamma must be in \[0, 1\], got 1.1"),
+        ({"chunk_size": 2, "gamma": 1.1}, ValueError, "gamma must be at most 1, got 1.1"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -20,8 +20,8 @@ def test_jobs_are_every_pair_once_with_a_seed_of_their_own() -> None:
     ("tasks", "n_goals", "seed", "message"),
     [
         (["near", "near"], 1, 0, "twice"),
-        ([], 1, 0, "at least one task"),
-        (["near"], 0, 0, "n_goals of at least 1"),
+        ([], 1, 0, "There are no tasks"),
+        (["near"], 0, 0, "n_goals must be at least 1, got 0"),
         (["near"], 1, -1, "seed .* at least 0, got -1"),
     ],
 )

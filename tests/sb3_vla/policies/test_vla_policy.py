@@ -479,7 +479,7 @@ def test_backbone_of_another_kind_is_refused(policy_kwargs):
         ({"optimizer_kwargs": 1e-3}, TypeError, "optimizer_kwargs must be a dictionary.*0.001"),
         ({"head_kwargs": {"width": 8}}, TypeError, r"head_kwargs: GaussianHead has no argument \['width'\].*hidden_dim"),
         ({"head_kwargs": {"features_dim": 8}}, TypeError, r"GaussianHead has no argument \['features_dim'\]"),
-        ({"head_kwargs": {"hidden_dim": 0}}, ValueError, r"hidden_dim must hold positive.*0"),
+        ({"head_kwargs": {"hidden_dim": 0}}, ValueError, "hidden_dim must be at least 1, got 0"),
         (
             {"backbone_kwargs": {"size": 8}},
             TypeError,

@@ -592,5 +592,5 @@ def test_a_worker_that_was_stopped_is_noticed(make):
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
 def test_a_timeout_is_a_time(timeout):
-    with pytest.raises(ValueError, match="timeout must be above 0 seconds"):
+    with pytest.raises(ValueError, match=f"timeout must be (above 0|finite), got {timeout}"):
         SharedMemoryVecEnv([Hanging], timeout=timeout)

@@ -125,7 +125,7 @@ def test_policy_gradient_is_the_noise_covariance_times_the_gradient_of_the_retur
 
 @pytest.mark.parametrize("correlation", [-0.1, 1.1])
 def test_correlation_out_of_range_is_refused(correlation):
-    with pytest.raises(ValueError, match=rf"noise_correlation must be in \[0, 1\], got {correlation}"):
+    with pytest.raises(ValueError, match=rf"noise_correlation must be at (least|most) [01], got {correlation}"):
         make_head(correlation)
 
 
@@ -178,5 +178,5 @@ def test_some_chunks_get_noise_and_only_those_have_a_likelihood():
 
 @pytest.mark.parametrize("probability", [0.0, 1.5, float("nan")])
 def test_a_noise_probability_out_of_range_is_refused(probability):
-    with pytest.raises(ValueError, match=r"noise_probability must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=f"noise_probability must be (above 0|at most 1|finite), got {probability}"):
         GaussianHead(5, UNIT, noise_probability=probability)
