@@ -58,7 +58,7 @@ class _Spoilt(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if self.state is not None and not terminated:  # nobody looks at the last state of a success
+        if self.state is not None and not (terminated or truncated):  # of the last one the critic reads other things
             obs = {**obs, "state": self.state(obs["state"])}
         return obs, reward if self.reward is None else self.reward(float(reward)), terminated, truncated, info
 

@@ -88,8 +88,8 @@ def _draw(samples: list[dict[str, float]], picture: Path) -> None:
     minutes = [sample["seconds"] / 60 for sample in samples]
     for number, name in enumerate(("megabytes", "open files", "chunks"), start=1):
         axes = figure.add_subplot(1, 3, number)
-        axes.plot(minutes, [sample[name] for sample in samples])
-        axes.set(title=name, xlabel="minutes")
-        axes.set_ylim(bottom=0)
+        values = [sample[name] for sample in samples]
+        axes.plot(minutes, values)
+        axes.set(title=name, xlabel="minutes", ylim=(0, 1.1 * max(values)))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=90)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch as th
+from torch import nn
 
 
 def is_finite(array: object) -> bool:
@@ -22,6 +23,19 @@ def check_seen(observation: Mapping[str, np.ndarray]) -> None:
     for key, array in observation.items():
         if not is_finite(np.asarray(array)):
             raise FloatingPointError(f"the observation {key!r} has NaN or infinity: no action follows from it")
+
+
+def check_actions(actions: np.ndarray, policy: nn.Module) -> None:
+    """
+    Before they are clipped, which would hide infinity.
+
+    :param actions: What a policy chose
+    :param policy: The policy
+    :raises FloatingPointError: If a number is not finite
+    """
+    if not np.isfinite(actions).all():
+        check_weights(policy.state_dict(), "it can't act")
+        raise FloatingPointError("the policy's action has NaN or infinity, though its weights and the observation have not")
 
 
 def check_weights(weights: Mapping[str, th.Tensor], consequence: str) -> None:

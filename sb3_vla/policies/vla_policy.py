@@ -26,7 +26,7 @@ from ..common.plain_file import load_plain, save_plain
 from .adapter import PolicyAdapter
 from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
-from .finite import check_seen, check_weights
+from .finite import check_actions, check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
 from .lora import add_lora, merge
 from .normalizer import Normalizer
@@ -458,11 +458,7 @@ class VLAPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
-        if not th.isfinite(actions).all():  # before clipping hides it
-            check_weights(self.state_dict(), "it can't act")
-            raise FloatingPointError(
-                "the policy's action has NaN or infinity, though its weights and the observation have not"
-            )
+        check_actions(actions.cpu().numpy(), self)
         return actions
 
     def save(self, path: str) -> None:

@@ -14,6 +14,7 @@ from ..common.device_transfer import observations_to_device
 from ..common.random_source import drawing_from
 from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.adapter import PolicyAdapter, RolloutStep
+from ..policies.finite import check_actions
 from .finite import check_last_observation
 
 
@@ -86,6 +87,7 @@ class Actor:
         :param obs: What the environments have shown last
         :param n_steps: Number of steps
         :return: Iterator over them, each of which is taken when it is asked for
+        :raises FloatingPointError: If the policy chooses what is not finite
         """
         for number in range(n_steps):
             if self.use_sde and self.sde_sample_freq > 0 and number % self.sde_sample_freq == 0:
@@ -93,6 +95,7 @@ class Actor:
             with th.no_grad():
                 sampled = self.adapter.act(self._to_tensors(obs, self.read_keys), self.generator)
             actions = sampled.actions.cpu().numpy()
+            check_actions(actions, self.adapter.policy)
             clipped_actions = self._to_env_actions(actions)
             observations = self._original_observations(obs)
             obs, rewards, dones, infos = self.env.step(clipped_actions)

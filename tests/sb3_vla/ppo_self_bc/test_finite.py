@@ -99,6 +99,17 @@ def test_arrays_that_are_shown_last_are_checked_too():
         model.learn(16)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["head", "backbone"])
+def test_weights_that_are_not_finite_do_not_act(part, value, make_model):
+    model = make_model(critic_warmup_steps=1_000)
+    name, weight = next(iter(getattr(model.policy, part).named_parameters()))
+    with th.no_grad():
+        weight.view(-1)[0] = value
+    with pytest.raises(FloatingPointError, match=f"the policy's {part}.{name} holds NaN or infinity: it can't act, load the"):
+        model.learn(16)
+
+
 @pytest.mark.parametrize("part", ["head", "critic", "backbone"])
 def test_a_gradient_that_is_not_finite_is_not_applied(part, make_model):
     model = make_model(bc_weight=0)
