@@ -53,6 +53,7 @@ def main() -> int:
     :return: 0 if nothing was lost
     """
     arguments, n_lost = _parse(), 0
+    versions = software_versions()  # of the commit, before results are written
     for name in arguments.attacks or ATTACKS:
         rows = []
         for tally in filter(None, ATTACKS[name](arguments)):
@@ -61,7 +62,7 @@ def main() -> int:
             print(f"{tally.attack}: {tally.tried} tried, {len(tally.lost)} lost", flush=True)
             n_lost += len(tally.lost)
         if rows:
-            _keep(name, {"seed": arguments.seed, "versions": software_versions(), "rows": rows})
+            _keep(name, {"seed": arguments.seed, "versions": versions, "rows": rows})
     return int(n_lost > 0)
 
 
