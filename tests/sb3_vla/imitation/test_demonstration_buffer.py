@@ -237,7 +237,7 @@ def test_wrong_shapes_are_refused_and_nothing_is_lost():
 def test_no_room_at_all_and_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="episodes_per_task must be at least 1, got 0"):
         make_buffer(episodes_per_task=0)
-    with pytest.raises(ValueError, match="no rule 'longest' of the demonstration buffer: use 'advantage' or 'shortest'"):
+    with pytest.raises(ValueError, match="rule must be 'advantage' or 'shortest', got 'longest'"):
         make_buffer(rule="longest")
 
 
