@@ -86,6 +86,10 @@ def _mend(value: Any) -> str:
 
 #: Of a probability, a correlation or a discount
 FRACTION = Limits(at_least=0, at_most=1)
+#: Of what is or is not
+FLAG = Limits(choices=(True, False))
+#: Of random numbers, which are other ones each time without
+SEED = Limits(at_least=0, whole=True, others=(None,))
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -95,8 +99,7 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     :param allowed: What may be given
     :raises ValueError: If it is none of them
     """
-    if value not in allowed:
-        raise ValueError(f"Unknown {name} {value!r}, allowed are {', '.join(map(repr, allowed))}")
+    Limits(choices=allowed).check(name, value)
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -123,13 +126,3 @@ def check_chunk_size(chunk_size: Any, n_action_steps: Any) -> None:
     check_count("n_action_steps", n_action_steps)
     if n_action_steps > chunk_size:
         raise ValueError(f"n_action_steps={n_action_steps} exceeds chunk_size={chunk_size}: lower it or predict longer chunks")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """
-    :param name: Of the argument
-    :param value: What was given
-    :raises TypeError: If it is neither true nor false
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")

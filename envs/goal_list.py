@@ -36,7 +36,7 @@ class GoalList:
     seed: int
 
     def __post_init__(self) -> None:
-        check_choice("goal split", self.split, SPLITS)
+        check_choice("split", self.split, SPLITS)
         check_count("n_goals", self.n_goals)
         check_count("seed", self.seed, least=0)
         if self.n_goals > MAX_GOALS:

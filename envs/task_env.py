@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .argument_checks import check_choice, check_count, check_flag
+from .argument_checks import FLAG, check_choice, check_count
 
 if TYPE_CHECKING:
     from .suite import Suite
@@ -75,11 +75,11 @@ class SimulationSettings:
         check_count("goal_seed", self.goal_seed, least=0)
         check_choice("goal_order", self.goal_order, ("uniform", "sequential"))
         check_choice("reward", self.reward, ("sparse", "dense"))
-        check_flag("terminate_on_success", self.terminate_on_success)
+        FLAG.check("terminate_on_success", self.terminate_on_success)
         check_count("horizon", self.horizon)
         check_count("settle_steps", self.settle_steps, least=0)
-        check_flag("paraphrases", self.paraphrases)
-        check_flag("privileged", self.privileged)
+        FLAG.check("paraphrases", self.paraphrases)
+        FLAG.check("privileged", self.privileged)
 
 
 class Outcome(NamedTuple):

@@ -37,5 +37,5 @@ class WrappingSettings:
         FRACTION.check("gamma", self.gamma)
         if self.cameras is not None:
             as_cameras(self.cameras)
-        check_choice("rendering quality", self.quality, QUALITIES)
+        check_choice("quality", self.quality, QUALITIES)
         check_count("max_instruction_bytes", self.max_instruction_bytes)

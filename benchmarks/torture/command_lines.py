@@ -48,9 +48,9 @@ def give_nonsense(n: int, seed: int) -> Tally:
     """
     tally, rng = Tally("command lines and configurations that make no sense"), random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
-        kitchen = _Kitchen(Path(temporary), rng)
+        maker = _CommandLines(Path(temporary), rng)
         for number in range(n):
-            argv, wrong = kitchen.command_line()
+            argv, wrong = maker.make()
             fault = _what_is_wrong(argv, wrong)
             if fault is None:
                 tally.survived("one line, which names it")
@@ -59,7 +59,7 @@ def give_nonsense(n: int, seed: int) -> Tally:
     return tally
 
 
-class _Kitchen:
+class _CommandLines:
     """
     Makes command lines.
 
@@ -86,7 +86,7 @@ class _Kitchen:
             if name != "doctor"  # has none
         }
 
-    def command_line(self) -> tuple[list[str], list[str]]:
+    def make(self) -> tuple[list[str], list[str]]:
         """:return: Arguments, and of what an error has to say one: option, setting or value"""
         self.n_made += 1
         command = self.rng.choice(list(self.options))

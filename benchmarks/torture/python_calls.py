@@ -2,10 +2,8 @@
 
 import math
 import random
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from point import PointEnv, expert
@@ -37,6 +35,14 @@ _NONSENSE: dict[str, list[Any]] = {
 }
 
 
+_SIMULATION = {
+    "count": "n_goals horizon",
+    "index": "goal_seed settle_steps",
+    "name": "goal_split task_order goal_order reward",
+}
+_WRAPPING = {"count": "chunk_size n_action_steps max_instruction_bytes", "fraction": "gamma", "name": "quality"}
+
+
 def call_with_nonsense(n: int, seed: int) -> Tally:
     """
     :param n: Calls
@@ -44,18 +50,18 @@ def call_with_nonsense(n: int, seed: int) -> Tally:
     :return: What came of them
     """
     tally, rng = Tally("calls from Python with arguments that make no sense"), random.Random(seed)
-    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        calls = _calls(Path(temporary))
         choices = [
-            (call, name, value)
-            for call, (_, kinds) in calls.items()
-            for name, kind in kinds.items()
+            (call, work, name, value)
+            for call, work, arguments in _calls()
+            for kind, names in arguments.items()
+            for name in names.split()
             for value in _NONSENSE[kind]
         ]
         for number in range(n):
-            call, name, value = rng.choice(choices)
-            wrong = _what_is_wrong(calls[call][0], name, value)
+            call, work, name, value = rng.choice(choices)
+            wrong = _what_is_wrong(work, name, value)
             if wrong is None:
                 tally.survived("an error, which names it")
             else:
@@ -63,219 +69,161 @@ def call_with_nonsense(n: int, seed: int) -> Tally:
     return tally
 
 
-def _what_is_wrong(call: Callable[..., Any], name: str, value: Any) -> str | None:
+def _what_is_wrong(work: Callable[..., Any], name: str, value: Any) -> str | None:
     try:
-        call(**{name: value})
+        work(**{name: value})
     except (ValueError, TypeError, OSError) as error:
         said = str(error)
-        texts = value if isinstance(value, list | dict) else [value]
-        words = [
-            name,
-            repr(value),
-            repr([*texts]),
-            "os.PathLike",
-            *(text for text in texts if isinstance(text, str) and len(text) > 3),
-        ]
-        return None if any(word in said for word in words) else f"only said {error!r}"
+        items = [*value] if isinstance(value, list | dict) else [value]
+        texts = [item for item in items if isinstance(item, str) and len(item) > 3]
+        is_named = any(word in said for word in (name, repr(value), repr(items), "os.PathLike", *texts))
+        return None if is_named else f"only said {error!r}"
     except Exception as error:
         return f"{error!r}"
     return "was accepted"
 
 
-def _calls(folder: Path) -> dict[str, tuple[Callable[..., Any], Mapping[str, str]]]:
-    """:return: Calls that work without arguments, and what these have to be"""
+def _calls() -> list[tuple[str, Callable[..., Any], dict[str, str]]]:
+    """:return: Calls that work, by name, and what their arguments have to be: names by kind"""
     config, model = load_config(None, **settings(16)), make_model()
-    suite, own = config.suite, config.env_settings()
-    demonstrations = sb3_vla_envs.collect_demonstrations("point", 2, suite=suite, progress=False, **own)
-    policy = dict(vars(config.policy))
+    own = {"suite": config.suite, **config.env_settings()}
+    acting = {"suite": config.suite, **config.acting_settings()}
+    demonstrations = sb3_vla_envs.collect_demonstrations("point", 2, progress=False, **own)
+    policy, spaces = dict(vars(config.policy)), (model.observation_space, model.action_space)
+    task = sb3_vla_envs.GymTask("TorturePoint-v0", ("go",))
 
-    def of_policy(**changes: Any) -> Any:
+    def with_policy(**changes: Any) -> Any:
         return make_model(policy_kwargs={**policy, **changes})
 
-    def of_head(head: str) -> Callable[..., Any]:
-        return lambda **changes: of_policy(head=head, head_kwargs=changes)
+    def with_head(head: str) -> Callable[..., Any]:
+        return lambda **changes: with_policy(head=head, head_kwargs=changes)
 
-    def collect(n_per_task: int = 1, **changes: Any) -> Any:
-        return sb3_vla_envs.collect_demonstrations("point", n_per_task, suite=suite, progress=False, **{**own, **changes})
+    def given(work: Callable[..., Any], *arguments: Any, **sensible: Any) -> Callable[..., Any]:
+        return lambda **changes: work(*arguments, **{**sensible, **changes})
 
-    def evaluate(tasks: Any = "point", **changes: Any) -> Any:
-        sensible = {"n_goals": 1, "n_envs": 1, "suite": suite, "progress": False, **config.acting_settings()}
-        return sb3_vla.evaluate_on_tasks(model, tasks, **{**sensible, **changes})
-
-    simulation = {
-        **{"n_goals": "count", "goal_seed": "index", "horizon": "count", "settle_steps": "index", "goal_split": "name"},
-        **{"task_order": "name", "goal_order": "name", "reward": "name"},
-    }
-    wrapping = {
-        "chunk_size": "count",
-        "n_action_steps": "count",
-        "gamma": "fraction",
-        "max_instruction_bytes": "count",
-        "quality": "name",
-    }
-    return {
-        "PPOSelfBC": (
+    return [
+        (
+            "PPOSelfBC",
             make_model,
             {
-                **{
-                    "learning_rate": "not negative",
-                    "critic_learning_rate": "not negative",
-                    "backbone_learning_rate": "not negative",
-                },
-                **{
-                    "n_steps": "count",
-                    "batch_size": "count",
-                    "n_epochs": "count",
-                    "gamma": "fraction",
-                    "gae_lambda": "fraction",
-                },
-                **{"clip_range": "positive", "clip_range_vf": "positive", "target_kl": "positive", "ent_coef": "number"},
-                **{"vf_coef": "not negative", "max_grad_norm": "above 0", "normalize_advantage": "name", "ratio_per": "name"},
-                **{"critic_warmup_steps": "index", "critic_epochs": "count", "noise_scale": "positive", "bc_loss": "name"},
-                **{
-                    "micro_batch_size": "count",
-                    "bc_batch_size": "count",
-                    "bc_weight": "rule",
-                    "bc_weight_kwargs": "arguments",
-                },
-                **{
-                    "replay_buffer_kwargs": "arguments",
-                    "policy_kwargs": "arguments",
-                    "device": "device",
-                    "stats_window_size": "count",
-                },
+                "count": "n_steps batch_size n_epochs critic_epochs micro_batch_size bc_batch_size stats_window_size",
+                "index": "critic_warmup_steps seed",
+                "positive": "clip_range clip_range_vf target_kl noise_scale",
+                "above 0": "max_grad_norm",
+                "not negative": "learning_rate critic_learning_rate backbone_learning_rate vf_coef",
+                "fraction": "gamma gae_lambda",
+                "number": "ent_coef",
+                "name": "normalize_advantage ratio_per bc_loss overlap shard",
+                "rule": "bc_weight",
+                "arguments": "policy_kwargs bc_weight_kwargs replay_buffer_kwargs",
+                "device": "device",
             },
         ),
-        "VLAPolicy": (
-            of_policy,
+        (
+            "VLAPolicy",
+            with_policy,
             {
-                **{"backbone": "name", "backbone_kwargs": "arguments", "frozen": "names", "lora": "arguments", "head": "name"},
-                **{
-                    "head_kwargs": "arguments",
-                    "critic_net_arch": "widths",
-                    "autocast": "name",
-                },
-                **{"optimizer_kwargs": "arguments"},
+                "name": "backbone head autocast",
+                "names": "frozen",
+                "widths": "critic_net_arch",
+                "arguments": "backbone_kwargs head_kwargs lora optimizer_kwargs",
             },
         ),
-        "GaussianHead": (
-            of_head("gaussian"),
+        (
+            "GaussianHead",
+            with_head("gaussian"),
+            {"count": "hidden_dim", "number": "log_std_init", "fraction": "noise_correlation noise_probability"},
+        ),
+        (
+            "TokenHead",
+            with_head("token"),
+            {"count": "n_bins hidden_dim n_layers", "positive": "temperature", "name": "bins decoding"},
+        ),
+        (
+            "FlowHead",
+            with_head("flow"),
             {
-                "hidden_dim": "count",
-                "log_std_init": "number",
-                "noise_correlation": "fraction",
-                "noise_probability": "fraction",
+                "count": "n_flow_steps",
+                "number": "log_std_init",
+                "positive": "noise_level",
+                "name": "noise",
+                "widths": "net_arch",
             },
         ),
-        "TokenHead": (
-            of_head("token"),
+        ("ConstantWeight", sb3_vla.ConstantWeight, {"not negative": "weight"}),
+        ("TanhWarmup", sb3_vla.TanhWarmup, {"not negative": "weight", "positive": "warmup_timesteps"}),
+        ("SuccessDriven", sb3_vla.SuccessDriven, {"not negative": "weight minimum"}),
+        ("GradientBalance", sb3_vla.GradientBalance, {"not negative": "ratio maximum"}),
+        (
+            "DemonstrationBuffer",
+            given(sb3_vla.DemonstrationBuffer, *spaces),
+            {"count": "episodes_per_task", "index": "seed", "fraction": "gamma", "name": "rule"},
+        ),
+        (
+            "ChunkedActionWrapper",
+            given(sb3_vla_envs.ChunkedActionWrapper, PointEnv(), chunk_size=3),
+            {"count": "chunk_size n_action_steps", "fraction": "gamma"},
+        ),
+        ("PictureObservation", given(sb3_vla_envs.PictureObservation, PointEnv("rgb_array")), {"count": "height width"}),
+        ("InstructionObservation", given(sb3_vla_envs.InstructionObservation, PointEnv()), {"count": "max_bytes"}),
+        ("Camera", given(sb3_vla_envs.Camera, "corner"), {"count": "height width", "positive": "fovy"}),
+        ("SimulationSettings", sb3_vla_envs.SimulationSettings, _SIMULATION),
+        ("WrappingSettings", sb3_vla_envs.WrappingSettings, _WRAPPING),
+        ("GymSuite", given(sb3_vla_envs.GymSuite, "p", {"p": task}, expert=expert), {"count": "horizon"}),
+        ("make_vla_env", given(sb3_vla_envs.make_vla_env, tasks="point", **own), {"names": "tasks", "name": "suite"}),
+        ("make_vla_env, simulation", given(sb3_vla_envs.make_vla_env, "point", **own), _SIMULATION),
+        ("make_vla_env, wrapping", given(sb3_vla_envs.make_vla_env, "point", **own), _WRAPPING),
+        (
+            "make_vla_vec_env",
+            given(sb3_vla.make_vla_vec_env, tasks="point", n_envs=1, **own),
+            {"count": "n_envs chunk_size horizon", "index": "seed", "names": "tasks"},
+        ),
+        (
+            "SharedMemoryVecEnv",
+            given(sb3_vla.SharedMemoryVecEnv, [PointEnv]),
+            {"count": "n_workers", "index": "probe_steps", "positive": "timeout", "name": "start_method"},
+        ),
+        (
+            "collect_demonstrations",
+            given(sb3_vla_envs.collect_demonstrations, "point", n_per_task=1, progress=False, **own),
             {
-                **{"n_bins": "count", "bins": "name", "decoding": "name", "temperature": "positive", "hidden_dim": "count"},
-                **{"n_layers": "count"},
+                "count": "n_per_task n_workers chunk_size",
+                "index": "seed",
+                "not negative": "action_noise",
+                "fraction": "noise_correlation",
             },
         ),
-        "FlowHead": (
-            of_head("flow"),
+        (
+            "fine_tune",
+            given(sb3_vla.fine_tune, model, demonstrations, n_epochs=1, progress=False),
             {
-                "n_flow_steps": "count",
-                "noise": "name",
-                "log_std_init": "number",
-                "noise_level": "positive",
-                "net_arch": "widths",
+                "count": "n_epochs batch_size patience",
+                "index": "max_shift seed",
+                "above 0": "max_grad_norm",
+                "not negative": "learning_rate weight_decay auxiliary_weight",
+                "fraction": "held_out_fraction",
+                "name": "loss",
+                "arguments": "auxiliary_targets",
             },
         ),
-        "ConstantWeight": (sb3_vla.ConstantWeight, {"weight": "not negative"}),
-        "TanhWarmup": (sb3_vla.TanhWarmup, {"weight": "not negative", "warmup_timesteps": "positive"}),
-        "SuccessDriven": (sb3_vla.SuccessDriven, {"weight": "not negative", "minimum": "not negative"}),
-        "GradientBalance": (sb3_vla.GradientBalance, {"ratio": "not negative", "maximum": "not negative"}),
-        "DemonstrationBuffer": (
-            lambda **changes: sb3_vla.DemonstrationBuffer(model.observation_space, model.action_space, **changes),
-            {"episodes_per_task": "count", "rule": "name", "gamma": "fraction", "seed": "index"},
-        ),
-        "ChunkedActionWrapper": (
-            lambda **changes: sb3_vla_envs.ChunkedActionWrapper(PointEnv(), **{"chunk_size": 3, **changes}),
-            {"chunk_size": "count", "n_action_steps": "count", "gamma": "fraction"},
-        ),
-        "PictureObservation": (
-            lambda **changes: sb3_vla_envs.PictureObservation(PointEnv("rgb_array"), **changes),
-            {"height": "count", "width": "count"},
-        ),
-        "InstructionObservation": (
-            lambda **changes: sb3_vla_envs.InstructionObservation(PointEnv(), **{"instruction": "go", **changes}),
-            {"max_bytes": "count"},
-        ),
-        "Camera": (
-            lambda **changes: sb3_vla_envs.Camera(**{"name": "corner", **changes}),
-            {"height": "count", "width": "count", "fovy": "positive"},
-        ),
-        "SimulationSettings": (sb3_vla_envs.SimulationSettings, simulation),
-        "WrappingSettings": (sb3_vla_envs.WrappingSettings, wrapping),
-        "make_vla_env": (
-            lambda tasks="point", **changes: sb3_vla_envs.make_vla_env(tasks, **{"suite": suite, **own, **changes}),
-            {**simulation, **wrapping, "tasks": "names", "suite": "name"},
-        ),
-        "make_vla_vec_env": (
-            lambda tasks="point", **changes: sb3_vla.make_vla_vec_env(
-                tasks, **{"suite": suite, "n_envs": 1, **own, **changes}
-            ),
-            {"n_envs": "count", "seed": "index", "tasks": "names", "chunk_size": "count", "horizon": "count"},
-        ),
-        "collect_demonstrations": (
-            collect,
-            {
-                **{"n_per_task": "count", "action_noise": "not negative", "noise_correlation": "fraction", "seed": "index"},
-                **{"n_workers": "count", "chunk_size": "count"},
-            },
-        ),
-        "evaluate_on_tasks": (
-            evaluate,
-            {"n_goals": "count", "n_envs": "count", "split": "name", "seed": "index", "tasks": "names", "chunk_size": "count"},
-        ),
-        "fine_tune": (
-            lambda **changes: sb3_vla.fine_tune(model, demonstrations, **{"n_epochs": 1, "progress": False, **changes}),
-            {
-                **{
-                    "n_epochs": "count",
-                    "batch_size": "count",
-                    "learning_rate": "not negative",
-                    "weight_decay": "not negative",
-                },
-                **{"max_grad_norm": "above 0", "loss": "name", "held_out_fraction": "fraction", "patience": "count"},
-                **{
-                    "max_shift": "index",
-                    "auxiliary_targets": "arguments",
-                    "auxiliary_weight": "not negative",
-                    "seed": "index",
-                },
-            },
-        ),
-        "SFTCallback": (
+        (
+            "SFTCallback",
             sb3_vla.SFTCallback,
             {
-                **{"n_per_task": "count", "action_noise": "not negative", "n_workers": "count", "n_epochs": "count"},
-                **{"batch_size": "count", "learning_rate": "not negative"},
+                "count": "n_per_task n_workers n_epochs batch_size",
+                "index": "seed",
+                "not negative": "action_noise learning_rate",
             },
         ),
-        "episode_jobs": (
-            lambda **changes: sb3_vla.episode_jobs(**{"tasks": ["point"], "n_goals": 1, **changes}),
-            {"n_goals": "count", "seed": "index"},
+        (
+            "evaluate_on_tasks",
+            given(sb3_vla.evaluate_on_tasks, model, tasks="point", n_goals=1, n_envs=1, progress=False, **acting),
+            {"count": "n_goals n_envs chunk_size", "index": "seed", "name": "split", "names": "tasks"},
         ),
-        "encode_instruction": (
-            lambda **changes: sb3_vla_envs.encode_instruction(**{"instruction": "go", "max_bytes": 8, **changes}),
-            {"max_bytes": "count"},
-        ),
-        "GymSuite": (
-            lambda **changes: sb3_vla_envs.GymSuite(
-                **{"name": "p", "tasks": {"p": sb3_vla_envs.GymTask("TorturePoint-v0", ("go",))}, "expert": expert, **changes}
-            ),
-            {"horizon": "count"},
-        ),
-        "SharedMemoryVecEnv": (
-            lambda **changes: sb3_vla.SharedMemoryVecEnv([PointEnv], **changes).close(),
-            {"n_workers": "count", "start_method": "name", "probe_steps": "index", "timeout": "positive"},
-        ),
-        "PPOSelfBC.load": (lambda path: sb3_vla.PPOSelfBC.load(path), {"path": "path"}),
-        "VLAPolicy.load": (lambda path: sb3_vla.VLAPolicy.load(path), {"path": "path"}),
-        "EvaluationResult.load": (lambda path: sb3_vla.EvaluationResult.load(path), {"path": "path"}),
-        "load_demonstrations": (lambda path: sb3_vla_envs.load_demonstrations(path), {"path": "path"}),
-    }
+        ("episode_jobs", given(sb3_vla.episode_jobs, ["point"], n_goals=1), {"count": "n_goals", "index": "seed"}),
+        ("encode_instruction", given(sb3_vla_envs.encode_instruction, "go"), {"count": "max_bytes"}),
+        ("PPOSelfBC.load", sb3_vla.PPOSelfBC.load, {"path": "path"}),
+        ("VLAPolicy.load", sb3_vla.VLAPolicy.load, {"path": "path"}),
+        ("EvaluationResult.load", sb3_vla.EvaluationResult.load, {"path": "path"}),
+        ("load_demonstrations", sb3_vla_envs.load_demonstrations, {"path": "path"}),
+    ]

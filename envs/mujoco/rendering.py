@@ -37,7 +37,7 @@ class SceneRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel, cameras: Sequence[Camera], quality: Quality = "fast") -> None:
-        check_choice("rendering quality", quality, QUALITIES)
+        check_choice("quality", quality, QUALITIES)
         self.model = model
         self.cameras = tuple(cameras)
         self.quality = quality

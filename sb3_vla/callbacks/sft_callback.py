@@ -6,7 +6,7 @@ from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_vla_envs import Demonstration, collect_demonstrations, load_demonstrations
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import SEED, Limits, check_count
 
 from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.vla_policy import VLAPolicy
@@ -55,7 +55,7 @@ class SFTCallback(BaseCallback):
         Limits(at_least=0).check("action_noise", action_noise)
         for name, value in {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
             SFT_LIMITS[name].check(name, value)
-        Limits(at_least=0, whole=True, others=(None,)).check("seed", seed)
+        SEED.check("seed", seed)
         self.n_per_task = n_per_task
         self.demonstrations = demonstrations
         self.action_noise = action_noise

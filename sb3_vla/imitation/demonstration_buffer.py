@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
-from sb3_vla_envs.argument_checks import FRACTION, Limits, check_count
+from sb3_vla_envs.argument_checks import FRACTION, SEED, check_choice, check_count
 
 from ..policies.encoded import PolicyInput
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
@@ -85,8 +85,8 @@ class DemonstrationBuffer:
     ) -> None:
         check_count("episodes_per_task", episodes_per_task)
         FRACTION.check("gamma", gamma)
-        Limits(at_least=0, whole=True, others=(None,)).check("seed", seed)
-        Limits(choices=RULES).check("rule", rule)
+        SEED.check("seed", seed)
+        check_choice("rule", rule, RULES)
         self.episodes_per_task = episodes_per_task
         self.rule = rule
         self.gamma = gamma

@@ -25,7 +25,7 @@ def check_seen(observation: Mapping[str, np.ndarray]) -> None:
             raise FloatingPointError(f"the observation {key!r} has NaN or infinity: no action follows from it")
 
 
-def check_actions(actions: np.ndarray, policy: nn.Module) -> None:
+def check_actions(actions: np.ndarray | th.Tensor, policy: nn.Module) -> None:
     """
     Before they are clipped, which would hide infinity.
 
@@ -33,7 +33,7 @@ def check_actions(actions: np.ndarray, policy: nn.Module) -> None:
     :param policy: The policy
     :raises FloatingPointError: If a number is not finite
     """
-    if not np.isfinite(actions).all():
+    if not th.isfinite(th.as_tensor(actions)).all():
         check_weights(policy.state_dict(), "it can't act")
         raise FloatingPointError("the policy's action has NaN or infinity, though its weights and the observation have not")
 

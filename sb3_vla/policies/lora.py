@@ -8,7 +8,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 
 from ..common.argument_checks import check_keywords, check_known
 from .backbones import VLABackbone
@@ -66,7 +66,7 @@ def adapt(
         )
     check_count("lora: r", r)
     Limits(above=0).check("lora: lora_alpha", lora_alpha)
-    Limits(choices=tuple(_DTYPES)).check("lora: base_dtype", base_dtype)
+    check_choice("lora: base_dtype", base_dtype, tuple(_DTYPES))
     targets = backbone.lora_targets if target_modules is None else target_modules
     if targets is None:
         raise ValueError(f"{type(backbone).__name__} has no lora_targets: give lora=dict(target_modules=[...])")

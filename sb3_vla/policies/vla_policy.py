@@ -458,7 +458,7 @@ class VLAPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
-        check_actions(actions.cpu().numpy(), self)
+        check_actions(actions, self)
         return actions
 
     def save(self, path: str) -> None:

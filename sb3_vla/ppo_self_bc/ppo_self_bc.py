@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
 
-from sb3_vla_envs.argument_checks import FRACTION, Limits, check_count
+from sb3_vla_envs.argument_checks import FLAG, FRACTION, SEED, Limits, check_count
 
 from ..common.argument_checks import check_keywords, check_known
 from ..common.device_check import check_device
@@ -127,11 +127,11 @@ class PPOSelfBC(ChunkedPPO):
         "ent_coef": Limits(),
         "vf_coef": Limits(at_least=0),
         "critic_warmup_steps": Limits(at_least=0, whole=True),
-        "seed": Limits(at_least=0, whole=True, others=(None,)),
+        "seed": SEED,
         "normalize_advantage": Limits(choices=(True, False, "task")),
         "ratio_per": Limits(choices=("step", "chunk")),
         "bc_loss": Limits(choices=("auto", "mse", "nll")),
-        **dict.fromkeys(("overlap", "shard"), Limits(choices=(True, False))),
+        **dict.fromkeys(("overlap", "shard"), FLAG),
     }
 
     def __init__(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gymnasium import spaces
-from torch import nn
 
 from sb3_vla_envs import Demonstration, load_demonstrations, make_env_fns, make_vla_env
 from sb3_vla_envs.suite import get_suite
@@ -62,10 +61,7 @@ def check_training(
                 warnings.simplefilter("ignore")  # the run itself will warn
                 model = new_model(config, arguments, venv, initial_model, trust_pickle)
                 if goes_on and config.train.policy_kwargs:
-                    kwargs = config.policy_in_training()
-                    assert isinstance(model.observation_space, spaces.Dict) and isinstance(model.action_space, spaces.Box)
-                    policy = VLAPolicy(model.observation_space, model.action_space, model.lr_schedule, **kwargs)
-                    _check_takes_over(policy, model.policy)
+                    _check_takes_over(config, model)
             DemonstrationBuffer(model.observation_space, model.action_space).extend(demonstrations)
         finally:
             venv.close()
@@ -74,19 +70,22 @@ def check_training(
         check_goals(config, "train", config.train.n_validation_goals)
 
 
-def _check_takes_over(policy: nn.Module, weights: nn.Module) -> None:
+def _check_takes_over(config: Config, model: PPOSelfBC) -> None:
     """
-    :param policy: What shall take over weights
-    :param weights: What has them
-    :raises ValueError: If it is another network
+    :param config: Configuration
+    :param model: The model before training
+    :raises ValueError: If the policy that ``train`` makes of its own is another network
     """
-    shapes, given = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (policy, weights))
-    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-    if wrong:
+    assert isinstance(model.observation_space, spaces.Dict) and isinstance(model.action_space, spaces.Box)
+    kwargs = config.policy_in_training()
+    policy = VLAPolicy(model.observation_space, model.action_space, model.lr_schedule, **kwargs)
+    try:
+        policy.load_state_dict(model.policy.state_dict())
+    except RuntimeError as error:
         raise ValueError(
-            f"train.policy_kwargs make another network of the policy, whose weights it can't take over ({wrong[0]} and "
-            f"{len(wrong) - 1} others): change it in the section policy instead"
-        )
+            f"train.policy_kwargs make another network of the policy, which can't take over the weights of the one before: "
+            f"change it in the section policy instead ({error})"
+        ) from error
 
 
 def check_acting(config: Config, model: PPOSelfBC | None = None) -> None:

@@ -13,7 +13,7 @@ import torch as th
 import yaml
 
 from sb3_vla_envs import collect_demonstrations, read_lerobot
-from sb3_vla_envs.argument_checks import Limits
+from sb3_vla_envs.argument_checks import Limits, check_choice
 from sb3_vla_envs.suite import check_suite_in_file, find_suite, get_suite
 from sb3_vla_envs.task_env import ALL_SPLITS, SimulationSettings
 from sb3_vla_envs.wrapping import WrappingSettings
@@ -159,7 +159,7 @@ class Config:
         check_section("train.policy_kwargs", PolicySettings, self.train.policy_kwargs or {})
         head = HEADS.get(self.policy.head)
         if head is not None:
-            Limits(choices=("auto", *head.imitation_losses)).check("sft.loss", self.sft.loss)
+            check_choice("sft.loss", self.sft.loss, ("auto", *head.imitation_losses))
         if self.simulation.goal_split != "train":
             raise ValueError(
                 f"simulation.goal_split must be 'train', got {self.simulation.goal_split!r}: a run trains on those goals, and "

@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 import gymnasium as gym
 
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import check_choice, check_count
 
 from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
 from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv, check_workers
@@ -75,7 +75,7 @@ class SharedMemoryVecEnv(WorkerVecEnv):
             raise ValueError("There are no environments to run: give at least one function that builds one.")
         check_workers(n_workers, timeout)
         check_count("probe_steps", probe_steps, least=0)
-        Limits(choices=(None, *multiprocessing.get_all_start_methods())).check("start_method", start_method)
+        check_choice("start_method", start_method, (None, *multiprocessing.get_all_start_methods()))
         self.num_envs = len(env_fns)
         self.timeout = timeout
         self.waiting = False

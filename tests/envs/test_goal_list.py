@@ -33,7 +33,7 @@ def test_random_numbers_depend_on_task_split_and_seed_but_not_on_the_length():
         ({"n_goals": 0}, ValueError, "n_goals must be at least 1, got 0"),
         ({"n_goals": 2.0}, TypeError, "n_goals must be an integer"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
-        ({"split": "eval"}, ValueError, "Unknown goal split 'eval', allowed are 'train', 'test'"),
+        ({"split": "eval"}, ValueError, "split must be 'train' or 'test', got 'eval'"),
     ],
 )
 def test_bad_lists_are_refused_in_every_suite(sample, task, arguments, error, message):

@@ -131,10 +131,10 @@ def test_names_that_no_one_could_give(name):
         ({"n_goals": 0}, ValueError, "n_goals must be at least 1, got 0"),
         ({"n_goals": "two"}, TypeError, "n_goals must be an integer, got 'two'"),
         ({"goal_seed": -1}, ValueError, "goal_seed must be at least 0, got -1"),
-        ({"privileged": "no"}, TypeError, "privileged must be True or False, got 'no'"),
+        ({"privileged": "no"}, ValueError, "privileged must be True or False, got 'no'"),
         ({"chunk_size": 2, "n_action_steps": 3}, ValueError, "n_action_steps=3 exceeds chunk_size=2"),
         ({"gamma": 2}, ValueError, "gamma must be at most 1, got 2"),
-        ({"quality": "best"}, ValueError, "Unknown rendering quality 'best'"),
+        ({"quality": "best"}, ValueError, "quality must be 'fast' or 'plain' or 'full', got 'best'"),
         ({"cameras": []}, ValueError, "At least one camera is needed"),
     ],
 )

@@ -135,5 +135,5 @@ def test_settled_metaworld_has_its_whole_horizon():
 
 
 def test_goals_that_a_suite_does_not_have():
-    with pytest.raises(ValueError, match=r"Unknown goal_split of the suite 'fetch' 'benchmark', allowed are 'train', 'test'"):
+    with pytest.raises(ValueError, match=r"goal_split of the suite 'fetch' must be 'train' or 'test'.*, got 'benchmark'"):
         get_suite("fetch").make_simulation("FetchReach-v4", goal_split="benchmark")

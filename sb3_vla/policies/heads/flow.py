@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 
 from ...common.argument_checks import check_widths
 from ...common.chunk_mask import masked_mse
@@ -197,7 +197,7 @@ class FlowHead(ActionHead):
     ) -> None:
         super().__init__(features_dim, action_space)
         check_count("n_flow_steps", n_flow_steps)
-        Limits(choices=("noise", "sde")).check("noise", noise)
+        check_choice("noise", noise, ("noise", "sde"))
         Limits(at_least=-20, at_most=2).check("log_std_init", log_std_init)
         Limits(above=0).check("noise_level", noise_level)
         self.n_flow_steps, self.noise, self.noise_level, self.log_std_init = n_flow_steps, noise, noise_level, log_std_init

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from sb3_vla_envs.argument_checks import Limits, check_count
+from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
@@ -168,8 +168,8 @@ class TokenHead(ActionHead):
         Limits(above=0).check("temperature", temperature)
         check_count("n_layers", n_layers)
         check_count("hidden_dim", hidden_dim)
-        Limits(choices=("uniform", "quantile")).check("bins", bins)
-        Limits(choices=("parallel", "autoregressive")).check("decoding", decoding)
+        check_choice("bins", bins, ("uniform", "quantile"))
+        check_choice("decoding", decoding, ("parallel", "autoregressive"))
         if hidden_dim % 8:
             raise ValueError(f"hidden_dim must be a positive multiple of 8, got {hidden_dim}")
         self.n_bins, self.bins, self.decoding, self.temperature = n_bins, bins, decoding, temperature

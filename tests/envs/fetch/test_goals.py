@@ -75,7 +75,7 @@ def test_facts_about_tasks_are_those_of_the_simulators(task):
     ("arguments", "message"),
     [
         (("FetchPusch-v4", "train"), "did you mean 'FetchPush-v4'"),
-        (("FetchPush-v4", "validation"), "Unknown goal split 'validation', allowed are 'train', 'test'"),
+        (("FetchPush-v4", "validation"), "split must be 'train' or 'test', got 'validation'"),
         (("FetchPush-v4", "train", 0), "n_goals must be at least 1, got 0"),
         (("FetchPush-v4", "train", 5, -1), "seed must be at least 0, got -1"),
     ],

@@ -69,7 +69,7 @@ def test_shared_list_cannot_be_written_to():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("reach-v3", "validation"), "Unknown goal split 'validation', allowed are 'train', 'test'"),
+        (("reach-v3", "validation"), "split must be 'train' or 'test'.*, got 'validation'"),
         (("reach-v3", "train", 0), "n_goals must be at least 1, got 0"),
         (("reach-v3", "train", 5, -1), "seed must be at least 0, got -1"),
         (("reach-v3", "benchmark", 51), "MetaWorld's own benchmark has 50 goals of each task: lower n_goals, it is 51"),

@@ -74,7 +74,7 @@ def test_unknown_camera_and_quality_are_named_with_what_there_is(scene):
     model, _ = scene
     with pytest.raises(ValueError, match="Unknown camera 'side', this scene has 'upright', 'hanging'"):
         SceneRenderer(model, [Camera("side")])
-    with pytest.raises(ValueError, match="Unknown rendering quality 'best', allowed are 'fast', 'plain', 'full'"):
+    with pytest.raises(ValueError, match="quality must be 'fast' or 'plain' or 'full', got 'best'"):
         SceneRenderer(model, [Camera("upright")], "best")
 
 
