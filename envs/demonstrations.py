@@ -46,7 +46,12 @@ class Demonstration:
         self.chunk_lengths = self._as_array("chunk_lengths", self.chunk_lengths)
         arrays = {**self.observations, "actions": self.actions}
         if self.rewards is not None:
-            arrays["rewards"] = self.rewards = self._as_array("rewards", self.rewards)
+            arrays["rewards"] = self.rewards = self._as_array("rewards", self.rewards).astype(np.float32, copy=False)
+            if self.rewards.ndim != 1:
+                raise ValueError(
+                    f"'rewards' of a demonstration of task {self.task!r} must be one number a chunk, got shape "
+                    f"{self.rewards.shape}"
+                )
         lengths = {key: len(value) for key, value in arrays.items()} | {"chunk_lengths": len(self.chunk_lengths)}
         if len(set(lengths.values())) > 1:
             raise ValueError(

@@ -44,6 +44,12 @@ def test_numbers_that_are_not_finite_are_refused(field, bad):
         Demonstration("push-v3", demo.observations, demo.actions, demo.chunk_lengths, True)
 
 
+def test_rewards_are_one_number_a_chunk():
+    demo = demonstration(2)
+    with pytest.raises(ValueError, match=r"'rewards' of .* task 'push-v3' must be one number a chunk, got shape \(2, 1\)"):
+        Demonstration("push-v3", demo.observations, demo.actions, demo.chunk_lengths, True, rewards=[[0], [1]])
+
+
 @pytest.mark.parametrize("length", [-1, 0, 4])
 def test_chunk_lengths_out_of_range_are_refused(length):
     demo = demonstration(4)

@@ -312,6 +312,17 @@ def test_without_rewards_a_success_counts_as_one(tmp_path):
     np.testing.assert_allclose([demo.returns(0.5)[0] for demo in loaded.episodes["a"]], [0.125, 3.0])
 
 
+@pytest.mark.parametrize("rewards", [[0, 1], [0.0, 1.0], np.array([0, 1], np.float16)], ids=repr)
+def test_rewards_of_any_numbers_are_kept_beside_those_of_the_agent(rewards, tmp_path):
+    buffer = make_buffer("advantage", gamma=0.5)
+    given = [replace(episode([2, 2]), rewards=each) for each in (rewards, np.array([0.5, 1], np.float32))]
+    assert buffer.extend(given) == 2
+    buffer.save(tmp_path / "demos")
+    loaded = make_buffer("advantage", gamma=0.5)
+    loaded.load(tmp_path / "demos")
+    assert [demo.rewards.tolist() for demo in loaded.episodes["a"]] == [[0, 1], [0.5, 1]]
+
+
 class Expects:
     """A critic that expects the same everywhere, and remembers how many it was asked about at a time."""
 
