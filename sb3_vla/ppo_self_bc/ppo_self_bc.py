@@ -73,8 +73,9 @@ class PPOSelfBC(ChunkedPPO):
     :param critic_learning_rate: Learning rate of VLAPolicy's value function, by default ``learning_rate``
     :param critic_warmup_steps: Timesteps during which only the value function learns, at the beginning of the model's life and
         not of each ``learn()``. VLAPolicy's value function learns alone; other policies are trained on the value loss
-    :param critic_epochs: Number of epochs of the value function, ``n_epochs`` by default; those beyond ``n_epochs`` train the
-        value loss alone, and with privileged observations cost next to nothing
+    :param critic_epochs: Number of epochs of the value function, by default those of the policy; what ``n_epochs``, or
+        ``target_kl`` in their middle, leave of them train on the value loss alone, whatever ``vf_coef``, and with privileged
+        observations cost next to nothing
     :param noise_scale: Factor of the noise with which VLAPolicy explores (the standard deviation of a Gaussian head or of the
         steps of a flow head, the temperature of a token head), it can be a function of the current progress remaining that
         stays above 0. Wide noise finds what is far; with little, PPO improves the policy that acts without any: begin with 1
@@ -345,6 +346,7 @@ class PPOSelfBC(ChunkedPPO):
         weights: LossWeights | None = None
         continue_training = True
         n_policy_epochs = 0 if self.lifetime_timesteps <= self.critic_warmup_steps else self.n_epochs
+        n_critic_epochs = 0 if n_policy_epochs and self.critic_epochs is None else self.critic_epochs or self.n_epochs
         for epoch in range(n_policy_epochs):
             logs["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
@@ -362,7 +364,8 @@ class PPOSelfBC(ChunkedPPO):
             self._n_updates += 1
             if not continue_training:
                 break
-        for _ in range((self.critic_epochs or self.n_epochs) - n_policy_epochs):
+            n_critic_epochs -= 1
+        for _ in range(n_critic_epochs):
             for rollout_data in self.rollout_buffer.get(self.batch_size, self.adapter.critic_keys):
                 logs["value_loss"].append(self._train_critic(rollout_data, clip_range_vf))
         check_weights_identical(self.ranks, self.policy)
@@ -382,10 +385,13 @@ class PPOSelfBC(ChunkedPPO):
         self.micro_batch_size = None if size == n_samples else size
 
     def _rate_demonstrations(self) -> None:
-        if self.replay_buffer is not None:
-            size = self.micro_batch_size or self.batch_size  # in whose memory an update has room
-            critic, keys, host_keys = self.adapter.critic_values, self.adapter.critic_keys, self.adapter.host_keys
-            self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, host_keys, keys, size)
+        rollout_size = self.n_steps * self.n_envs * self.ranks.size
+        # A critic that has not learned yet would drop good demonstrations for good
+        if self.replay_buffer is None or self.lifetime_timesteps <= max(self.critic_warmup_steps, rollout_size):
+            return
+        size = self.micro_batch_size or self.batch_size  # in whose memory an update has room
+        critic, keys, host_keys = self.adapter.critic_values, self.adapter.critic_keys, self.adapter.host_keys
+        self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, host_keys, keys, size)
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
         if self.target_kl is None or not approx_kl.item() > 1.5 * self.target_kl:  # NaN is for who checks the gradients

@@ -99,6 +99,35 @@ def test_critic_epochs_improve_the_value(make_model):
     assert losses[1] < 0.8 * losses[0]
 
 
+def test_epochs_of_the_critic_are_made_up_for_where_the_kl_limit_ends_those_of_the_policy(make_model, monkeypatch):
+    n_steps_alone = []
+    train_critic = PPOSelfBC._train_critic
+    monkeypatch.setattr(PPOSelfBC, "_train_critic", lambda *args: (n_steps_alone.append(1), train_critic(*args))[1])
+    settings = dict(n_epochs=2, target_kl=1e-9, learning_rate=1e-2, bc_weight=0)
+    make_model(**settings).learn(16)
+    assert not n_steps_alone, "as in SB3"
+    model = make_model(critic_epochs=4, **settings).learn(16)
+    n_minibatches = 16 // model.batch_size
+    assert model._n_updates == 1 and len(n_steps_alone) == 4 * n_minibatches
+
+
+@pytest.mark.parametrize("warmup", [0, 32])
+def test_a_critic_that_has_not_learned_yet_drops_no_demonstration(warmup, make_model, make_demonstrations):
+    model = make_model(critic_warmup_steps=warmup)
+    demonstrations = make_demonstrations(4)
+    for demonstration in demonstrations:  # worse than any critic expects
+        demonstration.rewards = np.full(len(demonstration), -10, np.float32)
+    model.replay_buffer.extend(demonstrations)
+
+    def held():
+        return sum(demonstration.rewards[0] == -10 for held in model.replay_buffer.episodes.values() for demonstration in held)
+
+    model.learn(max(warmup, 16))
+    assert held() == 4
+    model.learn(16, reset_num_timesteps=False)
+    assert held() == 0
+
+
 def test_critic_warmup_of_an_mlp_policy_runs_on_the_value_loss():
     model = PPOSelfBC("MlpPolicy", drift(), n_steps=16, batch_size=8, n_epochs=1, critic_warmup_steps=16, seed=0, device="cpu")
     before = snapshot(model)
