@@ -62,8 +62,12 @@ def restore_model(model: PPOSelfBC, state: dict[str, Any], with_episodes: bool) 
         model.set_episodes(state["episodes"], under_way=with_episodes)
     if model.ranks.is_first:
         restore_random_states(model, state["random"])
-    elif model.rank_seed is not None:
-        model.set_random_seed(model.rank_seed + model.num_timesteps)
+        return
+    # What is kept is the first rank's; the others begin new random numbers, each its own
+    seed = None if model.rank_seed is None else model.rank_seed + model.num_timesteps
+    model.set_random_seed(seed)
+    if model.replay_buffer is not None:
+        model.replay_buffer.rng = np.random.default_rng(seed)
 
 
 def restore_log(logger: Logger, state: dict[str, Any]) -> None:

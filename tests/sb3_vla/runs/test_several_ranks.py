@@ -13,19 +13,25 @@ import yaml
 from sb3_vla import PPOSelfBC
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
+from sb3_vla.imitation.demonstration_buffer import DemonstrationBuffer
 from sb3_vla.runs.cli import main
+from sb3_vla_envs import collect_demonstrations, save_demonstrations
 
 # Ranks can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+TASKS = ["handle-press-v3", "coffee-button-v3"]
+CAMERAS = [{"name": "corner4", "height": 8, "width": 8}]
+
+
 @pytest.fixture
 def config_file(tmp_path, tiny_config):
     settings = {
-        "tasks": ["handle-press-v3", "coffee-button-v3"],
+        "tasks": TASKS,
         "device": "cpu",
         "simulation": {"horizon": 20, "n_goals": 3},
-        "wrapping": {"chunk_size": 5, "cameras": [{"name": "corner4", "height": 8, "width": 8}]},
+        "wrapping": {"chunk_size": 5, "cameras": CAMERAS},
         "policy": {
             **{"head_kwargs": {"hidden_dim": 16}, "critic_net_arch": [16]},
             "backbone_kwargs": {"config": tiny_config},
@@ -126,16 +132,28 @@ def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, co
 
 
 def resume(run):
-    return command("train", "--resume", run)
+    drawn, sample = [], DemonstrationBuffer.sample
+
+    def watched_sample(buffer, *args, **kwargs):
+        drawn.append(buffer.rng.bit_generator.state["state"]["state"])
+        return sample(buffer, *args, **kwargs)
+
+    DemonstrationBuffer.sample = watched_sample
+    return command("train", "--resume", run)[0], drawn
 
 
 def test_a_run_of_one_process_goes_on_with_two(start_ranks, config_file, tmp_path):
     run = tmp_path / "run"
-    assert command("train", "--config", config_file, "--out", str(run), "--timesteps", "16")[0] == 0
+    change(config_file, replay_buffer_kwargs={"rule": "shortest"})
+    demos = tmp_path / "demos.npz"
+    save_demonstrations(demos, collect_demonstrations(TASKS, 1, chunk_size=5, cameras=CAMERAS, progress=False))
+    begin = ("--config", config_file, "--demos", str(demos), "--out", str(run), "--timesteps", "16")
+    assert command("train", *begin)[0] == 0
     text = (run / "config.yaml").read_text().replace("total_timesteps: 16", "total_timesteps: 48")
     (run / "config.yaml").write_text(text)
-    first, second = start_ranks(resume, 2, str(run)).results()
-    assert first[0] == second[0] == 0
+    (first, drawn), (second, drawn_elsewhere) = start_ranks(resume, 2, str(run)).results()
+    assert first == second == 0
+    assert drawn and drawn_elsewhere and not {*drawn} & {*drawn_elsewhere}, "other demonstrations on each rank"
     assert PPOSelfBC.load(run / "model.zip").num_timesteps == 48
 
 
