@@ -128,9 +128,9 @@ def fine_tune(
 
     AdamW with a linear warm-up over the first twentieth of the steps and a cosine decay to zero. Every task's episodes are
     split into training and held-out ones. The weights of the last epoch are kept: the lowest held-out loss does not tell the
-    policy that succeeds most often (Mandlekar et al. 2021, arXiv 2108.03298). ``state`` (and ``privileged``) are standardised
-    with the statistics of the training episodes; those go into the model's ``VecNormalize``, too, if it has one. Parts of the
-    backbone that are frozen stay as they are.
+    policy that succeeds most often (Mandlekar et al. 2021, arXiv 2108.03298). ``state`` (and ``privileged``, unless the critic
+    has learned already) are standardised with the statistics of the training episodes; those go into the model's
+    ``VecNormalize``, too, if it has one. Parts of the backbone that are frozen stay as they are, and so does the critic.
 
     :param model: A model with a VLAPolicy, or the policy alone where no ``VecNormalize`` stands before it; changed in place
     :param demonstrations: Successful episodes

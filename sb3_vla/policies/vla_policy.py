@@ -74,7 +74,8 @@ class VLAPolicy(ActorCriticPolicy):
     :param normalized_keys: What ``VecNormalize`` standardises before the policy sees it, noted by whoever trains the policy
     :param use_sde: Not supported, there because SB3's algorithms pass it
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
-    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer; what is not
+        among them has PyTorch's defaults, Adam's ``eps`` too, which is 1e-5 in SB3's own policies
     :raises ValueError: If a space is not of the contract, ``chunk_size`` is not the action space's, or an argument is out of
         range
     :raises TypeError: If an argument is of a wrong type, or unknown to backbone, head or optimizer
@@ -261,12 +262,13 @@ class VLAPolicy(ActorCriticPolicy):
 
     def fit_normalizers(self, observations: Mapping[str, th.Tensor]) -> None:
         """
-        Standardise ``state`` (and ``privileged``) with the statistics of a data set.
+        Standardise ``state`` with the statistics of a data set, and ``privileged`` as long as the critic has not learned with
+        other ones.
 
         :param observations: ``(samples, ...)`` by key
         """
         self.state_normalizer.fit(observations["state"])
-        if self.privileged:
+        if self.privileged and not self.optimizer.state:
             self.privileged_normalizer.fit(observations["privileged"])
 
     @property

@@ -142,6 +142,17 @@ def test_any_number_of_steps(policy, make_demonstrations, n_epochs):
     assert len(result.train_losses) == n_epochs
 
 
+@pytest.mark.parametrize("has_learned", [False, True])
+def test_a_critic_that_has_learned_goes_on_seeing_what_it_saw(has_learned, make_model, make_vec_env, make_demonstrations):
+    model = make_model(make_vec_env(privileged=True))
+    if has_learned:
+        model.learn(16)
+    observation, _ = model.policy.obs_to_tensor(model.env.reset())
+    before = model.policy.predict_values(observation)
+    fine_tune(model, make_demonstrations(4, privileged=True), n_epochs=1, progress=False)
+    assert th.equal(model.policy.predict_values(observation), before) == has_learned
+
+
 def test_the_fine_tuned_policy_goes_on_in_ppo(make_model, make_demonstrations):
     model = make_model()
     fine_tune(model.policy, make_demonstrations(4), n_epochs=40, batch_size=8, learning_rate=1e-2, progress=False)
