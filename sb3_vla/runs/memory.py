@@ -49,6 +49,7 @@ def estimator_of(config: Config, n_cameras: int | None = None) -> MemoryEstimato
         env.close()
         backbone, backbone_kwargs = without_weights(policy_kwargs["backbone"], policy_kwargs["backbone_kwargs"] or {})
         is_imitating = not make_bc_weight(train.bc_weight, train.bc_weight_kwargs).is_off
+        executed = config.wrapping.n_action_steps or config.wrapping.chunk_size
         episodes = len(config.tasks) * (train.replay_buffer_kwargs or {}).get("episodes_per_task", 100)
         assert isinstance(observation_space, spaces.Dict) and isinstance(action_space, spaces.Box)
         return MemoryEstimator(
@@ -60,7 +61,7 @@ def estimator_of(config: Config, n_cameras: int | None = None) -> MemoryEstimato
             n_steps=train.n_steps,
             batch_size=train.batch_size,
             bc_batch_size=is_imitating * (train.bc_batch_size or train.batch_size),
-            n_demonstrations=is_imitating * episodes * math.ceil(horizon / config.wrapping.chunk_size),
+            n_demonstrations=is_imitating * episodes * math.ceil(horizon / executed),
             ratio_per_step=train.ratio_per == "step",
         )
 

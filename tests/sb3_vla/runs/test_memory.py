@@ -3,6 +3,8 @@ import re
 import pytest
 
 from sb3_vla.runs.cli import main
+from sb3_vla.runs.config import load_config
+from sb3_vla.runs.memory import estimator_of
 
 from ..policies.backbones.tiny_checkpoints import TINY_FAMILIES
 
@@ -45,6 +47,12 @@ def test_it_says_what_training_takes_without_the_weights(config, tmp_path, capsy
     assert output.startswith("4 of 16 samples of a minibatch and its demonstrations at a time:")
     assert gib(output, "all on the device") >= gib(output, "weights")
     assert "16 in 8 GiB" in output and "16 in 80 GiB" in output
+
+
+def test_a_chunk_that_is_not_executed_whole_makes_more_demonstrated_pairs(config):
+    small, large = (estimator_of(load_config(config, wrapping={"n_action_steps": n})) for n in (8, 4))
+    # Of an episode of 500 steps
+    assert large.estimate().demonstrations / 125 == small.estimate().demonstrations / 63 > 0
 
 
 @pytest.mark.parametrize(
