@@ -22,7 +22,8 @@ class SFTCallback(BaseCallback):
     The demonstrations are those of a file, or of the experts of the training environment's suite, collected with the settings
     that it was made with (:func:`~sb3_vla.make_vla_vec_env`, :func:`sb3_vla_envs.make_vla_env`, ``gymnasium.make``). Of the
     wrappers around that, ``VecFrameStack`` and ``VecNormalize`` are followed, others are not. Parts of the backbone that are
-    frozen in post-training take part in the fine-tuning.
+    frozen in post-training take part in the fine-tuning. Of several ranks each does the same, and all go on with what the
+    first one made.
 
     :param n_per_task: Demonstrations that the experts give of each task
     :param demonstrations: File of demonstrations (``sb3-vla demos``, :func:`sb3_vla_envs.save_demonstrations`) instead
@@ -74,6 +75,11 @@ class SFTCallback(BaseCallback):
             )
         if model._n_updates > 0 or model.policy.is_fine_tuned:
             return
+        if model.is_sharded:
+            raise ValueError(
+                "SFTCallback can't fine-tune layers that are sharded: call fine_tune(model, demonstrations) before learn(), "
+                "or go on from what `sb3-vla sft` made"
+            )
         seed = self.seed if self.seed is not None else model.seed or 0
         demonstrations = self._demonstrations(seed)
         student = _unfrozen_copy(model) if model.policy.frozen else model
@@ -90,6 +96,7 @@ class SFTCallback(BaseCallback):
             model.policy.load_state_dict(student.policy.state_dict())
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
+        model.share_with_ranks()
 
     def _demonstrations(self, seed: int) -> list[Demonstration]:
         """

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
+from ..common.launch import launched_as
 from ..evaluation.model_fit import check_model_fits
 from .nested_callbacks import nested_callbacks
 
@@ -35,6 +36,8 @@ class SuccessEvalCallback(EvalCallback):
 
     ``best_mean_reward`` is that of the best model, and
     :class:`~stable_baselines3.common.callbacks.StopTrainingOnNoModelImprovement` counts every new best model.
+
+    Of several ranks each evaluates in an environment of its own, and the first one alone writes what it has seen.
 
     :param eval_env: The environment to evaluate in, wrapped as the one for training: what ``VecFrameStack`` and
         ``VecNormalize`` do to observations there, they must do here (``VecTransposeImage`` is not needed). The statistics are
@@ -120,7 +123,7 @@ class SuccessEvalCallback(EvalCallback):
         assert isinstance(rewards, list) and isinstance(lengths, list)
         reported = any(episode.success is not None for _, episode in self._episodes)
         self._is_success_buffer = [bool(episode.success) for _, episode in self._episodes] if reported else []
-        if self.log_path is not None:
+        if self.log_path is not None and launched_as()[0] == 0:
             self._save_evaluations(self.log_path, rewards, lengths)
         self.last_mean_reward = float(np.mean(rewards))
         self._log_evaluation(rewards, lengths)

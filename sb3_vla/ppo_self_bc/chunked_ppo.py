@@ -240,7 +240,7 @@ class ChunkedPPO(PortablePPO):
         if isinstance(self._sharding, LayerSharding):
             return
         check_models_alike(self.ranks, self)
-        share_weights(self.ranks, self.policy)
+        self.share_with_ranks()
         if self.is_sharded:
             self._sharding = LayerSharding(self.policy, self.adapter.layers_to_shard(), self.ranks)
 
@@ -257,6 +257,14 @@ class ChunkedPPO(PortablePPO):
         if isinstance(self._sharding, LayerSharding):
             raise RuntimeError("the weights are sharded, from the first learn() on: load the model anew to give it others")
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def share_with_ranks(self) -> None:
+        """
+        Give all ranks the weights and the statistics of ``VecNormalize`` that the first one has. ``learn()`` begins with that;
+        a callback that changes them calls it afterwards, on all ranks.
+        """
+        share_weights(self.ranks, self.policy)
+        self._normalization = SharedNormalization(self.ranks, self._vec_normalize_env)
 
     def _share_normalization(self) -> None:
         if self._normalization is None or self._normalization.normalizer is not self._vec_normalize_env:

@@ -45,7 +45,8 @@ class PortablePPO(PPO):
         Save the model to a zip file, without the demonstration buffer (:meth:`save_replay_buffer`).
 
         :param path: Path to the file, which ends in ``.zip`` if it has no other ending, or a file. One that is there already
-            is replaced only once the new one is complete and on the disk. Of several ranks the first one alone writes it
+            is replaced only once the new one is complete and on the disk. Of several ranks the first one alone writes to a
+            path, and each to a file of its own
         :param exclude: Names of attributes that are left out, beside the default ones
         :param include: Names of attributes that are saved all the same
         :raises FloatingPointError: If a weight is not finite: a file of that name stays as it is

@@ -1,3 +1,7 @@
+import sys
+from functools import partial
+
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +12,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from sb3_vla import PPOSelfBC, SFTCallback, fine_tune, make_vla_vec_env
 from sb3_vla_envs import GymSuite, GymTask, load_demonstrations, make_vla_env, register_suite, save_demonstrations
+
+# Ranks can't import this file
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture
@@ -83,6 +90,33 @@ def test_it_is_fine_tune_of_the_whole_model_through_its_normalisation(make_model
         assert np.allclose(seen[0], statistics.mean), (
             "the training environment's statistics are those of the demonstrations, too"
         )
+
+
+def learn_on_a_rank(make_model, make_vec_env, path, head, **kwargs):
+    env = VecNormalize(make_vec_env(), norm_obs_keys=["state"], gamma=0.9)
+    model = make_model(env, {"head": head, "head_kwargs": {}}, learning_rate=0.0, critic_learning_rate=0.0, **kwargs)
+    callback = None if path is None else SFTCallback(demonstrations=path, n_epochs=1, batch_size=4, verbose=0)
+    model.learn(16 * model.ranks.size, callback=callback)
+    return weights(model), env.obs_rms["state"].count
+
+
+def test_of_several_ranks_all_go_on_with_what_one_made(start_ranks, make_model, make_vec_env, demonstrations):
+    # A flow head draws noise for its loss, on each rank another
+    rank = (learn_on_a_rank, 2, make_model, make_vec_env)
+    (weights_of_first, count), (weights_of_second, count_of_second) = start_ranks(*rank, demonstrations, "flow").results()
+    assert all(th.equal(value, weights_of_second[name]) for name, value in weights_of_first.items())
+    _, count_without = start_ranks(*rank, None, "flow").results()[0]
+    n_pairs = learn_on_a_rank(make_model, make_vec_env, demonstrations, "gaussian")[1]
+    n_pairs -= learn_on_a_rank(make_model, make_vec_env, None, "gaussian")[1]
+    # Each demonstration once, and not what the second rank's two environments showed when they were reset, before that
+    assert count == count_of_second and count - count_without == pytest.approx(n_pairs - 2)
+
+
+def test_sharded_layers_are_refused(start_ranks, make_model, make_vec_env, demonstrations):
+    learn = partial(learn_on_a_rank, shard=True)
+    errors = start_ranks(learn, 2, make_model, make_vec_env, demonstrations, "flow").results()
+    for error in errors:
+        assert isinstance(error, ValueError) and "SFTCallback can't fine-tune layers that are sharded" in str(error)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -158,6 +158,14 @@ def test_best_is_what_sorting_finds(evaluations, reports_success):
     assert new_bests(evaluations) == expected
 
 
+def test_of_several_ranks_the_first_writes(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, written in ((1, []), (0, ["evaluations.npz"])):
+        monkeypatch.setenv("RANK", str(rank))
+        evaluate([[YES]], log_path=str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == written
+
+
 def test_file_of_evaluations(tmp_path):
     chunks = {"chunk_length": 4}
     script = [
