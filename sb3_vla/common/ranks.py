@@ -50,14 +50,14 @@ class Ranks:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
-    def gather(self, value: Item) -> list[Item]:
+    def all_gather_object(self, value: Item) -> list[Item]:
         """
         :param value: Anything that can be pickled
         :return: That of each rank
         """
         return [value]
 
-    def from_first(self, value: Item) -> Item:
+    def broadcast_object(self, value: Item) -> Item:
         """
         :param value: Anything that can be pickled
         :return: That of the first rank
@@ -76,7 +76,7 @@ class Ranks:
                 action()
             except Exception as raised:
                 error = raised
-        error = self.from_first(error)
+        error = self.broadcast_object(error)
         if error is not None:
             raise error
 
@@ -87,19 +87,19 @@ class Ranks:
         """
         return value
 
-    def total(self, tensor: th.Tensor) -> th.Tensor:
+    def all_reduce(self, tensor: th.Tensor) -> th.Tensor:
         """
         :param tensor: Of the same shape on all ranks
         :return: Sum over the ranks
         """
         return tensor
 
-    def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[th.Tensor]) -> None:
         """
         :param tensors: Of the same shapes on all ranks, each of which becomes its sum over the ranks
         """
 
-    def rows(self, tensor: th.Tensor) -> th.Tensor:
+    def all_gather(self, tensor: th.Tensor) -> th.Tensor:
         """
         :param tensor: ``(n, ...)``, of the same shape on all ranks
         :return: ``(size * n, ...)``, those of all ranks
@@ -125,28 +125,28 @@ class JoinedRanks(Ranks):
         self.device = device
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
-    def gather(self, value: Item) -> list[Item]:
+    def all_gather_object(self, value: Item) -> list[Item]:
         values: list[Any] = [None] * self.size
         with noticing_losses():
             dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Item) -> Item:
+    def broadcast_object(self, value: Item) -> Item:
         values = [value]
         with noticing_losses():
             dist.broadcast_object_list(values)
         return values[0]
 
     def all(self, value: bool) -> bool:
-        return bool(self.total(th.tensor(int(value))).item() == self.size)
+        return bool(self.all_reduce(th.tensor(int(value))).item() == self.size)
 
-    def total(self, tensor: th.Tensor) -> th.Tensor:
+    def all_reduce(self, tensor: th.Tensor) -> th.Tensor:
         summed = tensor.to(self.device, copy=True)
         with noticing_losses():
             dist.all_reduce(summed)
         return summed.to(tensor.device)
 
-    def add_up(self, tensors: Sequence[th.Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[th.Tensor]) -> None:
         for bucket in _buckets(tensors):
             summed = th.cat([tensor.detach().flatten() for tensor in bucket]).to(self.device)
             with noticing_losses():
@@ -154,7 +154,7 @@ class JoinedRanks(Ranks):
             for tensor, part in zip(bucket, summed.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def rows(self, tensor: th.Tensor) -> th.Tensor:
+    def all_gather(self, tensor: th.Tensor) -> th.Tensor:
         own = tensor.contiguous()
         parts = [th.empty_like(own) for _ in range(self.size)]
         with noticing_losses():
@@ -163,7 +163,7 @@ class JoinedRanks(Ranks):
 
     def share(self, amount: th.Tensor | int) -> float | th.Tensor:
         own = th.as_tensor(amount, dtype=th.float64)
-        return (own / self.total(own).clamp(min=1e-12)).float()
+        return (own / self.all_reduce(own).clamp(min=1e-12)).float()
 
 
 class RankMail(Generic[Item]):
@@ -192,7 +192,7 @@ class RankMail(Generic[Item]):
     def exchange(self) -> None:
         """Hand over what was sent on all ranks since the last time."""
         kept, self._kept = self._kept, []
-        for items in self.ranks.gather(kept):
+        for items in self.ranks.all_gather_object(kept):
             for item in items:
                 self.receive(item)
 
@@ -204,7 +204,7 @@ def check_alike(ranks: Ranks, what: str, values: Mapping[str, Any]) -> None:
     :param values: By name, what must be the same on all
     :raises ValueError: If something differs, on all ranks
     """
-    everywhere = ranks.gather({name: _as_text(value) for name, value in values.items()})
+    everywhere = ranks.all_gather_object({name: _as_text(value) for name, value in values.items()})
     for rank, theirs in enumerate(everywhere[1:], start=1):
         for name in {**everywhere[0], **theirs}:
             first, other = everywhere[0].get(name, "nothing"), theirs.get(name, "nothing")

@@ -116,9 +116,9 @@ def evaluate_on_tasks(
         with th.random.fork_rng():
             th.manual_seed(seed + ranks.rank)
             result = evaluate(model, venv, own, deterministic, progress and ranks.is_first, what_counts)
-    everywhere = ranks.gather(result.episodes)
+    everywhere = ranks.all_gather_object(result.episodes)
     episodes = [everywhere[number % ranks.size][number // ranks.size] for number in range(len(jobs))]
-    return EvaluationResult(episodes, ranks.from_first(result.settings))
+    return EvaluationResult(episodes, ranks.broadcast_object(result.settings))
 
 
 class _Episode:

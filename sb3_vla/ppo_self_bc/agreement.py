@@ -43,7 +43,7 @@ def share_weights(ranks: Ranks, policy: nn.Module) -> None:
     :param policy: Gets the weights of the first one's
     """
     if ranks.size > 1:
-        policy.load_state_dict(ranks.from_first({name: weight.cpu() for name, weight in policy.state_dict().items()}))
+        policy.load_state_dict(ranks.broadcast_object({name: weight.cpu() for name, weight in policy.state_dict().items()}))
 
 
 def check_weights_identical(ranks: Ranks, policy: nn.Module) -> None:
@@ -57,7 +57,7 @@ def check_weights_identical(ranks: Ranks, policy: nn.Module) -> None:
     names, weights = zip(*policy.named_parameters(), strict=True)
     # The bits as numbers, whose sum any change of one shows
     sums = th.stack([weight.detach().flatten().view(th.uint8).sum(dtype=th.int64) for weight in weights])
-    everywhere = ranks.rows(sums.unsqueeze(0))
+    everywhere = ranks.all_gather(sums.unsqueeze(0))
     for rank, theirs in enumerate(everywhere):
         if not th.equal(theirs, everywhere[0]):
             name = names[int(th.nonzero(theirs != everywhere[0])[0])]
@@ -82,7 +82,7 @@ class SharedNormalization:
 
     def _begin(self) -> None:
         if self.ranks.size > 1:
-            for statistics, sums in zip(self._statistics, self.ranks.from_first(self._sums()), strict=True):
+            for statistics, sums in zip(self._statistics, self.ranks.broadcast_object(self._sums()), strict=True):
                 _set(statistics, sums)
             self._agreed = self._sums()
 
@@ -90,7 +90,7 @@ class SharedNormalization:
         """Add up what all ranks have seen since the last time."""
         if self.ranks.size == 1:
             return
-        everywhere = self.ranks.gather(self._sums())
+        everywhere = self.ranks.all_gather_object(self._sums())
         for i, statistics in enumerate(self._statistics):
             _set(statistics, self._agreed[i] + sum(sums[i] - self._agreed[i] for sums in everywhere))
         self._agreed = self._sums()

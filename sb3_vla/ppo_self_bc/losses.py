@@ -120,4 +120,4 @@ def gradient_norms(
     gradients = [th.autograd.grad(loss, trained, allow_unused=True) for loss in losses]
     shared = [of_one for of_one in zip(*gradients, strict=True) if all(gradient is not None for gradient in of_one)]
     flat = [th.cat([gradient.flatten() for gradient in of_loss]) for of_loss in zip(*shared, strict=True)]
-    return [(ranks or Ranks()).total(gradient).norm().item() for gradient in flat]
+    return [(ranks or Ranks()).all_reduce(gradient).norm().item() for gradient in flat]

@@ -380,7 +380,7 @@ class PPOSelfBC(ChunkedPPO):
         self.policy.set_training_mode(True)
         fitting = fitting_micro_batch(self.adapter, self.rollout_buffer, n_samples, imitates, self.ratio_per == "step")
         self.policy.set_training_mode(False)
-        size = min(self.ranks.gather(fitting))
+        size = min(self.ranks.all_gather_object(fitting))
         self.logger.log(f"micro_batch_size='auto': {size} of {n_samples} samples at a time fit into memory")
         self.micro_batch_size = None if size == n_samples else size
 
@@ -404,7 +404,7 @@ class PPOSelfBC(ChunkedPPO):
         advantages = rollout_data.advantages
         # Normalization does not make sense if mini batchsize == 1, see SB3 issue #325
         if self.normalize_advantage and self.normalize_advantage != "task" and len(advantages) * self.ranks.size > 1:
-            of_all = self.ranks.rows(advantages)
+            of_all = self.ranks.all_gather(advantages)
             advantages = (advantages - of_all.mean()) / (of_all.std() + 1e-8)
         return rollout_data._replace(advantages=advantages)
 
@@ -575,7 +575,7 @@ class PPOSelfBC(ChunkedPPO):
                 self.logger.record(
                     f"train/{name}", (values[-1] if name == "loss" else th.stack(values).double().mean()).item()
                 )
-        expected = self.ranks.gather((self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
+        expected = self.ranks.all_gather_object((self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()))
         values_and_returns = (np.concatenate(parts) for parts in zip(*expected, strict=True))
         self.logger.record("train/explained_variance", explained_variance(*values_and_returns))
         for name, metric in self.adapter.metrics().items():

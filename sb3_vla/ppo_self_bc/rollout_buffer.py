@@ -178,7 +178,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
         if self._normalized_per_task:
             return
         self._normalized_per_task = True
-        everywhere = (ranks or Ranks()).gather((self.tasks.ravel(), self.advantages.ravel()))
+        everywhere = (ranks or Ranks()).all_gather_object((self.tasks.ravel(), self.advantages.ravel()))
         all_tasks, all_advantages = (np.concatenate(parts) for parts in zip(*everywhere, strict=True))
         for task in set(self.tasks.ravel()):
             of_task = self.tasks == task

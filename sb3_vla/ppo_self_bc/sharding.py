@@ -26,7 +26,7 @@ class Sharding:
         :param terms: What else does
         """
         gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
-        ranks.add_up([*gradients, *terms])
+        ranks.all_reduce_([*gradients, *terms])
 
     def clip_gradients(self, weights: Iterable[th.Tensor], max_norm: float) -> th.Tensor:
         """
@@ -93,7 +93,7 @@ class LayerSharding(Sharding):
         if self._device.type == "cuda":  # layers whose outputs alone are not what was used don't wait for it
             th.cuda.synchronize(self._device)
         gradients = {name: weight.grad for name, weight in policy.named_parameters() if weight.grad is not None}
-        ranks.add_up([*gradients.values(), *terms])
+        ranks.all_reduce_([*gradients.values(), *terms])
         # What came after a layer had added up its gradients, as of keys and values that were kept from another call of it
         late = {name: gradient for name, gradient in gradients.items() if name in self._parts}
         weights = dict(policy.named_parameters())
@@ -107,7 +107,7 @@ class LayerSharding(Sharding):
         gradients: list[Any] = [weight.grad for weight in weights if weight.grad is not None]
         parts = [gradient.to_local() for gradient in gradients if self._is_part(gradient)]
         others = [gradient for gradient in gradients if not self._is_part(gradient)]
-        squares = self.ranks.total(_squares(parts, self._device)) + _squares(others, self._device)
+        squares = self.ranks.all_reduce(_squares(parts, self._device)) + _squares(others, self._device)
         norm = squares.sqrt()
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in (*parts, *others):

@@ -170,7 +170,7 @@ class RunCheckpoint(BetweenUpdates):
         restore_random_states(self.model, state["random"])
         self.is_collecting = False
         exists = (self.folder / str(self.model.num_timesteps)).exists()  # that of this very moment
-        if not (self.model.ranks.from_first(exists) if self.model.is_sharded else exists):
+        if not (self.model.ranks.broadcast_object(exists) if self.model.is_sharded else exists):
             save_checkpoint(self.model, self.folder, state)
 
     def _on_rollout_start(self) -> None:

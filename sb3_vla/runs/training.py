@@ -115,7 +115,7 @@ def _learn(
             callbacks.append(_validation(config, folder, config.train.validate_every))
         try:
             model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
-            request.signal = next(filter(None, model.ranks.gather(request.signal)), None)  # who stops one stops all
+            request.signal = next(filter(None, model.ranks.all_gather_object(request.signal)), None)  # who stops one stops all
         except RuntimeError as error:
             is_lost = isinstance(error, LostRank)
             if not checkpoint.is_collecting or not (is_lost or request.signal):

@@ -79,14 +79,14 @@ class Validation(BetweenUpdates):
         self.rows = list(_whole_rows(self.csv_file)) if self.csv_file.exists() else []
         self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
         last = max((n for row in self.rows if (n := int(row["timesteps"])) <= self.num_timesteps), default=0)
-        self.last = self.model.ranks.from_first(last)  # as the others may not see the file
+        self.last = self.model.ranks.broadcast_object(last)  # as the others may not see the file
 
     def act(self) -> None:
         """Evaluate it."""
         assert isinstance(self.model, PPOSelfBC)
         result = evaluate_on_tasks(self.model, progress=False, ranks=self.model.ranks, **self.arguments)
         ranks = self.model.ranks
-        if ranks.from_first(ranks.is_first and self._is_best(result)):
+        if ranks.broadcast_object(ranks.is_first and self._is_best(result)):
             self.model.save(self.best_model)
         if ranks.is_first:
             self._keep(self.model, result)

@@ -17,7 +17,7 @@ def talk():
     assert isinstance(ranks, JoinedRanks) and join_ranks("cpu").size == 2
     own = ranks.rank + 1
     tensors = [th.full((2, 3), own), th.full((), 10.0 * own), th.tensor([own], dtype=th.float64), th.empty(0)]
-    ranks.add_up(tensors)
+    ranks.all_reduce_(tensors)
     received = []
     mail = RankMail(ranks, received.append)
     mail.send(f"from {ranks.rank}")
@@ -26,12 +26,12 @@ def talk():
     mail.exchange()
     return {
         "rank": (ranks.rank, ranks.size, ranks.is_first, launched_as()),
-        "gather": ranks.gather({"own": own}),
-        "from_first": ranks.from_first(f"I am {own}"),
+        "all_gather_object": ranks.all_gather_object({"own": own}),
+        "broadcast_object": ranks.broadcast_object(f"I am {own}"),
         "all": (ranks.all(True), ranks.all(own == 1), ranks.all(False)),
-        "total": ranks.total(th.tensor([own, 5])).tolist(),
-        "add_up": [tensor.tolist() for tensor in tensors],
-        "rows": ranks.rows(th.tensor([[own, own]])).tolist(),
+        "all_reduce": ranks.all_reduce(th.tensor([own, 5])).tolist(),
+        "all_reduce_": [tensor.tolist() for tensor in tensors],
+        "all_gather": ranks.all_gather(th.tensor([[own, own]])).tolist(),
         "share": float(ranks.share(th.tensor(own))),
         "mail": (before, received),
     }
@@ -45,10 +45,10 @@ def disagree(what):
 
 def vanish():
     ranks = join_ranks("cpu")
-    ranks.gather(0)
+    ranks.all_gather_object(0)
     if ranks.rank == 1:
         os._exit(1)
-    ranks.total(th.zeros(1))
+    ranks.all_reduce(th.zeros(1))
 
 
 def test_what_ranks_tell_each_other(start_ranks):
@@ -56,12 +56,12 @@ def test_what_ranks_tell_each_other(start_ranks):
     assert first.pop("rank") == (0, 2, True, (0, 2)) and second.pop("rank") == (1, 2, False, (1, 2))
     assert (first.pop("share"), second.pop("share")) == pytest.approx((1 / 3, 2 / 3))
     assert first == second
-    assert first["gather"] == [{"own": 1}, {"own": 2}]
-    assert first["from_first"] == "I am 1"
+    assert first["all_gather_object"] == [{"own": 1}, {"own": 2}]
+    assert first["broadcast_object"] == "I am 1"
     assert first["all"] == (True, False, False)
-    assert first["total"] == [3, 10]
-    assert first["add_up"] == [[[3, 3, 3]] * 2, 30.0, [3.0], []]
-    assert first["rows"] == [[1, 1], [2, 2]]
+    assert first["all_reduce"] == [3, 10]
+    assert first["all_reduce_"] == [[[3, 3, 3]] * 2, 30.0, [3.0], []]
+    assert first["all_gather"] == [[1, 1], [2, 2]]
     assert first["mail"] == ([], ["from 0", "from 1"])
 
 
@@ -86,9 +86,9 @@ def test_a_process_alone_asks_nobody(monkeypatch):
     ranks = join_ranks("cpu")
     assert type(ranks) is Ranks and ranks.is_first and ranks.size == 1
     tensor = th.tensor([1.0, 2.0])
-    ranks.add_up([tensor])
-    assert ranks.total(tensor) is tensor and ranks.rows(tensor) is tensor and ranks.share(tensor.sum()) == 1.0
-    assert ranks.gather(3) == [3] and ranks.from_first(3) == 3 and ranks.all(True) and not ranks.all(False)
+    ranks.all_reduce_([tensor])
+    assert ranks.all_reduce(tensor) is tensor and ranks.all_gather(tensor) is tensor and ranks.share(tensor.sum()) == 1.0
+    assert ranks.all_gather_object(3) == [3] and ranks.broadcast_object(3) == 3 and ranks.all(True) and not ranks.all(False)
     received = []
     RankMail(ranks, received.append).send(7)
     assert received == [7]
