@@ -22,7 +22,8 @@ class TrainingStatistics:
     What a rule may look at, once an update.
 
     :param lifetime_timesteps: Chunks in the whole life of the model; SB3's ``num_timesteps`` begins anew with each ``learn()``
-    :param success_rate: Success rate of the last episodes, in [0, 1]; ``None`` before the first episode ended
+    :param success_rate: Success rate of the last episodes of each task, averaged over the tasks, so that quick tasks, of which
+        more episodes end, don't hide slow ones, in [0, 1]; ``None`` before the first episode ended
     :param ppo_grad_norm: Norm of the gradient of the PPO loss with respect to what behaviour cloning trains too; ``None``
         unless the rule ``needs_gradient_norms``
     :param bc_grad_norm: Norm of the gradient of the unweighted BC loss

@@ -498,11 +498,10 @@ class ChunkedPPO(PortablePPO):
                 rewards[idx] += self.gamma ** int(chunk_lengths[idx]) * last_value
 
     def _excluded_save_params(self) -> list[str]:
-        # The last ones are made again by _setup_model
-        made_again = ["lr_schedule", "_part_schedules", "_noise_schedule", "_bc_rule"]
-        of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization"]
-        of_overlap = ["_acting", "_ahead", "_holds_rollout", "_sharding"]
-        return [*super()._excluded_save_params(), "adapter", "_cache", "_recorder", *made_again, *of_ranks, *of_overlap]
+        made_again = ["lr_schedule", "adapter", "_cache", "_recorder"]
+        of_ranks = ["ranks", "_primitive_steps", "_ended_infos", "_normalization", "_sharding"]
+        of_overlap = ["_acting", "_ahead", "_holds_rollout"]
+        return [*super()._excluded_save_params(), *made_again, *of_ranks, *of_overlap]
 
     def save_replay_buffer(self, path: str | os.PathLike[str]) -> None:
         """

@@ -233,6 +233,12 @@ class EpisodeRecorder:
         if outcome.steps_to_success is not None:
             self.steps_to_success[outcome.task].append(outcome.steps_to_success)
 
+    @property
+    def success_rate(self) -> float | None:
+        """Of the last episodes of each task, averaged over the tasks; ``None`` before the first one ended."""
+        rates = [np.mean(successes) for successes in self.successes.values() if successes]
+        return float(np.mean(rates)) if rates else None
+
     def log(self, logger: Logger) -> None:
         """
         :param logger: Gets success rates and steps to success

@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
 from sb3_vla_envs.argument_checks import FLAG, FRACTION, SEED, Limits, check_count
 
@@ -324,6 +324,9 @@ class PPOSelfBC(ChunkedPPO):
         limits.check(f"{name} at a progress of {1 - self._current_progress_remaining:.3g}", value)
         return value
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_part_schedules", "_noise_schedule", "_bc_rule"]  # made again
+
     def train(self) -> None:
         """
         Update the policy with the rollout buffer, and with demonstrations beside it.
@@ -563,7 +566,7 @@ class PPOSelfBC(ChunkedPPO):
             policy_loss = ppo_loss(evaluation, piece, clip_range, None, self.ratio_per == "step").policy
             losses = [self._shares(piece, self._weighs_steps)[1] * policy_loss, bc_loss]
             ppo_grad_norm, bc_grad_norm = gradient_norms(losses, self.policy.parameters(), self.ranks)
-        success_rate = safe_mean(self.ep_success_buffer) if self.ep_success_buffer else None
+        success_rate = None if self._recorder is None else self._recorder.success_rate
         weights = self._bc_rule(TrainingStatistics(self.lifetime_timesteps, success_rate, ppo_grad_norm, bc_grad_norm))
         if not np.isfinite([weights.ppo, weights.bc]).all():
             raise FloatingPointError(f"the rule {self._bc_rule} of the BC weight gave {weights}: it must be finite")

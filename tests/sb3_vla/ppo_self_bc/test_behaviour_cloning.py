@@ -235,8 +235,10 @@ def test_success_rule_reads_the_success_rate(make_model, make_demonstrations, re
     model.replay_buffer.extend(make_demonstrations(1))
     logs = record_logs(model)
     model.learn(64)
-    rate = logs[-1]["rollout/success_rate"]
+    rates = [logs[-1][f"rollout/success_rate/{task}"] for task in ("push", "pull")]
+    rate = np.mean(rates)
     assert 0 < rate < 1, "the toy task is meant to be neither trivial nor hopeless"
+    assert rates[0] != rates[1] and rate != pytest.approx(logs[-1]["rollout/success_rate"])
     assert logs[-1]["train/bc_weight"] == pytest.approx(2 * (1 - rate))
 
 
