@@ -35,6 +35,9 @@ SMALLER = {
     "--backbone NAME": "--backbone vlm",
     "--backbone FOLDER": "--backbone vlm",
     "HuggingFaceTB/SmolVLM-256M-Instruct": "vlm",
+    "HuggingFaceTB/SmolVLM-500M-Instruct": "vlm",
+    "image_size: 256": "image_size: 64",
+    "height: 256, width: 256": "height: 64, width: 64",
 }
 # Options that make the work of a command small
 SHORT = {"eval": ["--n-goals", "1"], "play": ["--n-per-task", "2"], "probe": ["--episodes", "5"]}
@@ -51,12 +54,24 @@ def lines():
             yield pytest.param(commands, id=str(page.relative_to(ROOT)))
 
 
+def configurations():
+    """Files that pages have their readers write, with a small checkpoint in place of the real one."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name, block in re.findall(r"`([\w.]+\.yml)`:\n\n```yaml\n(.*?)^```", text, re.M | re.S):
+            for written, run in SMALLER.items():
+                block = block.replace(written, run)
+            yield name, block
+
+
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory):
     """A folder with what a reader has who comes to a page: a configuration, a checkpoint, a dataset, runs."""
     folder = tmp_path_factory.mktemp("readers")
     (folder / "my.yml").write_text(yaml.safe_dump({"tasks": "handle-press-v3", **SMALL}), encoding="utf-8")
     TINY_FAMILIES["smolvlm"].save(folder / "vlm")
+    for name, block in configurations():
+        (folder / name).write_text(block.replace("backbone: vlm", f"backbone: {folder / 'vlm'}"), encoding="utf-8")
     config = ["--config", str(folder / "my.yml")]
     assert main(["quickstart", *config, "--out", str(folder / "runs/quickstart")]) == 0
     demos = str(folder / "runs/quickstart/demos.npz")
@@ -88,7 +103,10 @@ def in_small(line, folder):
     if arguments.config is not None:
         given = load_config(arguments.config if Path(arguments.config).exists() else folder / arguments.config).to_dict()
         settings = {name: {**old, **SMALL.get(name, {})} if isinstance(old, dict) else old for name, old in given.items()}
-        settings["tasks"] = "handle-press-v3"
+        if getattr(arguments, "init", None) is None:
+            settings["tasks"] = "handle-press-v3"
+        else:  # the tasks are those of the model
+            settings["train"].update(n_envs=12, n_steps=2, validate_every=None)
     (folder / "small.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return [*words, "--config", "small.yml"]
 
@@ -96,7 +114,8 @@ def in_small(line, folder):
 @pytest.mark.parametrize("commands", list(lines()))
 def test_commands_run(commands, readers, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").symlink_to(ROOT / "results")
+    for name in ("results", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.syspath_prepend(ROOT / "examples")
     # There is no Hub here
     monkeypatch.setattr("sb3_vla.runs.commands.push.create_repo", lambda repo_id, private: None)
