@@ -91,18 +91,18 @@ def test_more_cameras_environments_and_demonstrations_take_more(make_model):
     model = make_model()
     kwargs = model._given_policy_kwargs
     usual = estimator_for(model, kwargs).estimate(4)
-    assert estimator_for(model, kwargs, n_envs=4).estimate(4).rollout == 2 * usual.rollout
-    assert estimator_for(model, kwargs, n_steps=24).estimate(4).rollout == 3 * usual.rollout
-    assert estimator_for(model, kwargs, n_demonstrations=20).estimate(4).demonstrations == 2 * usual.demonstrations
+    more = estimator_for(model, kwargs, n_envs=2 * N_ENVS, n_steps=3 * N_STEPS, n_demonstrations=20).estimate(4)
+    assert more.rollout == 6 * usual.rollout
+    assert more.demonstrations == 2 * usual.demonstrations
     assert usual.without_gpu == usual.device + usual.rollout + usual.demonstrations
     assert usual.device >= usual.parameters + usual.gradients + usual.optimizer + usual.update
 
 
 def test_the_largest_micro_batch_takes_nine_tenths_at_most(make_model):
     model = make_model()
-    estimator = estimator_for(model, model._given_policy_kwargs, batch_size=64)
+    estimator = estimator_for(model, model._given_policy_kwargs, batch_size=24)
     whole = estimator.estimate(None).device
-    assert estimator.largest_micro_batch(10 * whole) == estimator.n_samples == 64 + BATCH
+    assert estimator.largest_micro_batch(10 * whole) == estimator.n_samples == 24 + BATCH
     assert estimator.largest_micro_batch(estimator.estimate(2).parameters) == 0
     size = estimator.largest_micro_batch(whole)
     assert 4 < size < estimator.n_samples
