@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_vla_envs import Demonstration
@@ -93,7 +94,7 @@ def probe(
     :param key: Which observation
     :param settings: What determines the figures, to be kept in the result
     :return: Shares of variance explained
-    :raises ValueError: If a task has no episodes in either, or an episode lacks the observation
+    :raises ValueError: If a task has one episode to fit on or none that is held out, or an episode lacks the observation
     :raises TypeError: If the model has no VLAPolicy
     """
     if not isinstance(model.policy, VLAPolicy):
@@ -103,6 +104,8 @@ def probe(
     for task, episodes in fitted_on.items():
         if task not in tested_on:
             raise ValueError(f"there are no held-out episodes of task {task!r}")
+        if len(episodes) < 2:
+            raise ValueError(f"there is one episode of task {task!r} to fit on: two or more are needed, of several goals")
         fit, test = (_Samples.of(model, demos, targets, key) for demos in (episodes, tested_on[task]))
         explained[task] = {name: _explained(fit, test, name) for name in targets}
     return ProbeResult(explained, dict(settings or {}))
@@ -142,7 +145,8 @@ def _features(model: BaseAlgorithm, episodes: Sequence[Demonstration]) -> np.nda
     policy = model.policy
     assert isinstance(policy, VLAPolicy)
     adapter, normalizer = adapt(policy), observation_normalizer(model)
-    matched = DemonstrationSet(adapter.read_space, policy.action_space)
+    read = spaces.Dict({name: adapter.read_space[name] for name in policy.actor_keys})  # type: ignore[index]
+    matched = DemonstrationSet(read, policy.action_space)
     pairs = [(demo, step) for demo in map(matched.match, episodes) for step in range(len(demo))]
     policy.set_training_mode(False)
     parts = []

@@ -170,7 +170,9 @@ def fine_tune(
     if not isinstance(targets, Mapping):
         raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
-    _fit_normalizers(policy, normalizer, train)
+    # The critic is not trained here, so what it has learned with stays
+    critic_has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
+    _fit_normalizers(policy, normalizer, train, without=("privileged",) if critic_has_learned else ())
     policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
     others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
@@ -263,13 +265,14 @@ def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy,
     return policy, observation_normalizer(model)
 
 
-def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs) -> None:
+def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs, without: Sequence[str]) -> None:
     """
     :param policy: Standardises its numbers from now on
     :param normalizer: Normalises some of them before, and takes over their statistics if it learns
     :param train: The training pairs
+    :param without: What it goes on standardising as before
     """
-    numbers = train.numbers(policy.standardized_keys)
+    numbers = train.numbers([key for key in policy.standardized_keys if key not in without])
     if normalizer is not None:
         assert isinstance(normalizer.obs_rms, dict)
         if normalizer.training:

@@ -28,7 +28,7 @@ from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 from .finite import check_actions, check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
-from .lora import add_lora, merge
+from .lora import add_lora, has_adapters, merge
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
 from .vla_adapter import VLAPolicyAdapter
@@ -151,6 +151,11 @@ class VLAPolicy(ActorCriticPolicy):
         self.backbone.freeze(self.frozen)
         if self.lora is not None:
             self.lora = add_lora(self.backbone, self.lora)
+            if adapted := [name for name in self.frozen if has_adapters(self.backbone.parts[name])]:
+                raise ValueError(
+                    f"frozen={self.frozen} keeps {adapted} from learning, which lora adapts: leave them out of frozen, or "
+                    "their layers out of lora's target_modules"
+                )
         if self.compile_parts:
             for part in self.backbone.parts.values():
                 if part is not self.backbone:  # around its parts there is tokenising, which does not compile
@@ -262,13 +267,12 @@ class VLAPolicy(ActorCriticPolicy):
 
     def fit_normalizers(self, observations: Mapping[str, th.Tensor]) -> None:
         """
-        Standardise ``state`` with the statistics of a data set, and ``privileged`` as long as the critic has not learned with
-        other ones.
+        Standardise ``state``, and ``privileged`` if it is given, with the statistics of a data set.
 
         :param observations: ``(samples, ...)`` by key
         """
         self.state_normalizer.fit(observations["state"])
-        if self.privileged and not self.optimizer.state:
+        if "privileged" in observations:
             self.privileged_normalizer.fit(observations["privileged"])
 
     @property

@@ -38,10 +38,21 @@ def test_the_result_is_a_table_and_a_file(make_model, make_demonstrations, tmp_p
     assert content["settings"] == {"seed": 3} and content["explained"]["pull"]["time"].keys() == {"features", "state"}
 
 
+def test_privileged_need_not_be_that_of_the_critic(make_model, make_demonstrations):
+    model = make_model()
+    demonstrations = make_demonstrations(4)
+    expected = probe(model, demonstrations, demonstrations, {"time": [0]})
+    for demo in demonstrations:  # as with another number of tasks
+        demo.observations["privileged"] = np.tile(demo.observations["privileged"], 2)
+    assert probe(model, demonstrations, demonstrations, {"time": [0]}) == expected
+
+
 def test_what_can_not_be_asked_is_refused(make_model, make_demonstrations):
     model = make_model()
     with pytest.raises(ValueError, match="no held-out episodes of task 'push'"):
         probe(model, make_demonstrations(5), make_demonstrations(5, task="pull"), {"time": [0]})
+    with pytest.raises(ValueError, match="one episode of task 'push' to fit on"):
+        probe(model, make_demonstrations(1), make_demonstrations(5), {"time": [0]})
     with pytest.raises(ValueError, match="has no 'depth'"):
         probe(model, make_demonstrations(5), make_demonstrations(5), {"time": [0]}, key="depth")
     other = PPO("MlpPolicy", "CartPole-v1", device="cpu")
