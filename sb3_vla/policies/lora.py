@@ -13,6 +13,7 @@ from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 from ..common.argument_checks import check_keywords, check_known
 from .backbones import VLABackbone
 
+_OF_ADAPTERS = "lora_"  # in the names of their weights
 _DTYPES = {"bfloat16": th.bfloat16, "float32": th.float32}
 
 
@@ -87,15 +88,23 @@ def adapt(
     config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)  # type: ignore[arg-type]
     inject_adapter_in_model(config, base)
     for name, parameter in base.named_parameters():
-        if "lora_" in name:
+        if _OF_ADAPTERS in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
     if not save_base:
         (path,) = (name for name, module in backbone.named_modules() if module is base)
-        names = [name for name in backbone.state_dict() if name.startswith(f"{path}.") and "lora_" not in name]
+        names = [name for name in backbone.state_dict() if name.startswith(f"{path}.") and _OF_ADAPTERS not in name]
         backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
         backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
     return found
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """
+    :param module: A part of a backbone
+    :return: Whether some of its weights are those of adapters
+    """
+    return any(_OF_ADAPTERS in name for name, _ in module.named_parameters())
 
 
 def merge(backbone: VLABackbone) -> None:

@@ -24,8 +24,9 @@ class KeyValuePrefix(NamedTuple):
         """:return: All of it as one tensor, ``(batch, tokens + 1, width)``, as backbones hand over a prefix"""
         # (batch, tokens, 2 * layers * heads * head_dim + 1)
         tensors = [tensor.transpose(1, 2).flatten(2) for layer in self.layers for tensor in layer]
-        rows = th.cat([*tensors, self.mask.unsqueeze(2).to(tensors[0].dtype)], dim=2)
-        numbers = F.pad(self.numbers, (0, rows.shape[2] - self.numbers.shape[1])).to(rows.dtype)
+        # In float32, as bfloat16 would round the numbers
+        rows = th.cat([*tensors, self.mask.unsqueeze(2).to(tensors[0].dtype)], dim=2).float()
+        numbers = F.pad(self.numbers.float(), (0, rows.shape[2] - self.numbers.shape[1]))
         return th.cat([rows, numbers.unsqueeze(1)], dim=1)
 
     @staticmethod

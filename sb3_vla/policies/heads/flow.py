@@ -149,7 +149,7 @@ class FlowDistribution(ChunkDistribution):
         if self.noise == "noise":
             return Normal(x - velocity / self.n_steps, self.scale.expand_as(x), validate_args=False)
         t = self._time(number).view(-1, 1, 1)
-        # sigma is infinite where there is nothing but noise: the first step takes that of the second
+        # sigma is infinite where there is nothing but noise, at t = 1: there 1 - t counts as at the second step
         variance = self.scale**2 * t / (1 - t.clamp(max=1 - 1 / self.n_steps))
         drift = velocity + variance / (2 * t) * (x + (1 - t) * velocity)
         std = (variance / self.n_steps).sqrt()

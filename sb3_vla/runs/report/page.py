@@ -127,7 +127,7 @@ def _overview(runs: Sequence[RunLog]) -> str:
             [
                 escape(run.name),
                 state,
-                str(run.config.get("seed", "")),
+                escape(str(run.config.get("seed", ""))),
                 "" if run.done is None else f"{run.done:.0%}",
                 "" if steps is None else f"{np.nanmax(steps):,.0f}",
                 "" if hours is None else _duration(float(np.nanmax(hours))),

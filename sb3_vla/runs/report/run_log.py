@@ -15,6 +15,8 @@ from ...evaluation.result import EvaluationResult
 from ..log_columns import read_columns
 from ..results import load_results
 
+_ITERATIONS = "time/iterations"
+
 #: Columns of a log by name, each of shape ``(rows,)``, NaN where nothing was logged
 Columns = Mapping[str, NDArray[np.float64]]
 
@@ -121,14 +123,17 @@ def _is_complete(folder: RunFolder, command: str, results: Collection[str]) -> b
 def _logged(path: Path, seconds: str) -> dict[str, NDArray[np.float64]]:
     """
     :param path: Of a log
-    :param seconds: Its column of time: SB3 counts that of each ``learn()`` from zero, so a run that was gone on with begins
-        again
+    :param seconds: Its column of time: SB3 counts that of each ``learn()`` from zero, and its rollouts, so a run that was gone
+        on with begins again
     :return: Its columns, with ``hours``; none if there is no such file
     """
     columns = read_columns(path) if path.is_file() else {}
     if seconds in columns:
         steps = np.diff(columns[seconds], prepend=0.0)
-        columns["hours"] = np.cumsum(np.where(steps < 0, columns[seconds], steps)) / 3600
+        begins_again = steps < 0
+        if _ITERATIONS in columns:
+            begins_again |= np.diff(columns[_ITERATIONS], prepend=0.0) <= 0
+        columns["hours"] = np.cumsum(np.where(begins_again, columns[seconds], steps)) / 3600
     return columns
 
 

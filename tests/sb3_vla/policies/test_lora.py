@@ -210,6 +210,12 @@ def test_a_policy_with_adapters_can_be_copied(make_lora_model):
     assert not [name for name in twin.state_dict() if "base_layer" in name]
 
 
+def test_what_is_frozen_can_not_be_adapted(make_lora_model):
+    make_lora_model(policy_kwargs={"frozen": ("vision", "connector")})
+    with pytest.raises(ValueError, match=r"frozen=\('text',\) keeps \['text'\] from learning, which lora adapts"):
+        make_lora_model(policy_kwargs={"frozen": ("text",)})
+
+
 @pytest.mark.parametrize(
     ("lora", "error", "words"),
     [

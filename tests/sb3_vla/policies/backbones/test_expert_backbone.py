@@ -5,6 +5,7 @@ import pytest
 import torch as th
 
 from sb3_vla import PPOSelfBC, fine_tune
+from sb3_vla.policies.backbones.key_value_prefix import KeyValuePrefix
 
 KINDS = pytest.mark.parametrize("kind", ["pi0", "smolvla"])
 
@@ -54,3 +55,12 @@ def test_other_heads_learn_from_it(kind, make_expert_model):
     before = model.policy.head.mean_net[0].weight.detach().clone()
     model.learn(16)
     assert not th.equal(model.policy.head.mean_net[0].weight, before)
+
+
+def test_numbers_beside_keys_in_bfloat16_are_not_rounded():
+    layers = [(th.randn(2, 1, 3, 4).bfloat16(), th.randn(2, 1, 3, 4).bfloat16())]
+    numbers = th.tensor([[1.001, -0.3333], [2.0004, 0.0]])
+    prefix = KeyValuePrefix(layers, th.ones(2, 3), numbers)
+    unpacked = KeyValuePrefix.unpack(prefix.pack(), n_layers=1, n_heads=1, n_numbers=2)
+    assert th.equal(unpacked.numbers, numbers)
+    assert all(th.equal(one, other) for one, other in zip(unpacked.layers[0], layers[0], strict=True))

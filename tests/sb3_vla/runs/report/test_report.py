@@ -24,15 +24,14 @@ def evaluation(steps):
     return EvaluationResult(episodes)
 
 
-def make_run(path, seed=0, rate=1e-4, is_complete=True, elapsed=(1800, 3600, 5400)) -> Path:
+def make_run(path, seed=0, rate=1e-4, is_complete=True, elapsed=(1800, 3600, 5400), iterations=(1, 2, 3)) -> Path:
     settings = {"seed": seed, "train": {"learning_rate": rate, "total_timesteps": 400}}
     folder = RunFolder.create(path, f"sb3-vla train --out {path} --seed {seed}", settings)
     names = ("time/primitive_steps", "time/total_timesteps", "time/time_elapsed", "rollout/success_rate", "demos/pairs")
-    lines = [",".join([*names, "demos/episodes", "demos/mean_steps", "demos/mean_steps/push"])]
-    for row, seconds in enumerate(elapsed):
-        lines.append(
-            f"{800 * (row + 1)},{100 * (row + 1)},{seconds},{0.25 * row + 0.01 * seed},{90 + row},9,{30 - row},{20 - row}"
-        )
+    lines = [",".join([*names, "demos/episodes", "demos/mean_steps", "demos/mean_steps/push", "time/iterations"])]
+    for row, (seconds, iteration) in enumerate(zip(elapsed, iterations, strict=True)):
+        timesteps, success = 100 * (row + 1), 0.25 * row + 0.01 * seed
+        lines.append(f"{8 * timesteps},{timesteps},{seconds},{success},{90 + row},9,{30 - row},{20 - row},{iteration}")
     folder.progress.write_text("\n".join(lines) + "\n")
     if is_complete:
         folder.model.write_bytes(b"-")
@@ -87,9 +86,22 @@ def test_runs_that_differ_by_their_seed_are_one_experiment(tmp_path):
     assert section(text, "Films").count("<img") == 2, "films of one seed of each experiment"
 
 
-def test_time_goes_on_where_a_run_was_resumed(tmp_path):
-    (run,) = read_runs([str(make_run(tmp_path / "a", elapsed=(3600, 7200, 1800)))])
-    np.testing.assert_allclose(run.progress["hours"], [1.0, 2.0, 2.5])
+@pytest.mark.parametrize(
+    ("elapsed", "iterations", "hours"),
+    [((3600, 7200, 1800), (1, 2, 1), [1.0, 2.0, 2.5]), ((3600, 5400, 7200), (1, 1, 2), [1.0, 2.5, 3.0])],
+)
+def test_time_goes_on_where_a_run_was_resumed(elapsed, iterations, hours, tmp_path):
+    (run,) = read_runs([str(make_run(tmp_path / "a", elapsed=elapsed, iterations=iterations))])
+    np.testing.assert_allclose(run.progress["hours"], hours)
+
+
+def test_what_a_strangers_run_says_is_text(tmp_path):
+    hostile = "<img src=x onerror=alert(1)>"
+    path = make_run(tmp_path / "a")
+    config = path / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", f"seed: {hostile}").replace("0.0001", hostile))
+    text = report(tmp_path, path, make_run(tmp_path / "b"))
+    assert hostile not in text and text.count("&lt;img src=x onerror=alert(1)&gt;") >= 3, "in both tables"
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
