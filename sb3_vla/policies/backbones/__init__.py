@@ -71,8 +71,10 @@ def _class_of(checkpoint: str | Path, kwargs: Mapping[str, Any]) -> type[Pretrai
     :return: What hosts it
     """
     config = read_config(str(checkpoint))
-    if "type" in config and "model_type" not in config:  # LeRobot's
-        check_known("backbone_kwargs", kwargs, SmolVLABackbone.from_pretrained, ("name_or_path", "state_dim"))
-        return SmolVLABackbone
+    of_lerobot = "type" in config and "model_type" not in config
+    if of_lerobot or config.get("model_type") == "pi0":
+        host = SmolVLABackbone if of_lerobot else PI0Backbone
+        check_known("backbone_kwargs", kwargs, host.from_pretrained, ("name_or_path", "state_dim"))
+        return host
     check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
-    return PI0Backbone if config.get("model_type") == "pi0" else PretrainedBackbone
+    return PretrainedBackbone

@@ -1,17 +1,20 @@
 """pi0 (Black et al. 2024, arXiv 2410.24164), as ``transformers`` has it: a PaliGemma, and an expert that draws the actions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch as th
 from torch.nn import functional as F
 from transformers import DynamicCache, PI0ForConditionalGeneration
 
-from .base import ActionExpert, BackboneFeatures
+from .base import ActionExpert, BackboneFeatures, Normalization
 from .expert_backbone import ExpertBackbone
 from .key_value_prefix import KeyValuePrefix
+from .pretrained import FILTERS, read_image_processor, read_processor
 from .stored_config import restore_config
 
+# What PI0ImageProcessor does where its file says nothing else
+_IMAGES = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3}
 # Tokens of an instruction; shorter ones are padded, as pi0's are, so that all observations are of one size
 _MAX_TEXT_TOKENS = 48
 
@@ -21,13 +24,14 @@ class PI0Expert(ActionExpert):
     pi0's action expert: a small transformer beside the text model, which reads this one's keys and values.
 
     :param model: A pi0, of which it takes all but the vision-language model
+    :param normalization: Of its actions
     """
 
     reads_prefix = True
 
-    def __init__(self, model: PI0ForConditionalGeneration) -> None:
+    def __init__(self, model: PI0ForConditionalGeneration, normalization: Normalization | None) -> None:
         config: Any = model.config
-        super().__init__((config.chunk_size, config.max_action_dim))
+        super().__init__((config.chunk_size, config.max_action_dim), normalization)
         text_config = config.vlm_config.text_config
         self._shape = (text_config.num_hidden_layers, text_config.num_key_value_heads, config.max_state_dim)
         model.model.vlm = None
@@ -49,8 +53,11 @@ class PI0Backbone(ExpertBackbone):
 
     :param state_dim: Length of the state vector, at most the model's
     :param config: pi0's configuration as a plain dictionary
+    :param normalization: Arguments of :class:`~sb3_vla.policies.backbones.base.Normalization`, by ``"state"`` and ``"action"``
+    :param pads: Whether images keep their proportions, as ``PI0ImageProcessor`` has it: what is missing to a square, on the
+        right or at the bottom, is the mean color. Otherwise they are stretched
     :param kwargs: See :class:`~sb3_vla.PretrainedBackbone`
-    :raises ValueError: If the state is longer than pi0's
+    :raises ValueError: If the state is longer than pi0's, or not as long as its statistics
     """
 
     _auto_class = PI0ForConditionalGeneration
@@ -60,6 +67,8 @@ class PI0Backbone(ExpertBackbone):
         state_dim: int,
         config: dict[str, Any],
         *,
+        normalization: Mapping[str, Mapping[str, Any]] | None = None,
+        pads: bool = False,
         model: PI0ForConditionalGeneration | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,7 +79,59 @@ class PI0Backbone(ExpertBackbone):
         vlm = whole.model.vlm
         super().__init__(state_dim, vlm.config.to_dict(), model=vlm, **kwargs)
         self.pi0_config = pi0_config
-        self._keep_expert(PI0Expert(whole))
+        self.pads = pads
+        self.normalization = {name: Normalization(**each) for name, each in (normalization or {}).items()}
+        if "state" in self.normalization:
+            self.normalization["state"].check_length("state", state_dim)
+        self._keep_expert(PI0Expert(whole, self.normalization.get("action")))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # an image is normalised in one way only
+        cls,
+        name_or_path: str,
+        state_dim: int,
+        use_statistics: bool = True,
+        image_size: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> "PI0Backbone":
+        """
+        Load a checkpoint.
+
+        :param name_or_path: Name on the Hugging Face Hub or local folder
+        :param state_dim: Length of the state vector
+        :param use_statistics: Whether states and actions are normalised by the statistics of the checkpoint's processor, if it
+            has some. Otherwise states are by those of the demonstrations, and actions by the bounds of the action space
+        :param image_size: Height and width in pixels to which images are resized: the checkpoint's
+        :param gradient_checkpointing: Not supported
+        :return: The backbone with the checkpoint's weights, in float32
+        :raises ValueError: If a file is missing or broken, or does not fit the others or the environment
+        """
+        settings = {"image_size": image_size, "gradient_checkpointing": gradient_checkpointing}
+        backbone = super().from_pretrained(name_or_path, state_dim, use_statistics=use_statistics, **settings)
+        assert isinstance(backbone, PI0Backbone)
+        return backbone
+
+    @classmethod
+    def describe(cls, name_or_path: str, use_statistics: bool = True, **kwargs: Any) -> dict[str, Any]:
+        """
+        :param name_or_path: See :meth:`from_pretrained`; the weights need not be there
+        :param use_statistics: Likewise
+        :param kwargs: Replace what the checkpoint says
+        :return: Arguments of the constructor that make its architecture
+        :raises ValueError: See :meth:`from_pretrained`
+        """
+        statistics = _statistics(name_or_path) if use_statistics else {}
+        return {"normalization": statistics, **super().describe(name_or_path, **kwargs)}
+
+    @classmethod
+    def _describe_images(cls, name_or_path: str) -> dict[str, Any]:
+        says = {**_IMAGES, **read_image_processor(name_or_path)}  # whose own class would need torchvision
+        return {
+            "image_mean": says["image_mean"],
+            "image_std": says["image_std"],
+            "resample": FILTERS[int(says["resample"])],
+            "pads": bool(says.get("do_pad")),
+        }
 
     @classmethod
     def _check_model_type(cls, model_type: str, whose: str) -> None:
@@ -78,7 +139,19 @@ class PI0Backbone(ExpertBackbone):
             raise ValueError(f"{whose} is of model_type {model_type!r}, PI0Backbone needs 'pi0'")
 
     def constructor_kwargs(self) -> dict[str, Any]:
-        return {**super().constructor_kwargs(), "config": self.pi0_config.to_dict()}
+        normalization = {name: each._asdict() for name, each in self.normalization.items()}
+        own = {"config": self.pi0_config.to_dict(), "normalization": normalization, "pads": self.pads}
+        return {**super().constructor_kwargs(), **own}
+
+    def _pixels(self, image: th.Tensor) -> th.Tensor:
+        height, width = image.shape[-2:]
+        if not self.pads or height == width:
+            return super()._pixels(image)
+        scale = min(self.image_size / height, self.image_size / width)
+        height, width = int(height * scale), int(width * scale)
+        pixels = F.interpolate(image.to(self.pixel_mean.dtype), (height, width), mode=self.resample, antialias=True)
+        # Padded once they are normalised
+        return F.pad(self._normalize(pixels.clamp_(0, 255)), (0, self.image_size - width, 0, self.image_size - height))
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         """
@@ -96,3 +169,18 @@ class PI0Backbone(ExpertBackbone):
         )
         padded = F.pad(state, (0, self.pi0_config.max_state_dim - state.shape[1]))
         return self._read_out(outputs, sequence.mask, padded)
+
+
+def _statistics(name_or_path: str) -> dict[str, dict[str, Any]]:
+    """
+    :param name_or_path: Name or folder of a checkpoint
+    :return: Arguments of the normalisations of ``PI0Processor``, as far as it has statistics
+    """
+    says = read_processor(name_or_path)
+    found = {}
+    for name, theirs in (("state", "state"), ("action", "actions")):
+        mean, std = says.get(f"{theirs}_mean"), says.get(f"{theirs}_std")
+        if mean is not None and std is not None:
+            scale = [each + 1e-8 for each in std]
+            found[name] = Normalization(mean, scale, f"processor_config.json of {name_or_path!r}")._asdict()
+    return found

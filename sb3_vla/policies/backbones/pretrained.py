@@ -8,7 +8,16 @@ import torch as th
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import BackboneFeatures
@@ -22,7 +31,7 @@ _N_SUFFIX = 3
 # What all families' text models call their linear layers
 _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Numbers of PIL's filters, which image processors have; bicubic is the nearest that torch has to Lanczos (1)
-_FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
+FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
 
 class PretrainedBackbone(TransformersBackbone):
@@ -108,15 +117,18 @@ class PretrainedBackbone(TransformersBackbone):
         config = load_pretrained(AutoConfig, name_or_path)
         cls._check_model_type(config.model_type, f"checkpoint {name_or_path!r}")
         tokenizer = load_pretrained(AutoTokenizer, name_or_path)
+        images = cls._describe_images(name_or_path)
+        return {"config": config.to_dict(), "tokenizer_files": save_tokenizer(tokenizer), **images, **kwargs}
+
+    @classmethod
+    def _describe_images(cls, name_or_path: str) -> dict[str, Any]:
+        """
+        :param name_or_path: See :meth:`describe`
+        :return: Those arguments of the constructor that the image processor tells
+        """
         processor = load_pretrained(AutoImageProcessor, name_or_path)
-        return {
-            "config": config.to_dict(),
-            "tokenizer_files": save_tokenizer(tokenizer),
-            "image_mean": processor.image_mean,
-            "image_std": processor.image_std,
-            "resample": _FILTERS[int(processor.resample)],
-            **kwargs,
-        }
+        resample = FILTERS[int(processor.resample)]
+        return {"image_mean": processor.image_mean, "image_std": processor.image_std, "resample": resample}
 
     @classmethod
     def _check_model_type(cls, model_type: str, whose: str) -> None:
@@ -274,6 +286,28 @@ def read_config(name_or_path: str) -> dict[str, Any]:
     """
     config: dict[str, Any] = _load(PreTrainedConfig.get_config_dict, "config.json", name_or_path)[0]
     return config
+
+
+def read_processor(name_or_path: str) -> dict[str, Any]:
+    """
+    :param name_or_path: Name or folder of a checkpoint of ``transformers``
+    :return: What its ``processor_config.json`` says, nothing if there is none
+    :raises ValueError: If there is no such checkpoint, or the file is broken
+    """
+    processor: dict[str, Any] = _load(ProcessorMixin.get_processor_dict, "processor_config.json", name_or_path)[0]
+    return processor
+
+
+def read_image_processor(name_or_path: str) -> dict[str, Any]:
+    """
+    :param name_or_path: Name or folder of a checkpoint of ``transformers``
+    :return: What its ``preprocessor_config.json`` says, or that part of ``processor_config.json``
+    :raises ValueError: If there is no such checkpoint or file, or it is broken
+    """
+    processor: dict[str, Any] = _load(ImageProcessingMixin.get_image_processor_dict, "preprocessor_config.json", name_or_path)[
+        0
+    ]
+    return processor
 
 
 def _load(load: Callable[..., Any], what: str, name_or_path: str, **kwargs: Any) -> Any:

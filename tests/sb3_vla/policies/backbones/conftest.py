@@ -1,12 +1,33 @@
+import json
 import shutil
 
 import pytest
 import torch as th
 from transformers import PI0Config, PI0ForConditionalGeneration
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
 
 from .tiny_checkpoints import MADE_BY_LEROBOT, TEXT, TINY_FAMILIES, VISION
 
 PALIGEMMA = TINY_FAMILIES["paligemma"]
+
+
+class PI0ImageProcessorPil(PilBackend):
+    """``PI0ImageProcessor``, which needs torchvision, for pictures of 28 pixels: they keep their proportions."""
+
+    resample, do_resize, do_rescale, do_normalize, do_pad = PILImageResampling.BICUBIC, True, True, True, True
+    image_mean, image_std = [0.5, 0.41, 0.5], [0.5, 0.5, 0.4]
+    size, pad_size = {"max_height": 28, "max_width": 28}, {"height": 28, "width": 28}
+    default_to_square = False
+    image_seq_length = 4
+
+
+STATISTICS = {
+    "state_mean": [1.0, 2.0, 3.0],
+    "state_std": [0.5, 1.0, 2.0],
+    "actions_mean": [0.25, -0.5],
+    "actions_std": [2.0, 0.1],
+}
 
 
 @pytest.fixture
@@ -36,7 +57,8 @@ def pi0_checkpoint(tmp_path):
     folder = tmp_path / "pi0"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    PALIGEMMA.image_processor.save_pretrained(folder)
+    PI0ImageProcessorPil().save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "PI0Processor", **STATISTICS}))
     return folder
 
 

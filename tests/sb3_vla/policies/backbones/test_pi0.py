@@ -1,11 +1,14 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch as th
 from transformers import PI0ForConditionalGeneration
 
-from sb3_vla import BackboneFeatures
+from sb3_vla import BackboneFeatures, PPOSelfBC, fine_tune
 from sb3_vla.policies.backbones import PI0Backbone, make_backbone
 
+from .conftest import STATISTICS, PI0ImageProcessorPil
 from .tiny_checkpoints import TINY_FAMILIES
 
 PALIGEMMA = TINY_FAMILIES["paligemma"]
@@ -28,7 +31,7 @@ def test_chunks_are_those_of_transformers_from_the_same_noise(pi0_checkpoint, ma
         ours = head(features).follow(noise)
 
     whole = PI0ForConditionalGeneration.from_pretrained(pi0_checkpoint).eval()
-    processor = PALIGEMMA.processor(PALIGEMMA.image_processor, PALIGEMMA.make_tokenizer())
+    processor = PALIGEMMA.processor(PI0ImageProcessorPil(), PALIGEMMA.make_tokenizer())
     for row, prompt in enumerate(PROMPTS):
         text = PALIGEMMA.text(None, prompt, n_images=2)
         inputs = processor(images=[list(images[:, row])], text=[text], return_tensors="pt")
@@ -42,6 +45,46 @@ def test_chunks_are_those_of_transformers_from_the_same_noise(pi0_checkpoint, ma
             num_steps=5,
         )
         assert th.allclose(ours[row], expected[0], atol=1e-5), (ours[row] - expected[0]).abs().max()
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 40), (56, 28), (15, 20)])
+def test_pictures_keep_their_proportions(height, width, pi0_checkpoint):
+    backbone = make_backbone(pi0_checkpoint, state_dim=3)
+    # PIL rounds and clips between rows and columns, which shows where a picture is all noise: here nothing is clipped
+    image = np.random.default_rng(0).integers(64, 192, (height, width, 3), dtype=np.uint8)
+    expected = PI0ImageProcessorPil()(image, return_tensors="pt")["pixel_values"]
+    ours = backbone._pixels(th.as_tensor(image).permute(2, 0, 1).unsqueeze(0))
+    assert ours.shape == expected.shape == (1, 3, 28, 28)
+    assert th.equal(ours == 0, expected == 0), "what is padded"
+    assert th.allclose(ours, expected, atol=1.01 / 255 / 0.4)
+
+
+def test_statistics_travel_with_the_model(make_pi0, pi0_checkpoint, make_demonstrations, tmp_path):
+    model = make_pi0()
+    fine_tune(model, make_demonstrations(4), n_epochs=1, held_out_fraction=0.25, progress=False)
+    model.save(tmp_path / "model.zip")
+    shutil.rmtree(pi0_checkpoint)
+    mean, std = (th.tensor(STATISTICS[f"state_{name}"]) for name in ("mean", "std"))
+    for policy in (model.policy, PPOSelfBC.load(tmp_path / "model.zip").policy):
+        assert policy.backbone.pads
+        assert th.allclose(policy.state_normalizer((mean + std).unsqueeze(0)), th.ones(1, 3), atol=1e-5)
+        assert th.allclose(policy.head.to_env(th.ones(1, 3, 2)), th.tensor([2.25, -0.4]), atol=1e-6)
+
+
+def test_without_statistics_the_bounds_and_the_demonstrations_count(make_pi0):
+    policy = make_pi0(backbone_kwargs={"use_statistics": False}).policy
+    assert th.equal(policy.head.to_env(th.ones(1, 3, 2)), th.ones(1, 3, 2))
+    policy.fit_normalizers({"state": 2 + th.arange(6.0).view(2, 3)})
+    assert th.equal(policy.state_normalizer.mean, th.tensor([3.5, 4.5, 5.5]))
+
+
+def test_statistics_of_another_robot_are_refused(pi0_checkpoint):
+    match = (
+        "processor_config.json of .* has statistics of states of 3 numbers, the environment's have 4: .*use_statistics=False"
+    )
+    with pytest.raises(ValueError, match=match):
+        make_backbone(pi0_checkpoint, state_dim=4)
+    assert make_backbone(pi0_checkpoint, state_dim=4, use_statistics=False).normalization == {}
 
 
 def test_only_the_environments_numbers_count_in_the_likelihood(make_pi0):
