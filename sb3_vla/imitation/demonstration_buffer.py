@@ -53,8 +53,8 @@ class DemonstrationBuffer:
     in proportion to by how much (self-imitation learning, Oh et al. 2018, arXiv 1806.05635). So a far goal counts as much as a
     near one, and what the policy has learned to do anyway is not imitated any more. The critic gives its opinion in
     :meth:`rate`, before each update of the policy but those that come before the critic has learned; until then all episodes
-    are kept, and drawn alike. Episodes are kept up to their success, so this is for rewards that end
-    there, as a sparse one does.
+    are kept, and drawn alike. Episodes are kept up to their success, so this is for rewards that end there, as a sparse one
+    does.
 
     By the rule ``"shortest"`` an episode is better the fewer primitive steps it took, whatever its goal and rewards, and pairs
     are drawn uniformly.

@@ -240,7 +240,7 @@ class ChunkedPPO(PortablePPO):
         if isinstance(self._sharding, LayerSharding):
             return
         check_models_alike(self.ranks, self)
-        self.share_with_ranks()
+        share_weights(self.ranks, self.policy)
         if self.is_sharded:
             self._sharding = LayerSharding(self.policy, self.adapter.layers_to_shard(), self.ranks)
 
@@ -260,8 +260,8 @@ class ChunkedPPO(PortablePPO):
 
     def share_with_ranks(self) -> None:
         """
-        Give all ranks the weights and the statistics of ``VecNormalize`` that the first one has. ``learn()`` begins with that;
-        a callback that changes them calls it afterwards, on all ranks.
+        Give all ranks the weights and the statistics of ``VecNormalize`` that the first one has: what a callback calls, on all
+        ranks, after it has changed them.
         """
         share_weights(self.ranks, self.policy)
         self._normalization = SharedNormalization(self.ranks, self._vec_normalize_env)

@@ -349,7 +349,7 @@ class PPOSelfBC(ChunkedPPO):
         weights: LossWeights | None = None
         continue_training = True
         n_policy_epochs = 0 if self.lifetime_timesteps <= self.critic_warmup_steps else self.n_epochs
-        n_critic_epochs = 0 if n_policy_epochs and self.critic_epochs is None else self.critic_epochs or self.n_epochs
+        n_critic_epochs = self.critic_epochs or (0 if n_policy_epochs else self.n_epochs)  # those of the policy come off
         for epoch in range(n_policy_epochs):
             logs["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):

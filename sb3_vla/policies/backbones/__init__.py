@@ -71,10 +71,13 @@ def _class_of(checkpoint: str | Path, kwargs: Mapping[str, Any]) -> type[Pretrai
     :return: What hosts it
     """
     config = read_config(str(checkpoint))
-    of_lerobot = "type" in config and "model_type" not in config
-    if of_lerobot or config.get("model_type") == "pi0":
-        host = SmolVLABackbone if of_lerobot else PI0Backbone
-        check_known("backbone_kwargs", kwargs, host.from_pretrained, ("name_or_path", "state_dim"))
-        return host
-    check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
-    return PretrainedBackbone
+    host: type[PretrainedBackbone]
+    if "type" in config and "model_type" not in config:
+        host = SmolVLABackbone  # LeRobot's
+    elif config.get("model_type") == "pi0":
+        host = PI0Backbone
+    else:
+        check_known("backbone_kwargs", kwargs, PretrainedBackbone, ("state_dim", "model"))
+        return PretrainedBackbone
+    check_known("backbone_kwargs", kwargs, host.describe, ("name_or_path",))
+    return host

@@ -1,10 +1,11 @@
 """What checkpoints that come with an action expert have in common."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch as th
 
-from .base import ActionExpert, BackboneFeatures
+from .base import ActionExpert, BackboneFeatures, Normalization
 from .key_value_prefix import KeyValuePrefix
 from .pretrained import PretrainedBackbone
 
@@ -18,18 +19,34 @@ class ExpertBackbone(PretrainedBackbone):
 
     :param state_dim: Length of the state vector
     :param config: Of the vision-language model, as a plain dictionary
+    :param normalization: Arguments of :class:`~sb3_vla.policies.backbones.base.Normalization`, by ``"state"`` and ``"action"``
     :param gradient_checkpointing: Not supported: layers that are computed again keep no keys and values
     :param kwargs: See :class:`~sb3_vla.PretrainedBackbone`
-    :raises ValueError: If gradient checkpointing is asked for
+    :raises ValueError: If gradient checkpointing is asked for, or the state is not as long as its statistics
     """
 
-    def __init__(self, state_dim: int, config: dict[str, Any], *, gradient_checkpointing: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        config: dict[str, Any],
+        *,
+        normalization: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if gradient_checkpointing:
             raise ValueError(
                 f"{type(self).__name__} has no gradient_checkpointing: its expert reads keys and values, which layers that "
                 "are computed again don't keep; take a smaller micro_batch_size, or lora=dict(...)"
             )
         super().__init__(state_dim, config, **kwargs)
+        self.normalization = {name: Normalization(**each) for name, each in (normalization or {}).items()}
+        if "state" in self.normalization:
+            self.normalization["state"].check_length("state", state_dim)
+
+    def constructor_kwargs(self) -> dict[str, Any]:
+        normalization = {name: each._asdict() for name, each in self.normalization.items()}
+        return {**super().constructor_kwargs(), "normalization": normalization}
 
     def _make_new_tokens(self, state_dim: int) -> None:
         """There are none: the checkpoint has a place for the state."""

@@ -1,6 +1,6 @@
 """pi0 (Black et al. 2024, arXiv 2410.24164), as ``transformers`` has it: a PaliGemma, and an expert that draws the actions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -14,7 +14,7 @@ from .pretrained import FILTERS, read_image_processor, read_processor
 from .stored_config import restore_config
 
 # What PI0ImageProcessor does where its file says nothing else
-_IMAGES = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3}
+_IMAGES = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 3, "do_pad": True}
 # Tokens of an instruction; shorter ones are padded, as pi0's are, so that all observations are of one size
 _MAX_TEXT_TOKENS = 48
 
@@ -53,10 +53,9 @@ class PI0Backbone(ExpertBackbone):
 
     :param state_dim: Length of the state vector, at most the model's
     :param config: pi0's configuration as a plain dictionary
-    :param normalization: Arguments of :class:`~sb3_vla.policies.backbones.base.Normalization`, by ``"state"`` and ``"action"``
     :param pads: Whether images keep their proportions, as ``PI0ImageProcessor`` has it: what is missing to a square, on the
-        right or at the bottom, is the mean color. Otherwise they are stretched
-    :param kwargs: See :class:`~sb3_vla.PretrainedBackbone`
+        right or at the bottom, is the mean colour. Otherwise they are stretched
+    :param kwargs: See :class:`ExpertBackbone`
     :raises ValueError: If the state is longer than pi0's, or not as long as its statistics
     """
 
@@ -67,7 +66,6 @@ class PI0Backbone(ExpertBackbone):
         state_dim: int,
         config: dict[str, Any],
         *,
-        normalization: Mapping[str, Mapping[str, Any]] | None = None,
         pads: bool = False,
         model: PI0ForConditionalGeneration | None = None,
         **kwargs: Any,
@@ -80,48 +78,28 @@ class PI0Backbone(ExpertBackbone):
         super().__init__(state_dim, vlm.config.to_dict(), model=vlm, **kwargs)
         self.pi0_config = pi0_config
         self.pads = pads
-        self.normalization = {name: Normalization(**each) for name, each in (normalization or {}).items()}
-        if "state" in self.normalization:
-            self.normalization["state"].check_length("state", state_dim)
         self._keep_expert(PI0Expert(whole, self.normalization.get("action")))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # an image is normalised in one way only
+    def describe(  # type: ignore[override]  # an image is normalised in one way only
         cls,
         name_or_path: str,
-        state_dim: int,
         use_statistics: bool = True,
         image_size: int | None = None,
         gradient_checkpointing: bool = False,
-    ) -> "PI0Backbone":
+    ) -> dict[str, Any]:
         """
-        Load a checkpoint.
-
-        :param name_or_path: Name on the Hugging Face Hub or local folder
-        :param state_dim: Length of the state vector
+        :param name_or_path: Name on the Hugging Face Hub or local folder of a checkpoint, whose weights need not be there
         :param use_statistics: Whether states and actions are normalised by the statistics of the checkpoint's processor, if it
             has some. Otherwise states are by those of the demonstrations, and actions by the bounds of the action space
         :param image_size: Height and width in pixels to which images are resized: the checkpoint's
         :param gradient_checkpointing: Not supported
-        :return: The backbone with the checkpoint's weights, in float32
-        :raises ValueError: If a file is missing or broken, or does not fit the others or the environment
-        """
-        settings = {"image_size": image_size, "gradient_checkpointing": gradient_checkpointing}
-        backbone = super().from_pretrained(name_or_path, state_dim, use_statistics=use_statistics, **settings)
-        assert isinstance(backbone, PI0Backbone)
-        return backbone
-
-    @classmethod
-    def describe(cls, name_or_path: str, use_statistics: bool = True, **kwargs: Any) -> dict[str, Any]:
-        """
-        :param name_or_path: See :meth:`from_pretrained`; the weights need not be there
-        :param use_statistics: Likewise
-        :param kwargs: Replace what the checkpoint says
         :return: Arguments of the constructor that make its architecture
-        :raises ValueError: See :meth:`from_pretrained`
+        :raises ValueError: If there is no such checkpoint, or a file is missing or broken
         """
-        statistics = _statistics(name_or_path) if use_statistics else {}
-        return {"normalization": statistics, **super().describe(name_or_path, **kwargs)}
+        normalization = _statistics(name_or_path) if use_statistics else {}
+        given = {"image_size": image_size, "gradient_checkpointing": gradient_checkpointing}
+        return super().describe(name_or_path, normalization=normalization, **given)
 
     @classmethod
     def _describe_images(cls, name_or_path: str) -> dict[str, Any]:
@@ -130,7 +108,7 @@ class PI0Backbone(ExpertBackbone):
             "image_mean": says["image_mean"],
             "image_std": says["image_std"],
             "resample": FILTERS[int(says["resample"])],
-            "pads": bool(says.get("do_pad")),
+            "pads": bool(says["do_pad"]),
         }
 
     @classmethod
@@ -139,9 +117,7 @@ class PI0Backbone(ExpertBackbone):
             raise ValueError(f"{whose} is of model_type {model_type!r}, PI0Backbone needs 'pi0'")
 
     def constructor_kwargs(self) -> dict[str, Any]:
-        normalization = {name: each._asdict() for name, each in self.normalization.items()}
-        own = {"config": self.pi0_config.to_dict(), "normalization": normalization, "pads": self.pads}
-        return {**super().constructor_kwargs(), **own}
+        return {**super().constructor_kwargs(), "config": self.pi0_config.to_dict(), "pads": self.pads}
 
     def _pixels(self, image: th.Tensor) -> th.Tensor:
         height, width = image.shape[-2:]
@@ -149,9 +125,8 @@ class PI0Backbone(ExpertBackbone):
             return super()._pixels(image)
         scale = min(self.image_size / height, self.image_size / width)
         height, width = int(height * scale), int(width * scale)
-        pixels = F.interpolate(image.to(self.pixel_mean.dtype), (height, width), mode=self.resample, antialias=True)
-        # Padded once they are normalised
-        return F.pad(self._normalize(pixels.clamp_(0, 255)), (0, self.image_size - width, 0, self.image_size - height))
+        pixels = self._normalize(self._stretch(image.to(self.pixel_mean.dtype), height, width))
+        return F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height))
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         """

@@ -201,8 +201,10 @@ class PretrainedBackbone(TransformersBackbone):
         :param pixels: ``(batch, 3, height, width)`` in [0, 255]
         :return: ``(batch, 3, image_size, image_size)``
         """
-        size = (self.image_size, self.image_size)
-        return F.interpolate(pixels, size=size, mode=self.resample, antialias=True).clamp_(0, 255)
+        return self._stretch(pixels, self.image_size, self.image_size)
+
+    def _stretch(self, pixels: th.Tensor, height: int, width: int) -> th.Tensor:
+        return F.interpolate(pixels, size=(height, width), mode=self.resample, antialias=True).clamp_(0, 255)
 
     def _sequence(
         self, prompts: Sequence[str], n_image_tokens: int, n_suffix: int, device: th.device, n_text: int | None = None
@@ -294,8 +296,8 @@ def read_processor(name_or_path: str) -> dict[str, Any]:
     :return: What its ``processor_config.json`` says, nothing if there is none
     :raises ValueError: If there is no such checkpoint, or the file is broken
     """
-    processor: dict[str, Any] = _load(ProcessorMixin.get_processor_dict, "processor_config.json", name_or_path)[0]
-    return processor
+    processor, _ = _load(ProcessorMixin.get_processor_dict, "processor_config.json", name_or_path)
+    return dict(processor)
 
 
 def read_image_processor(name_or_path: str) -> dict[str, Any]:
@@ -304,10 +306,8 @@ def read_image_processor(name_or_path: str) -> dict[str, Any]:
     :return: What its ``preprocessor_config.json`` says, or that part of ``processor_config.json``
     :raises ValueError: If there is no such checkpoint or file, or it is broken
     """
-    processor: dict[str, Any] = _load(ImageProcessingMixin.get_image_processor_dict, "preprocessor_config.json", name_or_path)[
-        0
-    ]
-    return processor
+    processor, _ = _load(ImageProcessingMixin.get_image_processor_dict, "preprocessor_config.json", name_or_path)
+    return dict(processor)
 
 
 def _load(load: Callable[..., Any], what: str, name_or_path: str, **kwargs: Any) -> Any:

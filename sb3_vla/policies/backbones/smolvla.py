@@ -176,8 +176,7 @@ class SmolVLABackbone(ExpertBackbone):
     :param state_dim: Length of the state vector, at most the model's
     :param config: Of the vision-language model, with as many layers as SmolVLA takes, as a plain dictionary
     :param smolvla: LeRobot's configuration of the checkpoint
-    :param normalization: Arguments of :class:`~sb3_vla.policies.backbones.base.Normalization`, by ``"state"`` and ``"action"``
-    :param kwargs: See :class:`~sb3_vla.PretrainedBackbone`
+    :param kwargs: See :class:`ExpertBackbone`
     :raises ValueError: If the state is longer than SmolVLA's, or not as long as its statistics, or the checkpoint has settings
         that are not supported
     """
@@ -188,7 +187,6 @@ class SmolVLABackbone(ExpertBackbone):
         config: dict[str, Any],
         *,
         smolvla: dict[str, Any],
-        normalization: Mapping[str, Mapping[str, Any]],
         **kwargs: Any,
     ) -> None:
         _check_settings(smolvla)
@@ -198,9 +196,6 @@ class SmolVLABackbone(ExpertBackbone):
             )
         super().__init__(state_dim, config, **kwargs)
         self.smolvla = smolvla
-        self.normalization = {name: Normalization(**each) for name, each in normalization.items()}
-        if "state" in self.normalization:
-            self.normalization["state"].check_length("state", state_dim)
         self.state_proj = nn.Linear(smolvla["max_state_dim"], self.features_dim)
         self._keep_expert(SmolVLAExpert(self.model.config.text_config, smolvla, self.normalization.get("action")))
 
@@ -299,8 +294,7 @@ class SmolVLABackbone(ExpertBackbone):
             ) from error
 
     def constructor_kwargs(self) -> dict[str, Any]:
-        normalization = {name: each._asdict() for name, each in self.normalization.items()}
-        return {**super().constructor_kwargs(), "smolvla": self.smolvla, "normalization": normalization}
+        return {**super().constructor_kwargs(), "smolvla": self.smolvla}
 
     def forward(self, image_tokens: th.Tensor, prompts: Sequence[str], state: th.Tensor) -> BackboneFeatures:
         """

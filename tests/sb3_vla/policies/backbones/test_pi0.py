@@ -59,6 +59,14 @@ def test_pictures_keep_their_proportions(height, width, pi0_checkpoint):
     assert th.allclose(ours, expected, atol=1.01 / 255 / 0.4)
 
 
+def test_an_image_processor_that_says_nothing_is_as_transformers_has_it(pi0_checkpoint):
+    (pi0_checkpoint / "preprocessor_config.json").write_text('{"image_processor_type": "PI0ImageProcessor"}')
+    settings = PI0Backbone.describe(str(pi0_checkpoint))
+    assert (
+        settings["pads"] and settings["resample"] == "bicubic" and {*settings["image_mean"], *settings["image_std"]} == {0.5}
+    )
+
+
 def test_statistics_travel_with_the_model(make_pi0, pi0_checkpoint, make_demonstrations, tmp_path):
     model = make_pi0()
     fine_tune(model, make_demonstrations(4), n_epochs=1, held_out_fraction=0.25, progress=False)
