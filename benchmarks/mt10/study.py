@@ -72,7 +72,7 @@ class Run:
         post_trained = self.model.parent
         if not (post_trained / "model.zip").exists():  # which is written last
             if any((post_trained / "checkpoints").glob("[0-9]*")):
-                subprocess.run([*CLI, "train", "--resume", post_trained], check=True, cwd=ROOT)
+                self.resume("train", post_trained)
             else:
                 shutil.rmtree(post_trained, ignore_errors=True)
                 # Without the demonstrations: from here on it learns from its own episodes alone
@@ -84,18 +84,32 @@ class Run:
             shutil.copy(post_trained / name, self.results)
 
     def fine_tune(self) -> None:
-        """SFT, in one round or two. It does not take long enough to be resumed."""
-        auxiliary: tuple[str | Path, ...] = ()
-        if self.first_round is not None:
-            n_epochs, n_episodes = self.first_round
-            first, own = self.run / "first_sft", self.run / "own.npz"
-            if not own.exists():
-                shutil.rmtree(first, ignore_errors=True)
-                self.call("sft", "--demos", self.demos, "--epochs", str(n_epochs), "--out", first)
-                self.call("play", first / "sft_model.zip", "--n-per-task", str(n_episodes), "--out", own)
-            auxiliary = ("--auxiliary", own)
-        shutil.rmtree(self.sft_model.parent, ignore_errors=True)
-        self.call("sft", "--demos", self.demos, *auxiliary, "--out", self.sft_model.parent)
+        """SFT, in one round or two."""
+        if self.first_round is None:
+            self.sft(self.sft_model.parent)
+            return
+        n_epochs, n_episodes = self.first_round
+        first, own = self.run / "first_sft", self.run / "own.npz"
+        if not own.exists():
+            self.sft(first, n_epochs=n_epochs)
+            self.call("play", first / "sft_model.zip", "--n-per-task", str(n_episodes), "--out", own)
+        self.sft(self.sft_model.parent, "--auxiliary", own)
+
+    def sft(self, folder: Path, *options: str | Path, n_epochs: int | None = None) -> None:
+        """
+        :param folder: Where the model is to be
+        :param options: Of ``sb3-vla sft``, of a run that goes on, too
+        :param n_epochs: Instead of those of the configuration
+        """
+        options = ("--demos", self.demos, *options)
+        if (folder / "sft_model.zip").exists():
+            return
+        if (folder / "sft_checkpoint.safetensors").exists():
+            self.resume("sft", folder, *options)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        epochs = () if n_epochs is None else ("--epochs", str(n_epochs))
+        self.call("sft", *options, *epochs, "--out", folder)
 
     def evaluate(self, model: Path, name: str, *options: str) -> None:
         """
@@ -111,9 +125,20 @@ class Run:
         :param command: Of ``sb3-vla``
         :param arguments: Its own, beside configuration and seed
         """
+        self._do(command, *arguments, "--config", self.config, "--seed", str(self.seed))
+
+    def resume(self, command: str, folder: Path, *options: str | Path) -> None:
+        """
+        :param command: Of ``sb3-vla``
+        :param folder: The run that goes on
+        :param options: Its own, beside that
+        """
+        self._do(command, "--resume", folder, *options)
+
+    @staticmethod
+    def _do(command: str, *arguments: str | Path) -> None:
         # A run writes its command down, and others run it elsewhere
-        given = (*arguments, "--config", self.config, "--seed", str(self.seed))
-        line = [command, *(str(each.relative_to(ROOT)) if isinstance(each, Path) else each for each in given)]
+        line = [command, *(str(each.relative_to(ROOT)) if isinstance(each, Path) else each for each in arguments)]
         print("sb3-vla", *line, flush=True)
         subprocess.run([*CLI, *line], check=True, cwd=ROOT)
 

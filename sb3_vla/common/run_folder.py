@@ -74,7 +74,7 @@ class RunFolder:
         if folder.path.exists() and not folder._is_free():
             raise FileExistsError(
                 f"'{path}' already holds something, and a run is never overwritten. "
-                "Give another folder, or go on with the run in it: `sb3-vla train --resume` or `sb3-vla quickstart --resume`."
+                "Give another folder, or go on with the run in it, by --resume of the command that began it."
             )
         for path in folder._logs:
             if path.is_dir():
@@ -140,7 +140,7 @@ class RunFolder:
         """
         :raises ValueError: If a folder is where a file of a run belongs, or a file where a folder does
         """
-        stages = (self.demos, self.sft_model, self.results, self.model)
+        stages = (self.demos, self.sft_checkpoint, self.sft_model, self.results, self.model)
         for path in (*stages, self.progress, self.log, self.validation, self.best_model, self.curves):
             if path.is_dir():
                 raise ValueError(f"'{path}' must be a file, and is a folder: move it elsewhere")
@@ -184,6 +184,11 @@ class RunFolder:
     def sft_model(self) -> Path:
         """The model after supervised fine-tuning."""
         return self.path / "sft_model.zip"
+
+    @property
+    def sft_checkpoint(self) -> Path:
+        """What supervised fine-tuning goes on from until that model is there."""
+        return self.path / "sft_checkpoint.safetensors"
 
     @property
     def model(self) -> Path:

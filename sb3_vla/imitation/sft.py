@@ -1,8 +1,10 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,41 +21,17 @@ from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
+from .sft_checkpoint import SFTCheckpoint, SFTResult, SFTState
 
 #: What arguments of :func:`fine_tune` may be
 SFT_LIMITS = {
-    **dict.fromkeys(("n_epochs", "batch_size"), Limits(at_least=1, whole=True)),
+    **dict.fromkeys(("n_epochs", "batch_size", "checkpoint_every"), Limits(at_least=1, whole=True)),
     "patience": Limits(at_least=1, whole=True, others=(None,)),
     **dict.fromkeys(("max_shift", "seed"), Limits(at_least=0, whole=True)),
     **dict.fromkeys(("learning_rate", "weight_decay", "auxiliary_weight"), Limits(at_least=0)),
     "max_grad_norm": Limits(above=0, may_be_infinite=True),
     "held_out_fraction": Limits(above=0, below=1),
 }
-
-
-@dataclass
-class SFTResult:
-    """
-    What :func:`fine_tune` did.
-
-    :param train_losses: Mean training loss of each epoch
-    :param held_out_losses: Loss on the held-out episodes after each epoch
-    :param unexplained: Share of the auxiliary targets' variance, on the held-out episodes, that the features don't explain
-        after each epoch; empty without such targets
-    :param kept_epoch: The epoch whose weights were kept, from 0
-    """
-
-    train_losses: list[float] = field(default_factory=list)
-    held_out_losses: list[float] = field(default_factory=list)
-    unexplained: list[float] = field(default_factory=list)
-    kept_epoch: int = 0
-
-    def last_epoch(self) -> dict[str, str]:
-        """
-        :return: The figures of the last epoch, by name, for a progress bar
-        """
-        series = {"train": self.train_losses, "held_out": self.held_out_losses, "unexplained": self.unexplained}
-        return {name: f"{values[-1]:.4f}" for name, values in series.items() if values}
 
 
 @dataclass
@@ -100,6 +78,14 @@ class _Pairs:
         assert targets is not None
         return batch, targets
 
+    def fingerprint(self) -> str:
+        """:return: A few letters that differ for other actions, or episodes in another order"""
+        digest = hashlib.sha256()
+        for demo in self.episodes:
+            digest.update(demo.task.encode())
+            digest.update(np.ascontiguousarray(demo.actions).data)
+        return digest.hexdigest()[:16]
+
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
         return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
@@ -122,6 +108,8 @@ def fine_tune(
     auxiliary_episodes: Sequence[Demonstration] = (),
     seed: int = 0,
     progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
 ) -> SFTResult:
     """
     Clone demonstrations by the imitation loss of the policy's head, over executed steps.
@@ -152,12 +140,17 @@ def fine_tune(
         heart; see :func:`~sb3_vla.collect_episodes`
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
+    :param checkpoint: File that gets all that is needed to go on. Where it is there, since a call with the same model,
+        demonstrations and arguments was stopped, this one goes on from it, and ends as if the other had never been stopped. It
+        is left there at the end
+    :param checkpoint_every: Batches between two times that it is written
     :return: Losses by epoch
     :raises ValueError: If an argument is out of range, a task has fewer than two episodes, the demonstrations don't fit
-        the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, or the observations that the policy
-        sees are normalised by a ``VecNormalize`` that is not here
+        the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, the observations that the policy
+        sees are normalised by a ``VecNormalize`` that is not here, or ``checkpoint`` is damaged or of another call
     :raises TypeError: If there is no VLAPolicy, or an argument that must be a number is none
     :raises FloatingPointError: If a gradient is not finite; the weights are those of before
+    :raises OSError: If ``checkpoint`` can't be written
     """
     arguments = locals()
     for name, limits in SFT_LIMITS.items():
@@ -170,61 +163,170 @@ def fine_tune(
     if not isinstance(targets, Mapping):
         raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
+    others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
+    what = _what_determines(arguments, policy, (train, held_out, others))
+    saved = None if checkpoint is None else SFTCheckpoint(checkpoint, checkpoint_every, what)
     # The critic is not trained here, so what it has learned with stays
     critic_has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
     _fit_normalizers(policy, normalizer, train, without=("privileged",) if critic_has_learned else ())
     policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
-    others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
     parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
-    losses_of = partial(_losses, policy, auxiliary, loss)
-    result = SFTResult()
-    kept_weights = {}
+    state = SFTState(policy, normalizer, auxiliary, optimizer, schedule, generator)
+    if saved is not None:
+        saved.restore(state)
+    learner = _Learner(state, others, loss, max_grad_norm, max_shift, auxiliary_weight)
     policy.set_training_mode(True)
-    with Progress(n_steps, "SFT", "batch", progress) as bar:
-        for epoch in range(n_epochs):
-            losses = []
-            order = th.randperm(len(train.pairs), generator=generator).numpy()
-            for batch, to_predict in train.batches(order, batch_size):
-                _shift_images(policy, batch, max_shift, generator)
-                imitation, unexplained = losses_of(batch, to_predict)
-                if auxiliary is not None and unexplained is not None and others.pairs:
-                    seen, to_predict = others.draw(len(batch.actions), generator)
-                    _shift_images(policy, seen, max_shift, generator)
-                    unexplained = (unexplained + auxiliary.loss(policy.encode(*seen.policy_input).action, to_predict)) / 2
-                batch_loss = imitation if unexplained is None else imitation + auxiliary_weight * unexplained
-                optimizer.zero_grad()
-                batch_loss.backward()
-                norm = th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-                _check_finite(policy, epoch, batch_loss, norm)
-                optimizer.step()
-                schedule.step()
-                losses.append(imitation.detach())
+    with Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
+        while state.epoch < n_epochs:
+            if not state.losses:
+                state.order = th.randperm(len(train.pairs), generator=generator).numpy()
+            for batch, to_predict in train.batches(state.order[len(state.losses) * batch_size :], batch_size):
+                learner.step(batch, to_predict)
                 bar.update()
-            result.train_losses.append(th.stack(losses).double().mean().item())
-            _evaluate(losses_of, held_out, batch_size, result)
-            bar.update(0, **result.last_epoch())
-            if patience is None:
-                result.kept_epoch = epoch
-            elif result.held_out_losses[-1] <= min(result.held_out_losses):
-                result.kept_epoch = epoch
-                kept_weights = {name: value.clone() for name, value in policy.state_dict().items()}
-            elif epoch - result.kept_epoch >= patience:
+                if saved is not None:
+                    saved.save_if_due(state)
+            learner.end_epoch(held_out, batch_size)
+            bar.update(0, **state.result.last_epoch())
+            if learner.is_out_of(patience):
                 break
     if patience is not None:
-        policy.load_state_dict(kept_weights)
+        policy.load_state_dict(state.kept_weights, strict=False)
     policy.set_training_mode(False)
-    return result
+    return state.result
 
 
-def _shift_images(policy: VLAPolicy, batch: DemonstrationSamples, max_shift: int, generator: th.Generator) -> None:
-    """Shift the images of a batch, see :func:`random_shift`."""
-    for key in policy.image_keys:
-        batch.observations[key] = random_shift(batch.observations[key], max_shift, generator)  # type: ignore[index]
+@dataclass
+class _Learner:
+    """
+    Goes from batch to batch.
+
+    :param state: What changes
+    :param others: Pairs that teach the auxiliary targets, too
+    :param loss: Kind of the imitation loss
+    :param max_grad_norm: Gradient clipping
+    :param max_shift: Of images, in pixels
+    :param auxiliary_weight: Of the loss of the auxiliary targets
+    """
+
+    state: SFTState
+    others: _Pairs
+    loss: str
+    max_grad_norm: float
+    max_shift: int
+    auxiliary_weight: float
+
+    def step(self, batch: DemonstrationSamples, to_predict: Targets | None) -> None:
+        """
+        Learn from a batch.
+
+        :param batch: Observation-chunk pairs
+        :param to_predict: What is to be predicted of them beside the action
+        :raises FloatingPointError: If a gradient is not finite
+        """
+        state, generator = self.state, self.state.generator
+        self._shift_images(batch)
+        imitation, unexplained = self._losses(batch, to_predict)
+        loss = imitation
+        if unexplained is not None:
+            if state.auxiliary is not None and self.others.pairs:
+                seen, of_others = self.others.draw(len(batch.actions), generator)
+                self._shift_images(seen)
+                features = state.policy.encode(*seen.policy_input).action
+                unexplained = (unexplained + state.auxiliary.loss(features, of_others)) / 2
+            loss = imitation + self.auxiliary_weight * unexplained
+        state.optimizer.zero_grad()
+        loss.backward()
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not th.isfinite(norm):
+            state.policy.set_training_mode(False)
+            raise FloatingPointError(
+                f"in epoch {state.epoch} of SFT the loss is {loss.item()} and its gradient {norm.item()}: the weights are "
+                "those of before this step; lower the learning rate, or look for extreme numbers in the demonstrations"
+            )
+        state.optimizer.step()
+        state.schedule.step()
+        state.losses.append(imitation.detach())
+
+    def end_epoch(self, held_out: _Pairs, batch_size: int) -> None:
+        """
+        Note the mean losses: of training, and on held-out pairs, of imitation each executed step counting the same, of the
+        targets each number.
+
+        :param held_out: Held-out pairs
+        :param batch_size: Pairs in a batch
+        """
+        result = self.state.result
+        result.train_losses.append(th.stack(self.state.losses).double().mean().item())
+        self.state.losses = []
+        total = n_executed = unexplained = n_numbers = 0.0
+        with th.no_grad():
+            for batch, targets in held_out.batches(np.arange(len(held_out.pairs)), batch_size):
+                imitation, auxiliary = self._losses(batch, targets)
+                executed = batch.chunk_lengths.sum().item()
+                total += imitation.item() * executed
+                n_executed += executed
+                if auxiliary is not None and targets is not None:
+                    numbers = targets.counts.sum().item()
+                    unexplained += auxiliary.item() * numbers
+                    n_numbers += numbers
+        result.held_out_losses.append(total / n_executed)
+        if n_numbers:
+            result.unexplained.append(unexplained / n_numbers)
+
+    def is_out_of(self, patience: int | None) -> bool:
+        """
+        Keep the weights of the epoch that has ended, if they are the best ones or no others are to be kept.
+
+        :param patience: Of :func:`fine_tune`
+        :return: Whether to stop
+        """
+        state, result = self.state, self.state.result
+        last = state.epoch - 1
+        if patience is None:
+            result.kept_epoch = last
+        elif result.held_out_losses[-1] <= min(result.held_out_losses):
+            result.kept_epoch = last
+            state.kept_weights = {name: value.clone() for name, value in state.weights().items()}
+        return patience is not None and last - result.kept_epoch >= patience
+
+    def _losses(self, batch: DemonstrationSamples, targets: Targets | None) -> tuple[th.Tensor, th.Tensor | None]:
+        """:return: Imitation loss, and that of the targets, if there are any"""
+        policy, auxiliary = self.state.policy, self.state.auxiliary
+        features = policy.encode(*batch.policy_input)
+        imitation = policy.imitation_loss(features, batch.actions, batch.chunk_lengths, self.loss)
+        if auxiliary is None or targets is None:
+            return imitation, None
+        return imitation, auxiliary.loss(features.action, targets)
+
+    def _shift_images(self, batch: DemonstrationSamples) -> None:
+        for key in self.state.policy.image_keys:
+            images = batch.observations[key]  # type: ignore[index]
+            batch.observations[key] = random_shift(images, self.max_shift, self.state.generator)  # type: ignore[index]
+
+
+def _what_determines(arguments: Mapping[str, Any], policy: VLAPolicy, pairs: tuple[_Pairs, ...]) -> dict[str, Any]:
+    """
+    :param arguments: Of :func:`fine_tune`
+    :param policy: Its policy
+    :param pairs: Those of training, held-out ones and others
+    :return: What makes a call another one, plain values by name
+    """
+    others = ("model", "demonstrations", "auxiliary_episodes", "progress", "checkpoint", "checkpoint_every")
+    settings = {name: value for name, value in arguments.items() if name not in others}
+    targets = settings["auxiliary_targets"] or {}
+    settings["auxiliary_targets"] = {key: indices if indices is None else list(indices) for key, indices in targets.items()}
+    names = ("demonstrations", "held-out demonstrations", "auxiliary_episodes")
+    return {
+        **settings,
+        "number of weights": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
+        **{name: each.fingerprint() for name, each in zip(names, pairs, strict=True)},
+    }
 
 
 def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> th.Tensor:
@@ -321,68 +423,6 @@ def _make_auxiliary(
         if each.episodes:
             each.targets = auxiliary.of(each.episodes)
     return auxiliary
-
-
-def _losses(
-    policy: VLAPolicy, auxiliary: AuxiliaryTarget | None, kind: str, batch: DemonstrationSamples, targets: Targets | None
-) -> tuple[th.Tensor, th.Tensor | None]:
-    """
-    :param policy: The policy
-    :param auxiliary: Predicts the targets
-    :param kind: Of the imitation loss
-    :param batch: Observation-chunk pairs
-    :param targets: What is to be predicted
-    :return: Imitation loss, and that of the targets, if there are any
-    """
-    features = policy.encode(*batch.policy_input)
-    imitation = policy.imitation_loss(features, batch.actions, batch.chunk_lengths, kind)
-    if auxiliary is None or targets is None:
-        return imitation, None
-    return imitation, auxiliary.loss(features.action, targets)
-
-
-def _evaluate(
-    losses_of: Callable[[DemonstrationSamples, Targets | None], tuple[th.Tensor, th.Tensor | None]],
-    pairs: _Pairs,
-    batch_size: int,
-    result: SFTResult,
-) -> None:
-    """
-    :param losses_of: Gives the losses of a batch
-    :param pairs: Held-out pairs
-    :param batch_size: Pairs in a batch
-    :param result: Gets the mean losses, of imitation each executed step counting the same, of the targets each number
-    """
-    total = n_executed = unexplained = n_numbers = 0.0
-    with th.no_grad():
-        for batch, targets in pairs.batches(np.arange(len(pairs.pairs)), batch_size):
-            imitation, auxiliary = losses_of(batch, targets)
-            executed = batch.chunk_lengths.sum().item()
-            total += imitation.item() * executed
-            n_executed += executed
-            if auxiliary is not None and targets is not None:
-                numbers = targets.counts.sum().item()
-                unexplained += auxiliary.item() * numbers
-                n_numbers += numbers
-    result.held_out_losses.append(total / n_executed)
-    if n_numbers:
-        result.unexplained.append(unexplained / n_numbers)
-
-
-def _check_finite(policy: VLAPolicy, epoch: int, loss: th.Tensor, norm: th.Tensor) -> None:
-    """
-    :param policy: Leaves training mode if it has to stop, with the weights of before this step
-    :param epoch: For the message
-    :param loss: Of a batch
-    :param norm: Of its gradient
-    :raises FloatingPointError: If it is not finite
-    """
-    if not th.isfinite(norm):
-        policy.set_training_mode(False)
-        raise FloatingPointError(
-            f"in epoch {epoch} of SFT the loss is {loss.item()} and its gradient {norm.item()}: the weights are those of "
-            "before this step; lower the learning rate, or look for extreme numbers in the demonstrations"
-        )
 
 
 def _split_episodes(

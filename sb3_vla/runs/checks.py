@@ -160,6 +160,19 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
     return checkpoint
 
 
+def check_resuming_sft(config: Config, folder: RunFolder) -> None:
+    """
+    :param config: Configuration with which a fine-tuning is to go on
+    :param folder: The run's folder
+    :raises ValueError: If it differs from the one that the run began with, or the run is another command's
+    """
+    config.check_resumes(load_run_config(folder.began_file))
+    folder.check_kinds()
+    command, _ = folder.read_config()
+    if not command.startswith("sb3-vla sft "):
+        raise ValueError(f"'{folder.path}' is no run of `sb3-vla sft`: it began with {command!r:.200}")
+
+
 def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
     """
     :param config: Configuration with which a quickstart is to go on

@@ -41,7 +41,7 @@ _SAID_ONCE = ("suite", "tasks", "seed", "device", "gamma", "chunk_size", "n_acti
 PolicySettings: Any = arguments_of(VLAPolicy, without=(*_SAID_ONCE, "use_sde", "normalized_keys"))
 SFTSettings: Any = arguments_of(
     fine_tune,
-    without=(*_SAID_ONCE, "auxiliary_episodes"),
+    without=(*_SAID_ONCE, "auxiliary_episodes", "checkpoint"),
     limits=SFT_LIMITS,
 )
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})

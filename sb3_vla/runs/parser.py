@@ -32,8 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     sft.add_argument(
         "--auxiliary", type=_path, metavar="FILE", help="what `sb3-vla play` wrote: teaches sft.auxiliary_targets, too"
     )
-    sft.add_argument("--out", type=_path, required=True, metavar="FOLDER", help="run folder, new or empty; gets sft_model.zip")
+    sft.add_argument("--out", type=_path, metavar="FOLDER", help="new run: its folder, new or empty; gets sft_model.zip")
     sft.add_argument("--epochs", type=int, metavar="N", help="passes over the demonstrations (sft.n_epochs)")
+    sft.add_argument(
+        "--resume", type=_path, metavar="FOLDER", help="instead of --out: go on with this run, from the same demonstrations"
+    )
 
     train = _add_command(commands, "train", "post-train a policy with PPOSelfBC")
     train.add_argument(

@@ -10,6 +10,7 @@ from sb3_vla_envs import Demonstration, collect_demonstrations, save_demonstrati
 from sb3_vla_envs.durable_files import replace_text
 from sb3_vla_envs.suite import get_suite
 
+from ..common.run_folder import RunFolder
 from ..evaluation.collect import collect_episodes
 from ..evaluation.evaluate import evaluate_on_tasks
 from ..evaluation.gif import record_tasks
@@ -43,17 +44,19 @@ def collect(config: Config, path: str | Path) -> list[Demonstration]:
 def run_sft(
     config: Config,
     demonstrations: Sequence[Demonstration],
-    path: str | Path,
+    folder: RunFolder,
     auxiliary_episodes: Sequence[Demonstration] = (),
 ) -> PPOSelfBC:
     """
-    Fine-tune a new policy on demonstrations and save it as a PPOSelfBC model, ready to be evaluated or post-trained.
+    Fine-tune a new policy on demonstrations and save it as a PPOSelfBC model, ready to be evaluated or post-trained. Where an
+    earlier call was stopped, this one goes on from its checkpoint.
 
     :param config: Configuration
     :param demonstrations: What to imitate
-    :param path: Where to write the model (zip); its losses by epoch stand beside it (json)
+    :param folder: The run's folder, which gets the model, its losses by epoch beside it, and until then the checkpoint
     :param auxiliary_episodes: See :func:`~sb3_vla.fine_tune`
     :return: The model
+    :raises ValueError: If the checkpoint is damaged, or of other demonstrations
     """
     venv = make_vla_vec_env(config.tasks, 1, seed=config.seed, suite=config.suite, **config.env_settings())
     try:
@@ -65,10 +68,16 @@ def run_sft(
             seed=config.seed,
             device=config.device,
         )
-        settings = vars(config.sft)
-        losses = fine_tune(model, demonstrations, auxiliary_episodes=auxiliary_episodes, seed=config.seed, **settings)
-        replace_text(Path(path).with_suffix(".json"), json.dumps(asdict(losses), indent=1) + "\n")
-        model.save(path)  # last: who finds it finds everything
+        losses = fine_tune(
+            *(model, demonstrations),
+            auxiliary_episodes=auxiliary_episodes,
+            seed=config.seed,
+            checkpoint=folder.sft_checkpoint,
+            **vars(config.sft),
+        )
+        replace_text(folder.sft_model.with_suffix(".json"), json.dumps(asdict(losses), indent=1) + "\n")
+        model.save(folder.sft_model)  # last: who finds it finds everything
+        folder.sft_checkpoint.unlink(missing_ok=True)
     finally:
         venv.close()
     return model

@@ -36,7 +36,7 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     if folder.sft_model.exists():
         sft_model = load_model(folder.sft_model, config.device)
     else:
-        sft_model = run_sft(config, demonstrations, folder.sft_model)
+        sft_model = run_sft(config, demonstrations, folder)
     say("3/5  Evaluating the SFT policy on goals that training does not see")
     results = load_results(folder)
     if "SFT" not in results:

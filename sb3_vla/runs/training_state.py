@@ -4,11 +4,11 @@ import random
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
 from ..common.normalizer_state import get_normalizer_state, set_normalizer_state
+from ..common.random_source import get_torch_states, set_torch_states
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.vec_env_state import get_states, set_states
 
@@ -100,22 +100,17 @@ def restore_random_states(model: PPOSelfBC, states: dict[str, Any]) -> None:
     """
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
-    th.set_rng_state(states["torch"])
-    if "cuda" in states and model.device.type == "cuda":
-        th.cuda.set_rng_state(states["cuda"], model.device)
+    set_torch_states(states, model.device)
     model.action_space.np_random.bit_generator.state = states["action_space"]
 
 
 def _random_states(model: PPOSelfBC) -> dict[str, Any]:
-    states = {
+    return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
-        "torch": th.get_rng_state(),
         "action_space": model.action_space.np_random.bit_generator.state,
+        **get_torch_states(model.device),
     }
-    if model.device.type == "cuda":
-        states["cuda"] = th.cuda.get_rng_state(model.device)
-    return states
 
 
 def _environments(model: PPOSelfBC) -> dict[str, Any]:

@@ -233,6 +233,7 @@ def test_the_policy_in_training_is_checked_before_the_stages_before_it(policy_kw
 def test_train_needs_either_a_new_run_or_an_old_one(fail, tmp_path):
     assert "either --out FOLDER for a new run or --resume" in fail("train")
     assert "either --out" in fail("train", "--out", str(tmp_path / "a"), "--resume", str(tmp_path / "b"))
+    assert "either --out" in fail("sft", "--demos", str(tmp_path / "d.npz"))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,12 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(fail, tmp_path):
     assert "not a run folder" in fail("train", "--resume", str(tmp_path / "empty"))
     RunFolder.create(tmp_path / "early", "sb3-vla train", load_config(write_settings(tmp_path / "c.yml")).to_dict())
     assert "there is no checkpoint" in fail("train", "--resume", str(tmp_path / "early"))
+
+
+def test_sft_goes_on_with_its_own_runs_alone(made, fail):
+    demos = ("--demos", str(made / "demos" / "d.npz"))
+    assert "is no run of `sb3-vla sft`: it began with 'sb3-vla train" in fail("sft", "--resume", str(made / "run"), *demos)
+    assert "leave out --epochs" in fail("sft", "--resume", str(made / "sft"), *demos, "--epochs", "3")
 
 
 def test_push_of_what_cannot_be_pushed(made, fail, tmp_path, monkeypatch):

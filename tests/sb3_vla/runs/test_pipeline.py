@@ -25,11 +25,12 @@ from sb3_vla.common.folder_lock import LOCK_FILE, locked
 from sb3_vla.common.plain_file import load_plain
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EvaluationResult
+from sb3_vla.imitation import sft
 from sb3_vla.runs import checks, models, pipeline, quickstart, training
 from sb3_vla.runs.checkpoint import newest_checkpoint
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
-from sb3_vla_envs import load_demonstrations
+from sb3_vla_envs import load_demonstrations, save_demonstrations
 
 TASKS = ["handle-press-v3", "coffee-button-v3"]
 SETTINGS: dict[str, Any] = {
@@ -348,6 +349,73 @@ def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path,
     assert started == [48] and (run / "comparison.png").is_file()
 
 
+@pytest.fixture
+def fine_tuning(config_file, tmp_path, monkeypatch):
+    """Runs a command whose fine-tuning a signal stops after so many batches, or none does; returns how many it did."""
+    settings = yaml.safe_load(config_file.read_text())
+    config_file.write_text(yaml.safe_dump({**settings, "sft": {"n_epochs": 2, "batch_size": 4, "checkpoint_every": 2}}))
+    step = sft._Learner.step
+
+    def run(*command, stop_after=None):
+        done = []
+
+        def counted(learner, *args):
+            if len(done) == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            done.append(step(learner, *args))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sft._Learner, "step", counted)
+            assert main([str(part) for part in command]) == (0 if stop_after is None else 143)
+        return len(done)
+
+    return run
+
+
+def test_fine_tuning_that_is_stopped_says_how_to_go_on_and_ends_as_if_it_had_not_been(
+    config_file, tmp_path, fine_tuning, capfd
+):
+    demos, run, other = tmp_path / "d.npz", RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
+    given = ("--config", config_file, "--demos", demos)
+    n_batches = fine_tuning("sft", *given, "--out", other.path)
+    assert n_batches > 3 and not other.sft_checkpoint.exists()
+    fine_tuning("sft", *given, "--out", run.path, stop_after=3)
+    going_on = f"sb3-vla sft --resume {run.path} --demos {demos}"
+    assert capfd.readouterr().err.splitlines()[-2:] == [f"To go on: {going_on}", "sb3-vla sft: stopped by SIGTERM"]
+    assert main(["sft", *map(str, given), "--out", str(run.path)]) == 2
+    assert "go on with the run in it, by --resume" in capfd.readouterr().err
+    assert fine_tuning(*going_on.split()[1:]) == n_batches - 2
+    assert run.sft_model.exists() and not run.sft_checkpoint.exists()
+    first, second = (PPOSelfBC.load(each.sft_model).policy.state_dict() for each in (run, other))
+    assert all(th.equal(value, second[name]) for name, value in first.items())
+    assert run.sft_model.with_suffix(".json").read_text() == other.sft_model.with_suffix(".json").read_text()
+    assert fine_tuning(*going_on.split()[1:]) == 0
+    assert "is there already: this fine-tuning is complete" in capfd.readouterr().out
+
+
+def test_fine_tuning_goes_on_with_its_own_demonstrations_alone(config_file, tmp_path, fine_tuning, capsys):
+    demos, run = tmp_path / "d.npz", RunFolder(tmp_path / "run")
+    assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
+    others = [*load_demonstrations(demos)]
+    others[0].actions *= -1.0
+    save_demonstrations(tmp_path / "others.npz", others)
+    fine_tuning("sft", "--config", config_file, "--demos", demos, "--out", run.path, stop_after=3)
+    assert main(["sft", "--resume", str(run.path), "--demos", str(tmp_path / "others.npz")]) == 1
+    assert "is the checkpoint of another fine-tuning, whose demonstrations is" in capsys.readouterr().err
+    run.sft_checkpoint.write_bytes(run.sft_checkpoint.read_bytes()[:-9])
+    assert main(["sft", "--resume", str(run.path), "--demos", str(demos)]) == 1
+    assert "is truncated, damaged or no file of sb3-vla" in capsys.readouterr().err
+
+
+def test_quickstart_goes_on_in_the_middle_of_its_fine_tuning(config_file, tmp_path, fine_tuning, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(quickstart, "record_comparison", lambda *args: None)
+    fine_tuning("quickstart", "--config", config_file, "--out", run, stop_after=3)
+    n_batches = fine_tuning("quickstart", "--resume", run)
+    assert n_batches + 2 == fine_tuning("quickstart", "--config", config_file, "--out", tmp_path / "other")
+
+
 def test_a_complete_quickstart_goes_on_where_more_timesteps_are_wanted(config_file, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "record_comparison", lambda *args: None)
     run = RunFolder(tmp_path / "run")
@@ -395,11 +463,11 @@ def test_load_model_takes_what_its_class_saved(make_model, tmp_path):
 
 def test_new_run_starts_from_the_weights_of_the_initial_model(config_file, tmp_path):
     config = load_config(config_file, train={"total_timesteps": 16, "critic_warmup_steps": 16, "n_envs": 1, "bc_weight": 0.0})
-    sft = RunFolder.create(tmp_path / "sft", "sft", config.to_dict())
+    fine_tuned = RunFolder.create(tmp_path / "sft", "sft", config.to_dict())
     demonstrations = pipeline.collect(config, tmp_path / "d.npz")
-    initial = pipeline.run_sft(config, demonstrations, sft.sft_model)
+    initial = pipeline.run_sft(config, demonstrations, fine_tuned)
     run = RunFolder.create(tmp_path / "run", "train", config.to_dict())
-    model = training.post_train(config, run, sft.sft_model, progress=False)
+    model = training.post_train(config, run, fine_tuned.sft_model, progress=False)
     state = model.policy.state_dict()
     moved = {name for name, value in initial.policy.state_dict().items() if not th.equal(value, state[name])}
     # The critic warms up: nothing else learns
