@@ -7,6 +7,7 @@ Put the runs of study.py together, in results/mt10/summary.json and in the table
 import csv
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,7 @@ def main() -> None:
             "seeds": [int(path.name.removeprefix("seed")) for path in seeds],
             "primitive_steps": fmean(int(row["primitive_steps"]) for row in rows),
             "hours": fmean(int(row["seconds"]) for row in rows) / 3600,
+            "deepest_fall": [deepest_fall(training_success(path)) for path in seeds],
             "longest_dip": [longest_dip(training_success(path)) for path in seeds],
         }
     (RESULTS / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -43,6 +45,7 @@ def main() -> None:
         replace(page, "mt10", headline(summary))
     replace(ROOT / "docs" / "mt10.md", "tasks", by_task(summary))
     replace(ROOT / "docs" / "mt10.md", "protocols", by_protocol(summary))
+    replace(ROOT / "docs" / "mt10.md", "stability", stability(summary))
 
 
 def load(path: Path) -> EvaluationResult:
@@ -70,15 +73,22 @@ def training_success(path: Path) -> list[float]:
     return [float(row["rollout/success_rate"]) for row in rows if row["rollout/success_rate"]]
 
 
+def deepest_fall(success: Sequence[float]) -> float:
+    """
+    :param success: In the course of a training
+    :return: How far it ever fell below its best until then
+    """
+    return max(best - each for best, each in zip(accumulate(success, max), success, strict=True))
+
+
 def longest_dip(success: Sequence[float], depth: float = 0.1) -> float:
     """
     :param success: In the course of a training
     :param depth: How far below its best until then is a dip
     :return: The part of the training that its longest dip lasts
     """
-    best, longest, current = 0.0, 0, 0
-    for each in success:
-        best = max(best, each)
+    longest, current = 0, 0
+    for best, each in zip(accumulate(success, max), success, strict=True):
         current = current + 1 if each < best - depth else 0
         longest = max(longest, current)
     return longest / len(success)
@@ -152,6 +162,18 @@ def by_protocol(summary: dict[str, Any]) -> str:
     rows.append(["---"] * len(rows[0]))
     rows.append(["ours", *(_cell(found["post_trained"]) for found in summary.values())])
     rows += [[f"`{name}`", *(_cell(found["protocols"][name]) for found in summary.values())] for name in PROTOCOLS]
+    return _markdown(rows)
+
+
+def stability(summary: dict[str, Any]) -> str:
+    """
+    :param summary: What is in ``summary.json``
+    :return: Table of how success fell in the course of the trainings, of the worst seed
+    """
+    rows = [["demonstrations a task", "deepest fall", "longest time more than 0.10 below"], ["---"] * 3]
+    for demos, found in summary.items():
+        fall, dip = max(found["deepest_fall"]), max(found["longest_dip"])
+        rows.append([demos.removeprefix("demos_"), f"{fall:.2f}", f"{100 * dip:.1f} % of the training"])
     return _markdown(rows)
 
 
