@@ -7,6 +7,7 @@ import pytest
 import torch as th
 
 from sb3_vla import PPOSelfBC, VLABackbone, VLAPolicy, fine_tune, save_for_hub
+from sb3_vla.common.plain_file import load_plain
 from sb3_vla.policies.backbones import make_backbone
 from sb3_vla.policies.lora import add_lora
 from sb3_vla.ppo_self_bc.model_file import read_model
@@ -122,6 +123,22 @@ def test_a_model_is_saved_without_its_base_and_goes_on_from_it(
         each.learn(32, reset_num_timesteps=False)
     both = zip(model.policy.state_dict().values(), loaded.policy.state_dict().values(), strict=True)
     assert all(th.equal(a, b) for a, b in both)
+
+
+@pytest.mark.parametrize("save_base", [False, True])
+def test_what_fine_tuning_goes_on_from_does_not_hold_the_base(
+    save_base, make_lora_model, make_demonstrations, checkpoint, tmp_path
+):
+    settings = {"n_epochs": 1, "batch_size": 4, "progress": False, "checkpoint": tmp_path / "sft", "checkpoint_every": 1}
+    models = [make_lora_model({**LORA, "save_base": save_base}) for _ in range(2)]
+    results = [
+        fine_tune(model, make_demonstrations(4), **settings) for model in models
+    ]  # the second one has nothing left to do
+    assert results[0] == results[1]
+    first, second = (model.policy.state_dict() for model in models)
+    assert all(th.equal(value, second[name]) for name, value in first.items())
+    kept = load_plain(tmp_path / "sft")["state"]["weights"]
+    assert any("lora_A" in name for name in kept) and not any(name.endswith("base_layer.weight") for name in kept)
 
 
 def test_a_policy_alone_is_saved_without_its_base(make_lora_model, tmp_path):
