@@ -10,7 +10,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
-from transformers import get_cosine_schedule_with_warmup
 
 from sb3_vla_envs import Demonstration
 from sb3_vla_envs.argument_checks import Limits
@@ -175,6 +174,9 @@ def fine_tune(
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
+    # On use only: it brings PEFT with it, where that is installed, which takes seconds to import
+    from transformers import get_cosine_schedule_with_warmup
+
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     state = SFTState(policy, normalizer, auxiliary, optimizer, schedule, generator)
     if saved is not None:
