@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sb3_vla.common.run_folder import RunFolder
 from sb3_vla_envs import get_suite
 
 HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ class Run:
         options = ("--demos", self.demos, *options)
         if (folder / "sft_model.zip").exists():
             return
-        if (folder / "sft_checkpoint.safetensors").exists():
+        if RunFolder(folder).sft_checkpoint.exists():
             self.resume("sft", folder, *options)
             return
         shutil.rmtree(folder, ignore_errors=True)

@@ -44,10 +44,8 @@ def get_normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:
     :param normalizer: The wrapper
     :return: Its statistics, and what it last saw
     """
-    statistics: Any = getattr(normalizer, "obs_rms", None)
-    by_key = {key: _numbers(rms) for key, rms in statistics.items()} if isinstance(statistics, dict) else _numbers(statistics)
     return {
-        "observations": by_key,
+        "observations": get_observation_statistics(normalizer),
         "returns": _numbers(normalizer.ret_rms),
         "discounted": normalizer.returns.copy(),
         "last_observation": normalizer.old_obs,
@@ -60,15 +58,32 @@ def set_normalizer_state(normalizer: VecNormalize, state: dict[str, Any]) -> Non
     :param normalizer: A wrapper made with the same arguments
     :param state: What :func:`get_normalizer_state` returned
     """
-    statistics: Any = getattr(normalizer, "obs_rms", None)
-    if isinstance(statistics, dict):
-        for key, rms in statistics.items():
-            _set_numbers(rms, state["observations"][key])
-    elif statistics is not None:
-        _set_numbers(statistics, state["observations"])
+    set_observation_statistics(normalizer, state["observations"])
     _set_numbers(normalizer.ret_rms, state["returns"])
     normalizer.returns = state["discounted"].copy()
     normalizer.old_obs, normalizer.old_reward = state["last_observation"], state["last_reward"]
+
+
+def get_observation_statistics(normalizer: VecNormalize) -> dict[str, Any] | None:
+    """
+    :param normalizer: The wrapper
+    :return: Of what it normalises observations by; those of a dictionary by key
+    """
+    statistics: Any = getattr(normalizer, "obs_rms", None)
+    return {key: _numbers(rms) for key, rms in statistics.items()} if isinstance(statistics, dict) else _numbers(statistics)
+
+
+def set_observation_statistics(normalizer: VecNormalize, numbers: dict[str, Any] | None) -> None:
+    """
+    :param normalizer: A wrapper made with the same arguments
+    :param numbers: What :func:`get_observation_statistics` returned
+    """
+    statistics: Any = getattr(normalizer, "obs_rms", None)
+    if isinstance(statistics, dict) and numbers is not None:
+        for key, rms in statistics.items():
+            _set_numbers(rms, numbers[key])
+    elif statistics is not None and numbers is not None:
+        _set_numbers(statistics, numbers)
 
 
 def _numbers(rms: RunningMeanStd | None) -> dict[str, Any] | None:

@@ -45,7 +45,8 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
             metadata = file.metadata()
         if _checksum(metadata[_CONTENT], tensors) != metadata[_CHECKSUM]:
             raise ValueError("wrong checksum")
-        return PlainValues(tensors).decode(json.loads(metadata[_CONTENT]))
+        # They are views of the file until here
+        return PlainValues({name: tensor.clone() for name, tensor in tensors.items()}).decode(json.loads(metadata[_CONTENT]))
     except _DAMAGE as error:
         raise ValueError(f"{os.fspath(path)!r} is truncated, damaged or no file of sb3-vla: {error}") from error
 

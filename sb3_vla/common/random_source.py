@@ -1,4 +1,4 @@
-"""Where torch's random numbers come from, and going on with them."""
+"""Where torch's random numbers come from."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,25 +21,6 @@ def drawing_from(generator: th.Generator | None) -> AbstractContextManager[Any]:
     :return: Context manager
     """
     return nullcontext() if generator is None else _Drawing(generator)
-
-
-def get_torch_states(device: th.device) -> dict[str, th.Tensor]:
-    """
-    :param device: What is computed on
-    :return: States of torch's global generators, of the CPU and of that device
-    """
-    states = {"torch": th.get_rng_state()}
-    return {**states, "cuda": th.cuda.get_rng_state(device)} if device.type == "cuda" else states
-
-
-def set_torch_states(states: Mapping[str, Any], device: th.device) -> None:
-    """
-    :param states: What :func:`get_torch_states` returned, maybe for another device
-    :param device: What is computed on
-    """
-    th.set_rng_state(states["torch"])
-    if "cuda" in states and device.type == "cuda":
-        th.cuda.set_rng_state(states["cuda"], device)
 
 
 class _Drawing(TorchDispatchMode):

@@ -119,6 +119,14 @@ class RunFolder:
             raise ValueError(f"'{self.config_file}' is not the configuration of a run. {self._mend}")
         return str(content.get("command", "")), content["config"]
 
+    def command_name(self) -> str:
+        """
+        :return: Name of the command that made the run, as ``"train"``, empty if it isn't known
+        :raises ValueError: See :meth:`read_config`
+        """
+        command, _ = self.read_config()
+        return next(iter(command.removeprefix("sb3-vla ").split()), "")
+
     def read_versions(self) -> dict[str, str | int | None]:
         """
         :return: What the run was started on (:func:`software_versions`)

@@ -1,6 +1,5 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
-from .sft_checkpoint import SFTCheckpoint, SFTResult, SFTState
+from .sft_checkpoint import SFTCheckpoint, fingerprint_episodes, fingerprint_policy
+from .sft_state import SFTResult, SFTState
 
 #: What arguments of :func:`fine_tune` may be
 SFT_LIMITS = {
-    **dict.fromkeys(("n_epochs", "batch_size", "checkpoint_every"), Limits(at_least=1, whole=True)),
-    "patience": Limits(at_least=1, whole=True, others=(None,)),
+    **dict.fromkeys(("n_epochs", "batch_size"), Limits(at_least=1, whole=True)),
+    **dict.fromkeys(("patience", "checkpoint_every"), Limits(at_least=1, whole=True, others=(None,))),
     **dict.fromkeys(("max_shift", "seed"), Limits(at_least=0, whole=True)),
     **dict.fromkeys(("learning_rate", "weight_decay", "auxiliary_weight"), Limits(at_least=0)),
     "max_grad_norm": Limits(above=0, may_be_infinite=True),
@@ -77,14 +77,6 @@ class _Pairs:
         assert targets is not None
         return batch, targets
 
-    def fingerprint(self) -> str:
-        """:return: A few letters that differ for other actions, or episodes in another order"""
-        digest = hashlib.sha256()
-        for demo in self.episodes:
-            digest.update(demo.task.encode())
-            digest.update(np.ascontiguousarray(demo.actions).data)
-        return digest.hexdigest()[:16]
-
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
         return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
@@ -108,7 +100,7 @@ def fine_tune(
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 500,
+    checkpoint_every: int | None = 500,
 ) -> SFTResult:
     """
     Clone demonstrations by the imitation loss of the policy's head, over executed steps.
@@ -139,19 +131,23 @@ def fine_tune(
         heart; see :func:`~sb3_vla.collect_episodes`
     :param seed: Seed of the split, the order and the augmentation
     :param progress: Whether to show a progress bar
-    :param checkpoint: File that gets all that is needed to go on. Where it is there, since a call with the same model,
-        demonstrations and arguments was stopped, this one goes on from it, and ends as if the other had never been stopped. It
-        is left there at the end
-    :param checkpoint_every: Batches between two times that it is written
+    :param checkpoint: File that holds all that is needed to go on: where it is there, as the same call was made before and
+        stopped, this one goes on from it, the global random generators too, and ends as the other would have, bit for bit. It
+        is there at the end, too
+    :param checkpoint_every: Batches between two times that it is written, the first one before all; ``None`` for never
     :return: Losses by epoch
     :raises ValueError: If an argument is out of range, a task has fewer than two episodes, the demonstrations don't fit
         the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, the observations that the policy
-        sees are normalised by a ``VecNormalize`` that is not here, or ``checkpoint`` is damaged or of another call
+        sees are normalised by a ``VecNormalize`` that is not here, or ``checkpoint`` is damaged or of another model, other
+        demonstrations or arguments
     :raises TypeError: If there is no VLAPolicy, or an argument that must be a number is none
-    :raises FloatingPointError: If a gradient is not finite; the weights are those of before
+    :raises FloatingPointError: If a gradient is not finite, the weights are those of before; or the held-out loss
     :raises OSError: If ``checkpoint`` can't be written
     """
     arguments = locals()
+    # On use only: it brings PEFT with it, where that is installed, which takes a second to import
+    from transformers import get_cosine_schedule_with_warmup
+
     for name, limits in SFT_LIMITS.items():
         limits.check(name, arguments[name])
     policy, normalizer = _policy_and_normalizer(model)
@@ -163,8 +159,7 @@ def fine_tune(
         raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
-    what = _what_determines(arguments, policy, (train, held_out, others))
-    saved = None if checkpoint is None else SFTCheckpoint(checkpoint, checkpoint_every, what)
+    saved = _open_checkpoint(arguments, policy, normalizer)
     # The critic is not trained here, so what it has learned with stays
     critic_has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
     _fit_normalizers(policy, normalizer, train, without=("privileged",) if critic_has_learned else ())
@@ -174,13 +169,10 @@ def fine_tune(
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
-    # On use only: it brings PEFT with it, where that is installed, which takes seconds to import
-    from transformers import get_cosine_schedule_with_warmup
-
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     state = SFTState(policy, normalizer, auxiliary, optimizer, schedule, generator)
     if saved is not None:
-        saved.restore(state)
+        saved.begin(state)
     learner = _Learner(state, others, loss, max_grad_norm, max_shift, auxiliary_weight)
     policy.set_training_mode(True)
     with Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
@@ -189,12 +181,12 @@ def fine_tune(
                 state.order = th.randperm(len(train.pairs), generator=generator).numpy()
             for batch, to_predict in train.batches(state.order[len(state.losses) * batch_size :], batch_size):
                 learner.step(batch, to_predict)
-                bar.update()
                 if saved is not None:
                     saved.save_if_due(state)
+                bar.update()
             learner.end_epoch(held_out, batch_size)
             bar.update(0, **state.result.last_epoch())
-            if learner.is_out_of(patience):
+            if learner.keep_best(patience):
                 break
     if patience is not None:
         policy.load_state_dict(state.kept_weights, strict=False)
@@ -205,11 +197,11 @@ def fine_tune(
 @dataclass
 class _Learner:
     """
-    Goes from batch to batch.
+    Takes the steps of :func:`fine_tune`.
 
     :param state: What changes
     :param others: Pairs that teach the auxiliary targets, too
-    :param loss: Kind of the imitation loss
+    :param kind: Of the imitation loss
     :param max_grad_norm: Gradient clipping
     :param max_shift: Of images, in pixels
     :param auxiliary_weight: Of the loss of the auxiliary targets
@@ -217,7 +209,7 @@ class _Learner:
 
     state: SFTState
     others: _Pairs
-    loss: str
+    kind: str
     max_grad_norm: float
     max_shift: int
     auxiliary_weight: float
@@ -277,16 +269,22 @@ class _Learner:
                     numbers = targets.counts.sum().item()
                     unexplained += auxiliary.item() * numbers
                     n_numbers += numbers
+        if not np.isfinite(total):
+            self.state.policy.set_training_mode(False)
+            raise FloatingPointError(
+                f"after epoch {self.state.epoch - 1} of SFT the loss on held-out episodes is {total}: look for extreme "
+                "numbers in the demonstrations"
+            )
         result.held_out_losses.append(total / n_executed)
         if n_numbers:
             result.unexplained.append(unexplained / n_numbers)
 
-    def is_out_of(self, patience: int | None) -> bool:
+    def keep_best(self, patience: int | None) -> bool:
         """
-        Keep the weights of the epoch that has ended, if they are the best ones or no others are to be kept.
+        Note which epoch's weights are to be kept, and keep those of the one that has ended if they are the best.
 
         :param patience: Of :func:`fine_tune`
-        :return: Whether to stop
+        :return: Whether there is no patience left
         """
         state, result = self.state, self.state.result
         last = state.epoch - 1
@@ -301,7 +299,7 @@ class _Learner:
         """:return: Imitation loss, and that of the targets, if there are any"""
         policy, auxiliary = self.state.policy, self.state.auxiliary
         features = policy.encode(*batch.policy_input)
-        imitation = policy.imitation_loss(features, batch.actions, batch.chunk_lengths, self.loss)
+        imitation = policy.imitation_loss(features, batch.actions, batch.chunk_lengths, self.kind)
         if auxiliary is None or targets is None:
             return imitation, None
         return imitation, auxiliary.loss(features.action, targets)
@@ -312,23 +310,30 @@ class _Learner:
             batch.observations[key] = random_shift(images, self.max_shift, self.state.generator)  # type: ignore[index]
 
 
-def _what_determines(arguments: Mapping[str, Any], policy: VLAPolicy, pairs: tuple[_Pairs, ...]) -> dict[str, Any]:
+def _open_checkpoint(arguments: Mapping[str, Any], policy: VLAPolicy, normalizer: VecNormalize | None) -> SFTCheckpoint | None:
     """
     :param arguments: Of :func:`fine_tune`
-    :param policy: Its policy
-    :param pairs: Those of training, held-out ones and others
-    :return: What makes a call another one, plain values by name
+    :param policy: That of the model
+    :param normalizer: What normalises its observations
+    :return: The checkpoint, ``None`` if there shall be none
+    :raises ValueError: If the file is there, but damaged or of another fine-tuning
     """
-    others = ("model", "demonstrations", "auxiliary_episodes", "progress", "checkpoint", "checkpoint_every")
-    settings = {name: value for name, value in arguments.items() if name not in others}
-    targets = settings["auxiliary_targets"] or {}
-    settings["auxiliary_targets"] = {key: indices if indices is None else list(indices) for key, indices in targets.items()}
-    names = ("demonstrations", "held-out demonstrations", "auxiliary_episodes")
-    return {
-        **settings,
-        "number of weights": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
-        **{name: each.fingerprint() for name, each in zip(names, pairs, strict=True)},
+    if arguments["checkpoint"] is None or arguments["checkpoint_every"] is None:
+        return None
+    given = ("demonstrations", "auxiliary_episodes")
+    others = ("model", "progress", "checkpoint", "checkpoint_every")
+    targets = arguments["auxiliary_targets"] or {}
+    settings = {
+        **{name: value for name, value in arguments.items() if name not in (*given, *others)},
+        "auxiliary_targets": [[key, indices if indices is None else list(indices)] for key, indices in targets.items()],
+        "autocast": policy.autocast,
+        "normalized_keys": [] if normalizer is None else sorted(normalizer.norm_obs_keys or ()),
+        "lifetime_timesteps": getattr(arguments["model"], "lifetime_timesteps", 0),
     }
+    fingerprints = {name: fingerprint_episodes(arguments[name]) for name in given} | {"networks": fingerprint_policy(policy)}
+    saved = SFTCheckpoint(arguments["checkpoint"], arguments["checkpoint_every"], fingerprints, settings)
+    saved.check()
+    return saved
 
 
 def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> th.Tensor:

@@ -1,7 +1,6 @@
 """Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) beside a backbone's pretrained weights, by ``peft``."""
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 
 from ..common.argument_checks import check_keywords, check_known
+from ..common.tensor_fingerprint import fingerprint
 from .backbones import VLABackbone
 
 _OF_ADAPTERS = "lora_"  # in the names of their weights
@@ -71,7 +71,7 @@ def adapt(
     targets = backbone.lora_targets if target_modules is None else target_modules
     if targets is None:
         raise ValueError(f"{type(backbone).__name__} has no lora_targets: give lora=dict(target_modules=[...])")
-    found = None if save_base else _fingerprint(base)
+    found = None if save_base else fingerprint(sorted(base.state_dict().items()))
     if base_fingerprint not in (None, found):
         raise ValueError(
             f"these adapters were trained beside other pretrained weights ({base_fingerprint}) than those of "
@@ -141,17 +141,3 @@ def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tens
 
 def _has_adapters(backbone: nn.Module) -> bool:
     return hasattr(backbone.pretrained, "peft_config")
-
-
-def _fingerprint(base: nn.Module) -> str:
-    """
-    :param base: A pretrained model, of any precision
-    :return: A few letters that differ for other weights: of the first ones of each tensor, as all of a large model's would
-        take half a minute
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        # Exact in bfloat16 whatever the checkpoint's precision is
-        digest.update(tensor.flatten()[:16].to("cpu", th.bfloat16).view(th.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

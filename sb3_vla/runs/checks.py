@@ -15,6 +15,7 @@ from ..common.launch import launched_as
 from ..common.run_folder import RunFolder
 from ..evaluation.model_fit import check_model_fits, model_settings
 from ..imitation.demonstration_buffer import DemonstrationBuffer
+from ..imitation.sft_checkpoint import check_sft_checkpoint, fingerprint_episodes
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.make import make_vla_vec_env
@@ -148,8 +149,7 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
         can't compute on its device here
     :raises FileNotFoundError: If there is no checkpoint
     """
-    config.check_resumes(load_run_config(folder.began_file))
-    folder.check_kinds()
+    _check_same_run(config, folder, "train")
     check_device(config.device)
     checkpoint = newest_checkpoint(folder.checkpoints)
     done = checkpoint_timesteps(checkpoint)
@@ -160,17 +160,35 @@ def check_resuming(config: Config, folder: RunFolder) -> Path:
     return checkpoint
 
 
-def check_resuming_sft(config: Config, folder: RunFolder) -> None:
+def check_resuming_sft(
+    config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration], auxiliary_episodes: Sequence[Demonstration]
+) -> None:
     """
     :param config: Configuration with which a fine-tuning is to go on
     :param folder: The run's folder
-    :raises ValueError: If it differs from the one that the run began with, or the run is another command's
+    :param demonstrations: What it is to imitate
+    :param auxiliary_episodes: What else it is to learn from
+    :raises ValueError: If one of these differs from what the run began with, or the run is another command's, or a file of it
+        is damaged
+    """
+    _check_same_run(config, folder, "sft")
+    given = {"demonstrations": demonstrations, "auxiliary_episodes": auxiliary_episodes}
+    check_sft_checkpoint(folder.sft_checkpoint, {name: fingerprint_episodes(episodes) for name, episodes in given.items()})
+
+
+def _check_same_run(config: Config, folder: RunFolder, command: str) -> None:
+    """
+    :param config: Configuration with which a run is to go on
+    :param folder: The run's folder
+    :param command: Name of the command that goes on with it
+    :raises ValueError: If it differs from the one that the run began with in what a run can't change on its way, the run is
+        one of ``sft`` and the command is not or the other way round, or a folder has the name of a file or the other way round
     """
     config.check_resumes(load_run_config(folder.began_file))
+    began_with = folder.command_name()
+    if (began_with == "sft") != (command == "sft"):
+        raise ValueError(f"'{folder.path}' is a run of {began_with or 'another command'}, with which {command} can't go on")
     folder.check_kinds()
-    command, _ = folder.read_config()
-    if not command.startswith("sb3-vla sft "):
-        raise ValueError(f"'{folder.path}' is no run of `sb3-vla sft`: it began with {command!r:.200}")
 
 
 def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
@@ -179,12 +197,14 @@ def check_quickstart_resuming(config: Config, folder: RunFolder) -> None:
     :param folder: The run's folder
     :raises ValueError: If one of the files of the stages that are done can't be read, or see :func:`check_resuming`
     """
-    config.check_resumes(load_run_config(folder.began_file))
-    folder.check_kinds()
+    _check_same_run(config, folder, "quickstart")
     try:
         load_results(folder)
         if folder.demos.exists():
-            load_demonstrations(folder.demos)
+            demonstrations = load_demonstrations(folder.demos)
+            if not folder.sft_model.exists():
+                given = {"demonstrations": fingerprint_episodes(demonstrations)}
+                check_sft_checkpoint(folder.sft_checkpoint, given)
         trained = 0
         for path in (folder.sft_model, folder.model):
             if path.exists():

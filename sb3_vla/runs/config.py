@@ -43,6 +43,7 @@ SFTSettings: Any = arguments_of(
     fine_tune,
     without=(*_SAID_ONCE, "auxiliary_episodes", "checkpoint"),
     limits=SFT_LIMITS,
+    changes_on_resume=("progress", "checkpoint_every"),
 )
 _DemosArguments: Any = arguments_of(collect_demonstrations, without=_SAID_ONCE, at_least={"action_noise": 0, "n_workers": 1})
 _LeRobotArguments: Any = arguments_of(

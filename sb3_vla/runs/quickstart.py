@@ -35,6 +35,7 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     say("2/5  Supervised fine-tuning (SFT)")
     if folder.sft_model.exists():
         sft_model = load_model(folder.sft_model, config.device)
+        folder.sft_checkpoint.unlink(missing_ok=True)
     else:
         sft_model = run_sft(config, demonstrations, folder)
     say("3/5  Evaluating the SFT policy on goals that training does not see")

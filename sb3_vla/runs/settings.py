@@ -46,6 +46,7 @@ def arguments_of(
     without: Collection[str] = (),
     at_least: Mapping[str, float] | None = None,
     limits: Mapping[str, Limits] | None = None,
+    changes_on_resume: Collection[str] = (),
 ) -> type[Any]:
     """
     Make a section of the arguments that a function or class documents: of those that have a default, and which YAML can hold.
@@ -54,6 +55,7 @@ def arguments_of(
     :param without: Names of arguments that are no settings, as others give them
     :param at_least: By name, the least number allowed
     :param limits: By name, limits of more kinds
+    :param changes_on_resume: Names of those that a run that is resumed may change
     :return: A frozen dataclass
     """
     parameters = {
@@ -65,8 +67,9 @@ def arguments_of(
     annotated: Any = SimpleNamespace(__annotations__={name: parameter.annotation for name, parameter in parameters.items()})
     code: Any = function.__init__ if inspect.isclass(function) else function
     all_limits = {name: Limits(at_least=least) for name, least in (at_least or {}).items()} | dict(limits or {})
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     section_fields = [
-        (name, hint, setting(limits=all_limits.get(name), default=parameters[name].default))
+        (name, hint, setting(limits=all_limits.get(name), changes_on_resume=name in changes_on_resume, default=defaults[name]))
         for name, hint in get_type_hints(annotated, code.__globals__).items()
         if set(_words(hint)) - {"null"}
     ]

@@ -1,6 +1,5 @@
 """What a training goes on from beside its model's file and its demonstrations: environments, episodes, random numbers."""
 
-import random
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
 from ..common.normalizer_state import get_normalizer_state, set_normalizer_state
-from ..common.random_source import get_torch_states, set_torch_states
+from ..common.random_states import get_random_states, set_random_states
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from ..vec_env.vec_env_state import get_states, set_states
 
@@ -98,19 +97,12 @@ def restore_random_states(model: PPOSelfBC, states: dict[str, Any]) -> None:
     :param model: The model
     :param states: The part ``"random"`` of what :func:`training_state` returned
     """
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    set_torch_states(states, model.device)
+    set_random_states(states, model.device)
     model.action_space.np_random.bit_generator.state = states["action_space"]
 
 
 def _random_states(model: PPOSelfBC) -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "action_space": model.action_space.np_random.bit_generator.state,
-        **get_torch_states(model.device),
-    }
+    return {**get_random_states(model.device), "action_space": model.action_space.np_random.bit_generator.state}
 
 
 def _environments(model: PPOSelfBC) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sb3_vla import EvaluationResult
+from sb3_vla import EvaluationResult, fine_tune
 from sb3_vla.common.run_folder import RunFolder
 from sb3_vla.evaluation.result import EpisodeRecord
 from sb3_vla.runs import training, validation
@@ -75,7 +75,9 @@ def intact(tmp_path_factory, request):
     )
     run.log.write_text("---\n")
     # What else a quickstart has made
-    save_demonstrations(run.demos, _make_demonstrations())
+    demonstrations = _make_demonstrations()
+    save_demonstrations(run.demos, demonstrations)
+    fine_tune(_make_model(), demonstrations, n_epochs=1, checkpoint=run.sft_checkpoint, progress=False)
     for path in (run.sft_model, run.model):
         model.save(path)
     save_results(run, {"SFT": RESULT})
@@ -237,11 +239,13 @@ def test_no_checkpoints_is_refused(run, capsys):
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "missing"])
-@pytest.mark.parametrize("name", ["demos.npz", "sft_model.zip", "model.zip", "results.json"])
+@pytest.mark.parametrize("name", ["demos.npz", "sft_checkpoint.safetensors", "sft_model.zip", "model.zip", "results.json"])
 def test_of_a_stage_of_a_quickstart_is_refused_and_it_can_be_done_again(run, capsys, monkeypatch, name, damage):
     done = []
     monkeypatch.setattr(quickstart, "quickstart", lambda config, folder: done.append(folder))
     DAMAGES[damage](run.path / name)
+    if name == run.sft_checkpoint.name:
+        run.sft_model.unlink()
     if {(name, damage), (f"{name} of a stage", damage)} & set(HARMLESS):
         assert _resume(run, capsys, "quickstart")[0] == 0
         return

@@ -4,7 +4,6 @@ from argparse import Namespace
 
 from sb3_vla_envs import ExpertFailure
 
-from ...imitation.sft_checkpoint import WrongCheckpoint
 from ..checks import check_experts, check_quickstart_resuming, check_training
 from ..quickstart import quickstart
 from . import Failure, Work
@@ -30,7 +29,7 @@ def prepare(arguments: Namespace) -> Work:
         with going_on(arguments, folder):
             try:
                 quickstart(config, folder)
-            except (ExpertFailure, WrongCheckpoint) as error:
+            except ExpertFailure as error:
                 raise Failure(str(error)) from error
         print(f"\nModels, results.json, curves.png, comparison.png, gifs/ and a TensorBoard log are in {folder.path}")
 

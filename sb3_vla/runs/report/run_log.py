@@ -83,7 +83,8 @@ def read_runs(paths: Sequence[str]) -> list[RunLog]:
 def _read_run(path: str, name: str) -> RunLog:
     folder = RunFolder.open(path)
     command, config = folder.read_config()
-    logs = [file for file in (folder.progress, folder.validation, folder.results, folder.config_file) if file.is_file()]
+    written = (folder.progress, folder.validation, folder.results, folder.sft_checkpoint, folder.config_file)
+    logs = [file for file in written if file.is_file()]
     results = load_results(folder, "post-trained" if folder.progress.is_file() else "SFT")
     return RunLog(
         name=name,
@@ -95,7 +96,7 @@ def _read_run(path: str, name: str) -> RunLog:
         progress=_logged(folder.progress, "time/time_elapsed"),
         validation=_logged(folder.validation, "seconds"),
         films=_find_films(folder),
-        is_complete=_is_complete(folder, command, results),
+        is_complete=_is_complete(folder, results),
         seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
     )
 
@@ -108,16 +109,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _is_complete(folder: RunFolder, command: str, results: Collection[str]) -> bool:
+def _is_complete(folder: RunFolder, results: Collection[str]) -> bool:
     """
     :param folder: Of a run
-    :param command: That made it
     :param results: What was evaluated
     :return: Whether it has made what it was to make
     """
-    if command.startswith("sb3-vla quickstart"):
+    command = folder.command_name()
+    if command == "quickstart":
         return "post-trained" in results
-    return (folder.sft_model if command.startswith("sb3-vla sft") else folder.model).is_file()
+    return (folder.sft_model if command == "sft" else folder.model).is_file()
 
 
 def _logged(path: Path, seconds: str) -> dict[str, NDArray[np.float64]]:

@@ -354,18 +354,19 @@ def fine_tuning(config_file, tmp_path, monkeypatch):
     """Runs a command whose fine-tuning a signal stops after so many batches, or none does; returns how many it did."""
     settings = yaml.safe_load(config_file.read_text())
     config_file.write_text(yaml.safe_dump({**settings, "sft": {"n_epochs": 2, "batch_size": 4, "checkpoint_every": 2}}))
-    step = sft._Learner.step
+    update = sft.Progress.update
 
     def run(*command, stop_after=None):
         done = []
 
-        def counted(learner, *args):
-            if len(done) == stop_after:
+        def counted(progress, n=1, **figures):
+            done.extend([n] * n)
+            if n and len(done) == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            done.append(step(learner, *args))
+            update(progress, n, **figures)
 
         with monkeypatch.context() as patch:
-            patch.setattr(sft._Learner, "step", counted)
+            patch.setattr(sft, "Progress", type("Counted", (sft.Progress,), {"update": counted}))
             assert main([str(part) for part in command]) == (0 if stop_after is None else 143)
         return len(done)
 
@@ -394,18 +395,32 @@ def test_fine_tuning_that_is_stopped_says_how_to_go_on_and_ends_as_if_it_had_not
     assert "is there already: this fine-tuning is complete" in capfd.readouterr().out
 
 
-def test_fine_tuning_goes_on_with_its_own_demonstrations_alone(config_file, tmp_path, fine_tuning, capsys):
+def test_fine_tuning_goes_on_with_what_it_began_with_alone(config_file, tmp_path, fine_tuning, capfd):
     demos, run = tmp_path / "d.npz", RunFolder(tmp_path / "run")
     assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
     others = [*load_demonstrations(demos)]
     others[0].actions *= -1.0
     save_demonstrations(tmp_path / "others.npz", others)
     fine_tuning("sft", "--config", config_file, "--demos", demos, "--out", run.path, stop_after=3)
-    assert main(["sft", "--resume", str(run.path), "--demos", str(tmp_path / "others.npz")]) == 1
-    assert "is the checkpoint of another fine-tuning, whose demonstrations is" in capsys.readouterr().err
-    run.sft_checkpoint.write_bytes(run.sft_checkpoint.read_bytes()[:-9])
-    assert main(["sft", "--resume", str(run.path), "--demos", str(demos)]) == 1
-    assert "is truncated, damaged or no file of sb3-vla" in capsys.readouterr().err
+    content = run.sft_checkpoint.read_bytes()
+    going_on = ["sft", "--resume", str(run.path), "--demos"]
+
+    def check_refused(*command, about):
+        capfd.readouterr()
+        assert main([*command]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert about in line
+
+    check_refused(*going_on, str(tmp_path / "others.npz"), about="is of a fine-tuning with other demonstrations: give what it")
+    for command in ("train", "quickstart"):
+        check_refused(command, "--resume", str(run.path), about=f"is a run of sft, with which {command} can't go on")
+    run.sft_checkpoint.write_bytes(content[:-9])
+    check_refused(*going_on, str(demos), about="is truncated, damaged or no file of sb3-vla")
+    run.sft_checkpoint.unlink()  # it begins anew
+    assert main([*going_on, str(demos)]) == 0
+    run.sft_checkpoint.write_bytes(content)  # as if the power had gone just before the end
+    assert main([*going_on, str(demos)]) == 0
+    assert not run.sft_checkpoint.exists()
 
 
 def test_quickstart_goes_on_in_the_middle_of_its_fine_tuning(config_file, tmp_path, fine_tuning, monkeypatch):
