@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
+from .random_shift import random_shift
 from .sft_checkpoint import SFTCheckpoint, fingerprint_episodes, fingerprint_policy
 from .sft_state import SFTResult, SFTState
 
@@ -162,8 +164,6 @@ def fine_tune(
     saved = _open_checkpoint(arguments, policy, normalizer)
     # The critic is not trained here, so what it has learned with stays
     critic_has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
-    _fit_normalizers(policy, normalizer, train, without=("privileged",) if critic_has_learned else ())
-    policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
     parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
@@ -171,8 +171,7 @@ def fine_tune(
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     state = SFTState(policy, normalizer, auxiliary, optimizer, schedule, generator)
-    if saved is not None:
-        saved.begin(state)
+    _begin(state, saved, train, without=("privileged",) if critic_has_learned else ())
     learner = _Learner(state, others, loss, max_grad_norm, max_shift, auxiliary_weight)
     policy.set_training_mode(True)
     with Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
@@ -316,7 +315,6 @@ def _open_checkpoint(arguments: Mapping[str, Any], policy: VLAPolicy, normalizer
     :param policy: That of the model
     :param normalizer: What normalises its observations
     :return: The checkpoint, ``None`` if there shall be none
-    :raises ValueError: If the file is there, but damaged or of another fine-tuning
     """
     if arguments["checkpoint"] is None or arguments["checkpoint_every"] is None:
         return None
@@ -331,27 +329,7 @@ def _open_checkpoint(arguments: Mapping[str, Any], policy: VLAPolicy, normalizer
         "lifetime_timesteps": getattr(arguments["model"], "lifetime_timesteps", 0),
     }
     fingerprints = {name: fingerprint_episodes(arguments[name]) for name in given} | {"networks": fingerprint_policy(policy)}
-    saved = SFTCheckpoint(arguments["checkpoint"], arguments["checkpoint_every"], fingerprints, settings)
-    saved.check()
-    return saved
-
-
-def random_shift(images: th.Tensor, max_shift: int, generator: th.Generator) -> th.Tensor:
-    """
-    Shift each image by its own whole number of pixels; the border is repeated.
-
-    :param images: ``(batch, channels, height, width)`` uint8
-    :param max_shift: Largest shift in pixels, to either side
-    :param generator: Source of randomness (on the CPU)
-    :return: Of the same shape and dtype
-    """
-    batch, channels, height, width = images.shape
-    shifts = th.randint(-max_shift, max_shift + 1, (2, batch, 1), generator=generator).to(images.device)
-    rows = (th.arange(height, device=images.device) + shifts[0]).clamp(0, height - 1)
-    columns = (th.arange(width, device=images.device) + shifts[1]).clamp(0, width - 1)
-    pixels = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).flatten(start_dim=1)  # (batch, height * width)
-    # A flat gather is several times as fast as indexing by rows and columns
-    return images.flatten(start_dim=2).gather(2, pixels.unsqueeze(1).expand(-1, channels, -1)).view_as(images)
+    return SFTCheckpoint(Path(arguments["checkpoint"]), arguments["checkpoint_every"], fingerprints, settings)
 
 
 def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy, VecNormalize | None]:
@@ -372,6 +350,24 @@ def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy,
             "knows it, fine_tune(model, demonstrations)"
         )
     return policy, observation_normalizer(model)
+
+
+def _begin(state: SFTState, saved: SFTCheckpoint | None, train: _Pairs, without: Sequence[str]) -> None:
+    """
+    Go on from the checkpoint, if there is one, or fit to the training pairs what is no weight.
+
+    :param state: Of the fine-tuning
+    :param saved: Its checkpoint, there or not
+    :param train: The training pairs
+    :param without: What the policy goes on standardising as before
+    :raises ValueError: If the checkpoint is damaged or of another fine-tuning, before anything is changed
+    """
+    if saved is not None and saved.restore(state):
+        return
+    _fit_normalizers(state.policy, state.normalizer, train, without)
+    state.policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
+    if saved is not None:
+        saved.save(state)
 
 
 def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs, without: Sequence[str]) -> None:

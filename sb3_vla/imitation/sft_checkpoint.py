@@ -1,8 +1,8 @@
 """The file that supervised fine-tuning goes on from after it was stopped."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _FORMAT = "sb3-vla SFT 1"
 _GIVE_THE_SAME = "give what it began with, or move the file elsewhere to begin anew"
 
 
+@dataclass
 class SFTCheckpoint:
     """
     :param path: The file, there or not
@@ -27,20 +28,19 @@ class SFTCheckpoint:
     :param settings: What else makes it another one, plain values by name
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], every: int, given: Mapping[str, str], settings: Mapping[str, Any]
-    ) -> None:
-        self.path = Path(path)
-        self.every = every
-        self.given = given
-        self.settings = settings
+    path: Path
+    every: int
+    given: Mapping[str, str]
+    settings: Mapping[str, Any]
 
-    def check(self) -> None:
+    def restore(self, state: SFTState) -> bool:
         """
-        :raises ValueError: If the file is there, but damaged or of another fine-tuning
+        :param state: Of a fine-tuning that begins, which goes on from the file if it is there
+        :return: Whether it is
+        :raises ValueError: If the file is damaged or of another fine-tuning
         """
         if not self.path.is_file():
-            return
+            return False
         content = _read(self.path)
         _check_given(self.path, content, self.given)
         for name, value in self.settings.items():
@@ -49,27 +49,23 @@ class SFTCheckpoint:
                 raise ValueError(
                     f"'{self.path}' is of a fine-tuning with {name}={its_own!r:.200}, not {value!r:.200}: {_GIVE_THE_SAME}"
                 )
+        state.set_state(content["state"])
+        return True
 
-    def begin(self, state: SFTState) -> None:
+    def save(self, state: SFTState) -> None:
         """
-        :param state: Of a fine-tuning that begins, which goes on from the file if it is there, and is written to it otherwise
-        :raises OSError: If it can't be written
+        :param state: What is written
+        :raises OSError: If it can't be
         """
-        if self.path.is_file():
-            state.set_state(_read(self.path)["state"])
-        else:
-            self._save(state)
+        identity = {"given": self.given, "settings": self.settings}
+        save_plain(self.path, {"format": _FORMAT, **identity, "state": state.get_state()})
 
     def save_if_due(self, state: SFTState) -> None:
         """
         :param state: After a batch
         """
         if state.schedule.last_epoch % self.every == 0:
-            self._save(state)
-
-    def _save(self, state: SFTState) -> None:
-        identity = {"given": self.given, "settings": self.settings}
-        save_plain(self.path, {"format": _FORMAT, **identity, "state": state.get_state()})
+            self.save(state)
 
 
 def check_sft_checkpoint(path: Path, given: Mapping[str, str]) -> None:

@@ -187,7 +187,8 @@ def _check_same_run(config: Config, folder: RunFolder, command: str) -> None:
     config.check_resumes(load_run_config(folder.began_file))
     began_with = folder.command_name()
     if (began_with == "sft") != (command == "sft"):
-        raise ValueError(f"'{folder.path}' is a run of {began_with or 'another command'}, with which {command} can't go on")
+        own = f"go on with it by `sb3-vla {began_with} --resume`" if began_with else "which is unknown"
+        raise ValueError(f"'{folder.path}' is a run of another command than {command}: {own}")
     folder.check_kinds()
 
 

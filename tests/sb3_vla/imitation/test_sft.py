@@ -6,7 +6,7 @@ import torch as th
 
 from sb3_vla import fine_tune
 from sb3_vla.common.chunk_mask import executed_mask, masked_mse
-from sb3_vla.imitation.sft import random_shift
+from sb3_vla.imitation.random_shift import random_shift
 
 
 @pytest.fixture

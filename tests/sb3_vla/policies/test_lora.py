@@ -131,9 +131,7 @@ def test_what_fine_tuning_goes_on_from_does_not_hold_the_base(
 ):
     settings = {"n_epochs": 1, "batch_size": 4, "progress": False, "checkpoint": tmp_path / "sft", "checkpoint_every": 1}
     models = [make_lora_model({**LORA, "save_base": save_base}) for _ in range(2)]
-    results = [
-        fine_tune(model, make_demonstrations(4), **settings) for model in models
-    ]  # the second one has nothing left to do
+    results = [fine_tune(model, make_demonstrations(4), **settings) for model in models]  # nothing is left for the second
     assert results[0] == results[1]
     first, second = (model.policy.state_dict() for model in models)
     assert all(th.equal(value, second[name]) for name, value in first.items())

@@ -261,7 +261,9 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(fail, tmp_path):
 
 def test_sft_goes_on_with_its_own_runs_alone(made, fail):
     demos = ("--demos", str(made / "demos" / "d.npz"))
-    assert "is a run of train, with which sft can't go on" in fail("sft", "--resume", str(made / "run"), *demos)
+    assert "is a run of another command than sft: go on with it by `sb3-vla train --resume`" in fail(
+        "sft", "--resume", str(made / "run"), *demos
+    )
     assert "leave out --epochs" in fail("sft", "--resume", str(made / "sft"), *demos, "--epochs", "3")
 
 
