@@ -154,8 +154,10 @@ class MemoryEstimator:
         :param n_bytes: Memory of the device
         :return: Samples of the largest piece that fits, with a tenth to spare; 0 if none does
         """
-        sizes = range(1, self.n_samples + 1)
-        return bisect.bisect_right(sizes, plannable(n_bytes), key=lambda size: self.estimate(size).device)
+        room = plannable(n_bytes)
+        if self.estimate().device <= room:  # as it mostly is, and each estimate takes seconds
+            return self.n_samples
+        return bisect.bisect_right(range(1, self.n_samples), room, key=lambda size: self.estimate(size).device)
 
     def _make_policy(
         self, observation_space: spaces.Dict, action_space: spaces.Box, policy_kwargs: Mapping[str, Any]
