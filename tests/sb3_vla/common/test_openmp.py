@@ -1,5 +1,6 @@
 """In processes of their own: the policy counts only before torch is imported."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 
+@functools.cache
 def _spins(module: str, **environment: str) -> int:
     """How often a thread looks before it sleeps, as torch's OpenMP library says when it is loaded after a module."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
