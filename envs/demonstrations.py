@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -10,16 +11,21 @@ from numpy.typing import NDArray
 
 from .wrappers.episode_progress import as_task_name
 
+#: The key by which an observation goes that is an array, and no dictionary of some
+ARRAY_KEY = "observation"
 
-@dataclass(repr=False)
+
+@dataclass(repr=False, eq=False)
 class Demonstration:
     """
     One episode as pairs of an observation and the action chunk to imitate.
 
     :param task: Name of the task, or a number or anything else that stands for it: it becomes text, ``None`` becomes ""
     :param observations: What the policy sees before each chunk: arrays ``(T, ...)`` by key of the observation space, or what
-        ``numpy.asarray`` makes such of; a ``state`` of integers becomes float32
-    :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero)
+        ``numpy.asarray`` makes such of; a ``state`` of integers becomes float32. Where the space is no dictionary, one array,
+        which goes by the key ``observation``
+    :param actions: Action chunks, shape ``(T, h, d)``, float32; what was not executed does not count (an expert's is zero).
+        Where actions are no chunks, ``(T, d)``, or as they are
     :param chunk_lengths: How many actions of each chunk were executed, 1..h, shape ``(T,)``, int64
     :param success: Whether the episode succeeded
     :param steps_to_success: Primitive steps until success, where the episode went on after it: the rest is left out
@@ -41,7 +47,8 @@ class Demonstration:
         self.task = as_task_name(self.task)
         self.success = bool(self.success)
         # Arrays stay themselves: pictures may lie in a file
-        self.observations = {key: self._as_array(key, values) for key, values in self.observations.items()}
+        seen = self.observations if isinstance(self.observations, Mapping) else {ARRAY_KEY: self.observations}
+        self.observations = {key: self._as_array(key, values) for key, values in seen.items()}
         self.actions = self._as_array("actions", self.actions)
         self.chunk_lengths = self._as_array("chunk_lengths", self.chunk_lengths)
         arrays = {**self.observations, "actions": self.actions}

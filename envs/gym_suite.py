@@ -32,13 +32,14 @@ class GymTask:
     A task of a :class:`GymSuite`.
 
     :param env_id: Registered id of its environment, also ``"module:id"``
-    :param instructions: The ways of saying what is to be done, the first one the default
+    :param instructions: What is to be done, as a text or as several ways of saying it, the first one the default; they become
+        a tuple
     :param kwargs: Arguments of the environment
     :raises ValueError: If there is no instruction, or one that is empty or no text
     """
 
     env_id: str
-    instructions: tuple[str, ...]
+    instructions: str | Sequence[str]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,7 +130,7 @@ class GymSuite(Suite):
         :param task: A task
         :return: The ways of saying what is to be done, the first one the default
         """
-        return self.gym_tasks[task].instructions
+        return tuple(self.gym_tasks[task].instructions)
 
     def has_expert(self, task: str) -> bool:
         """

@@ -216,8 +216,11 @@ def register_suite(suite: Suite) -> None:
     Let :func:`get_suite` and :func:`find_suite` know a suite. One of the same name is replaced.
 
     :param suite: The suite
+    :raises TypeError: If it is none
     :raises ValueError: If its name holds a colon or a comma, or is empty
     """
+    if not isinstance(suite, Suite):
+        raise TypeError(f"register_suite takes a Suite, such as a GymSuite, got {suite!r} of type {type(suite).__name__}")
     if not suite.name or set(suite.name) & set(":,"):
         raise ValueError(f"A suite's name must not be empty and hold no colon or comma, got {suite.name!r}")
     _SUITES[suite.name] = suite

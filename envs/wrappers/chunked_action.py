@@ -31,6 +31,7 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
     - ``Box`` of shape ``s``: a ``Box`` of shape ``(chunk_size, *s)``
     - ``Discrete(n)``: ``MultiDiscrete([n] * chunk_size)``
     - ``MultiDiscrete(nvec)``: ``MultiDiscrete`` of ``chunk_size`` copies of ``nvec``, flat, one after the other
+    - ``MultiBinary(n)``: ``MultiBinary(chunk_size * n)``
 
     Example:
         >>> import gymnasium as gym
@@ -116,7 +117,10 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
 
     def _split(self, action: Any) -> NDArray[Any]:
         """The chunk as an array of single actions, shape ``(chunk_size, *single_shape)``."""
-        chunk = np.asarray(action, dtype=self.action_space.dtype)
+        chunk = np.asarray(action)
+        # Numbers between integers arrive as they would without chunks
+        if not isinstance(self.action_space, spaces.Box) or np.can_cast(chunk.dtype, self.action_space.dtype, "same_kind"):
+            chunk = chunk.astype(self.action_space.dtype, copy=False)
         if chunk.shape != self.action_space.shape:
             raise ValueError(
                 f"Got an action of shape {chunk.shape}, but a chunk of {self.chunk_size} actions has shape "
@@ -137,4 +141,6 @@ def _chunk_space(space: spaces.Space, chunk_size: int) -> tuple[spaces.Space, tu
         # Flat, because Stable-Baselines3 supports no MultiDiscrete of more dimensions.
         nvec, start = np.tile(space.nvec.ravel(), chunk_size), np.tile(space.start.ravel(), chunk_size)
         return spaces.MultiDiscrete(nvec, start=start, dtype=space.dtype.type), space.shape
-    raise TypeError(f"Cannot make chunks of {space}: the action space must be a Box, Discrete or MultiDiscrete")
+    if isinstance(space, spaces.MultiBinary):
+        return spaces.MultiBinary(chunk_size * int(np.prod(space.shape))), space.shape  # flat for the same reason
+    raise TypeError(f"Cannot make chunks of {space}: the action space must be a Box, Discrete, MultiDiscrete or MultiBinary")

@@ -76,8 +76,12 @@ class InstructionObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstr
             raise TypeError(f"InstructionObservation adds to a Dict observation space, got {env.observation_space}")
         check_count("max_bytes", max_bytes)
         self._is_observed = isinstance(env.observation_space.spaces.get("instruction"), spaces.Text)
-        if instruction is None and not self._is_observed and not env.has_wrapper_attr("instruction"):
-            raise ValueError("The environment has no attribute 'instruction': pass the text as instruction=...")
+        is_told = env.has_wrapper_attr("instruction") or env.has_wrapper_attr("instructions")
+        if instruction is None and not self._is_observed and not is_told:
+            raise ValueError(
+                "The environment has no attribute 'instruction': pass the text as instruction=..., or, where it is known at a "
+                "reset only, let the attribute 'instructions' hold all that there may be"
+            )
         self.max_bytes = max_bytes
         self._fixed = instruction
         box = spaces.Box(0, 255, (max_bytes,), np.uint8)
@@ -107,7 +111,13 @@ class InstructionObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstr
             return ()
         if self.env.has_wrapper_attr("instructions"):
             return tuple(self.env.get_wrapper_attr("instructions"))
-        return (self.env.get_wrapper_attr("instruction"),)
+        text = self.env.get_wrapper_attr("instruction")
+        if not isinstance(text, str):
+            raise ValueError(
+                f"The environment's attribute 'instruction' is {text!r}: set it to a text in the constructor already, or let "
+                "the attribute 'instructions' hold all that there may be"
+            )
+        return (text,)
 
     def _encode(self, text: str) -> NDArray[np.uint8]:
         if text not in self._encoded:

@@ -44,7 +44,8 @@ def evaluate(
     :return: The result, its episodes in the order of ``jobs``
     :raises ValueError: If there are no jobs, an environment has no schedule, or the model has lost its ``VecNormalize``
     :raises TypeError: If ``settings`` can't be written as JSON
-    :raises RuntimeError: If an environment plays another task than it was told to
+    :raises RuntimeError: If an environment plays another task than it was told to, or its infos don't say which of several
+        tasks it plays, or whether it succeeded
     """
     if not jobs:
         raise ValueError("There are no episodes to run: give at least one job, for example episode_jobs([''], n_goals=10).")
@@ -52,7 +53,8 @@ def evaluate(
     settings_to_keep: dict[str, Any] = json.loads(
         json.dumps({"deterministic": deterministic, **(settings or {})}, default=_as_plain)
     )
-    episodes = [_Episode(job) for job in jobs]
+    must_name_task = len({job.task for job in jobs}) > 1
+    episodes = [_Episode(job, must_name_task) for job in jobs]
     ended: list[EpisodeRecord] = []
     with Progress(len(jobs), "evaluate", "episode", progress) as bar:
         for step in play(model, venv, jobs, deterministic):
@@ -126,10 +128,13 @@ class _Episode:
     An episode as it goes on.
 
     :param job: What is played
+    :param must_name_task: Whether infos must say which task that is
     """
 
-    def __init__(self, job: EpisodeJob) -> None:
+    def __init__(self, job: EpisodeJob, must_name_task: bool) -> None:
         self._job = job
+        self._must_name_task = must_name_task
+        self._played = ""
         self._progress = EpisodeProgress()
         self._return = 0.0
 
@@ -141,17 +146,28 @@ class _Episode:
         """
         self._return += reward
         self._progress.add(info)
-        played = task_name(info)
-        if self._job.task and played not in ("", self._job.task):
+        self._played = task_name(info) or self._played
+        if self._job.task and self._played not in ("", self._job.task):
             raise RuntimeError(
-                f"The environment was reset with {self._job.options}, but played the task '{played}'. Its reset must "
+                f"The environment was reset with {self._job.options}, but played the task '{self._played}'. Its reset must "
                 "follow options['task'] and options['goal_index']; see whether a wrapper drops them."
             )
 
     def record(self) -> EpisodeRecord:
         """
         :return: What it came to
+        :raises RuntimeError: If nobody knows, or not of which task
         """
+        if self._must_name_task and not self._played:
+            raise RuntimeError(
+                f"The environment was reset with {self._job.options}, but no info of the episode says by info['task'] which "
+                "task it played: let its reset follow options['task'], and its infos name the task."
+            )
+        if self._progress.success is None:
+            raise RuntimeError(
+                "No info of an episode says by info['is_success'] whether it succeeded: let the environment say so, True or "
+                "False, at every step or at the last one."
+            )
         job, steps, to_success = self._job, self._progress.steps, self._progress.steps_to_success
         return EpisodeRecord(job.task, job.goal_index, to_success is not None, to_success, steps, self._return)
 

@@ -56,7 +56,7 @@ def play(model: PolicyPredictor, venv: VecEnv, jobs: Sequence[EpisodeJob], deter
     :return: Iterator over the steps of all episodes; those of one come in order
     :raises ValueError: If an environment has no schedule, or the model has lost its ``VecNormalize``
     """
-    if not all(venv.env_is_wrapped(EpisodeSchedule)):
+    if not isinstance(venv, VecEnv) or not all(venv.env_is_wrapped(EpisodeSchedule)):
         raise ValueError(
             "Each environment must be wrapped in an EpisodeSchedule, which tells it what to play next. Build them like "
             "this: DummyVecEnv([lambda: EpisodeSchedule(make_env()) for _ in range(8)])."

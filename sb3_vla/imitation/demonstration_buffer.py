@@ -13,7 +13,7 @@ from sb3_vla_envs import Demonstration, load_demonstrations, save_demonstrations
 from sb3_vla_envs.argument_checks import FRACTION, SEED, check_choice, check_count
 
 from ..policies.encoded import PolicyInput
-from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
+from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair, as_episodes, warn_of_units
 from .feature_cache import FeatureCache
 
 # By which a buffer prefers episodes
@@ -217,8 +217,13 @@ class DemonstrationBuffer:
 
         :param demonstrations: The episodes
         :return: How many were admitted
+        :raises TypeError: If these are not episodes
+        :raises ValueError: If one does not fit, see :meth:`add`
         """
-        return sum(self.add(demonstration) for demonstration in demonstrations)
+        episodes = as_episodes("demonstrations", demonstrations)
+        n_admitted = sum(self.add(episode) for episode in episodes)
+        warn_of_units(episodes, self._held.action_space)
+        return n_admitted
 
     def sample(
         self,

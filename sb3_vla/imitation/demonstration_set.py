@@ -1,5 +1,6 @@
 """Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
 
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,15 +12,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla_envs import Demonstration
+from sb3_vla_envs.demonstrations import ARRAY_KEY
 
 from ..common.device_transfer import observations_to_device, to_device
 from ..common.observation_normalization import normalize_observations
 from ..policies.encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 from ..policies.observation_checks import as_bytes
 from .feature_cache import FeatureCache
-
-# Demonstrations hold dictionaries; an array observation goes by this key
-ARRAY_KEY = "observation"
 
 # An episode and the number of a chunk in it
 Pair = tuple[Demonstration, int]
@@ -90,15 +89,16 @@ class DemonstrationSet:
             need not be stacked, single steps do for chunks of any size, and what the model does not read does not matter
         :return: The episode with the observations that the model's space asks for, all of its dtypes, as those are that the
             model makes itself
-        :raises ValueError: If one is missing or has another shape
+        :raises ValueError: If one is missing or has another shape, or there is no such discrete action
         """
         wanted = self._observation_spaces()
         task = demonstration.task
         missing = {*wanted, *self.extra_keys} - demonstration.observations.keys()
         if missing:
+            hint = ", or only fine-tune on it: the critic alone reads 'privileged'" if missing == {"privileged"} else ""
             raise ValueError(
                 f"a demonstration of task {task!r} lacks the observations {sorted(missing)} (it has "
-                f"{sorted(demonstration.observations)}): collect it with the cameras and options of this environment"
+                f"{sorted(demonstration.observations)}): collect it with the cameras and options of this environment{hint}"
             )
         actions = demonstration.actions
         if self.action_space.shape is not None and not _fits(actions.shape[1:], self.action_space.shape):
@@ -106,6 +106,7 @@ class DemonstrationSet:
                 f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
                 f"{self.action_space.shape}: collect demonstrations with the same chunk_size, or of every step"
             )
+        self._check_choices(demonstration)
         seen = demonstration.observations
         matched = {key: _match_space(key, seen[key], space) for key, space in wanted.items()}
         stacked = [key for key, values in matched.items() if values[0].size > seen[key][0].size]
@@ -122,6 +123,26 @@ class DemonstrationSet:
             success=demonstration.success,
             rewards=demonstration.rewards,
         )
+
+    def _check_choices(self, demonstration: Demonstration) -> None:
+        """
+        :param demonstration: An episode
+        :raises ValueError: If it has a discrete action that the model does not have
+        """
+        space = self.action_space
+        if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            return
+        n_choices: Any = 2
+        if not isinstance(space, spaces.MultiBinary):
+            n_choices = space.n if isinstance(space, spaces.Discrete) else space.nvec.ravel()
+        rows = demonstration.actions.reshape(len(demonstration), -1)
+        wrong = np.argwhere((rows < 0) | (rows >= n_choices))
+        if len(wrong):
+            chunk, place = wrong[0]
+            raise ValueError(
+                f"a demonstration of task {demonstration.task!r} has an action {rows[chunk, place]} in chunk {chunk}, which "
+                f"the model's {space} has not"
+            )
 
     def batch(
         self,
@@ -190,6 +211,48 @@ class DemonstrationSet:
         if isinstance(self.observation_space, spaces.Dict):
             return dict(self.observation_space.spaces)
         return {ARRAY_KEY: self.observation_space}
+
+
+def as_episodes(name: str, given: Any) -> list[Demonstration]:
+    """
+    :param name: Of the argument
+    :param given: What was given for it
+    :return: The episodes
+    :raises TypeError: If these are not episodes
+    """
+    are_some = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    episodes: list[Any] = list(given) if are_some else []
+    wrong = [f"{type(episode).__name__} in it" for episode in episodes if not isinstance(episode, Demonstration)]
+    if wrong or not are_some:
+        raise TypeError(
+            f"{name} must be a sequence of sb3_vla_envs.Demonstration, got {', '.join([type(given).__name__, *wrong[:1]])}: "
+            "put a single one into a list, read a file by sb3_vla_envs.load_demonstrations(path), take those of a buffer out "
+            "of its `episodes`"
+        )
+    return episodes
+
+
+def warn_of_units(episodes: Iterable[Demonstration], space: spaces.Space) -> None:
+    """
+    Warn once of actions that are far outside of their space: degrees for radians, say, or not scaled as the space is.
+
+    :param episodes: Episodes that fit the space
+    :param space: The action space
+    """
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        return
+    are_chunks = len(space.shape) == 2
+    low, high = (bound[0] if are_chunks else bound for bound in (space.low.astype(float), space.high.astype(float)))
+    for episode in episodes:
+        actions = episode.executed_actions() if are_chunks else episode.actions
+        # An agent's own, with its noise, are somewhat outside
+        if ((actions < low - (high - low)) | (actions > high + (high - low))).any():
+            warnings.warn(
+                f"a demonstration of task {episode.task!r} has actions from {actions.min():g} to {actions.max():g}, the "
+                f"model's go from {low.min():g} to {high.max():g}: are they in other units?",
+                stacklevel=3,
+            )
+            return
 
 
 def _fits(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

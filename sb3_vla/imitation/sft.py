@@ -1,13 +1,14 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -19,7 +20,7 @@ from ..common.observation_normalization import normalize_observations, observati
 from ..policies.adapter import PolicyAdapter, adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
-from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair
+from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair, as_episodes, warn_of_units
 from .random_shift import random_shift
 from .sft_checkpoint import SFTCheckpoint, fingerprint_episodes, fingerprint_policy
 from .sft_state import SFTResult, SFTState
@@ -79,6 +80,13 @@ class _Pairs:
         assert targets is not None
         return batch, targets
 
+    @property
+    def keys(self) -> Collection[str]:
+        """Of the observations that the episodes have for the policy."""
+        space = self.demonstrations.observation_space
+        assert isinstance(space, spaces.Dict)
+        return space.spaces.keys()
+
     def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """All observations of some low-dimensional keys, before normalisation."""
         return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
@@ -109,12 +117,14 @@ def fine_tune(
 
     AdamW with a linear warm-up over the first twentieth of the steps and a cosine decay to zero. Every task's episodes are
     split into training and held-out ones. The weights of the last epoch are kept: the lowest held-out loss does not tell the
-    policy that succeeds most often (Mandlekar et al. 2021, arXiv 2108.03298). ``state`` (and ``privileged``, unless the critic
-    has learned already) are standardised with the statistics of the training episodes; those go into the model's
-    ``VecNormalize``, too, if it has one. Parts of the backbone that are frozen stay as they are, and so does the critic.
+    policy that succeeds most often (Mandlekar et al. 2021, arXiv 2108.03298). ``state`` and ``privileged`` are standardised
+    with the statistics of the training episodes, which go into the model's ``VecNormalize``, too, if it has one, and a token
+    head's quantiles are those of their actions: all of it once, as a policy that has learned goes on from what it is. Parts of
+    the backbone that are frozen stay as they are, and so does the critic.
 
     :param model: A model with a VLAPolicy, or the policy alone where no ``VecNormalize`` stands before it; changed in place
-    :param demonstrations: Successful episodes
+    :param demonstrations: Successful episodes; of those of a real robot ``privileged``, which the critic alone reads, may be
+        missing
     :param n_epochs: Passes over the training pairs
     :param batch_size: Pairs in a batch
     :param learning_rate: Peak learning rate
@@ -142,10 +152,12 @@ def fine_tune(
         the policy's spaces, there are ``auxiliary_episodes`` but no ``auxiliary_targets``, the observations that the policy
         sees are normalised by a ``VecNormalize`` that is not here, or ``checkpoint`` is damaged or of another model, other
         demonstrations or arguments
-    :raises TypeError: If there is no VLAPolicy, or an argument that must be a number is none
+    :raises TypeError: If there is no VLAPolicy, what should be episodes is something else, or a number is none
     :raises FloatingPointError: If a gradient is not finite, the weights are those of before; or the held-out loss
     :raises OSError: If ``checkpoint`` can't be written
     """
+    demonstrations = as_episodes("demonstrations", demonstrations)
+    auxiliary_episodes = as_episodes("auxiliary_episodes", auxiliary_episodes)
     arguments = locals()
     # On use only: it brings PEFT with it, where that is installed, which takes a second to import
     from transformers import get_cosine_schedule_with_warmup
@@ -162,8 +174,7 @@ def fine_tune(
     train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
     saved = _open_checkpoint(arguments, policy, normalizer)
-    # The critic is not trained here, so what it has learned with stays
-    critic_has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
+    has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
     parts = [policy.backbone, policy.head, *([] if auxiliary is None else [auxiliary])]
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
@@ -171,7 +182,7 @@ def fine_tune(
     n_steps = n_epochs * -(-len(train.pairs) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=n_steps // 20, num_training_steps=n_steps)
     state = SFTState(policy, normalizer, auxiliary, optimizer, schedule, generator)
-    _begin(state, saved, train, without=("privileged",) if critic_has_learned else ())
+    _begin(state, saved, train, has_learned)
     learner = _Learner(state, others, loss, max_grad_norm, max_shift, auxiliary_weight)
     policy.set_training_mode(True)
     with Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
@@ -352,32 +363,33 @@ def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy,
     return policy, observation_normalizer(model)
 
 
-def _begin(state: SFTState, saved: SFTCheckpoint | None, train: _Pairs, without: Sequence[str]) -> None:
+def _begin(state: SFTState, saved: SFTCheckpoint | None, train: _Pairs, has_learned: bool) -> None:
     """
     Go on from the checkpoint, if there is one, or fit to the training pairs what is no weight.
 
     :param state: Of the fine-tuning
     :param saved: Its checkpoint, there or not
     :param train: The training pairs
-    :param without: What the policy goes on standardising as before
+    :param has_learned: Whether the policy has been trained otherwise before: what it reads and does stays what it was
     :raises ValueError: If the checkpoint is damaged or of another fine-tuning, before anything is changed
     """
     if saved is not None and saved.restore(state):
         return
-    _fit_normalizers(state.policy, state.normalizer, train, without)
-    state.policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
+    if not has_learned:
+        if not state.policy.is_fine_tuned:
+            state.policy.head.fit(np.concatenate([demo.executed_actions() for demo in train.episodes]))
+        _fit_normalizers(state.policy, state.normalizer, train)
     if saved is not None:
         saved.save(state)
 
 
-def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs, without: Sequence[str]) -> None:
+def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs) -> None:
     """
-    :param policy: Standardises its numbers from now on
+    :param policy: Standardises its numbers from now on, if it has not done so before
     :param normalizer: Normalises some of them before, and takes over their statistics if it learns
     :param train: The training pairs
-    :param without: What it goes on standardising as before
     """
-    numbers = train.numbers([key for key in policy.standardized_keys if key not in without])
+    numbers = train.numbers([key for key in policy.unfitted_keys if key in train.keys])
     if normalizer is not None:
         assert isinstance(normalizer.obs_rms, dict)
         if normalizer.training:
@@ -403,8 +415,20 @@ def _other_pairs(
     """
     if episodes and not targets:
         raise ValueError("auxiliary_episodes teach auxiliary_targets: name some, e.g. {'privileged': [4, 5, 6]}")
-    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, extra_keys=targets)
+    matched = DemonstrationSet(_space_in(episodes, adapter), adapter.policy.action_space, extra_keys=targets)
     return _Pairs(matched, [matched.match(episode) for episode in episodes], adapter, normalizer)
+
+
+def _space_in(episodes: Sequence[Demonstration], adapter: PolicyAdapter) -> spaces.Dict:
+    """
+    :param episodes: Episodes
+    :param adapter: Of the policy
+    :return: The observations that it reads; without ``privileged``, which is the critic's, where an episode has none
+    """
+    space = adapter.read_space
+    assert isinstance(space, spaces.Dict)
+    there = all("privileged" in episode.observations for episode in episodes)
+    return spaces.Dict({key: each for key, each in space.items() if there or key != "privileged"})
 
 
 def _make_auxiliary(
@@ -446,9 +470,15 @@ def _split_episodes(
     :return: Training and held-out pairs
     :raises ValueError: If a task has fewer than two successful episodes
     """
-    matched = DemonstrationSet(adapter.read_space, adapter.policy.action_space, demonstrations, extra_keys=targets)
+    space = _space_in(demonstrations, adapter)
+    matched = DemonstrationSet(space, adapter.policy.action_space, demonstrations, extra_keys=targets)
     if not matched.episodes:
-        raise ValueError("there are no demonstrations: collect some with sb3_vla_envs.collect_demonstrations")
+        what = f"successful ones among the {len(demonstrations)} demonstrations" if demonstrations else "demonstrations"
+        raise ValueError(
+            f"there are no {what}: collect some with sb3_vla_envs.collect_demonstrations, or tell of those "
+            "that succeeded by success=True"
+        )
+    warn_of_units(demonstrations, adapter.policy.action_space)
     train, held_out = [], []
     for task, episodes in matched.episodes.items():
         if len(episodes) < 2:

@@ -118,6 +118,11 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
 
 def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) -> None:
     if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
+        if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 4:
+            raise ValueError(
+                f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: stack frames with "
+                "stable_baselines3.common.vec_env.VecFrameStack, around the vectorised environment, which stacks channels"
+            )
         raise ValueError(
             f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: "
             f"{_rename_hint(key, observation_space)}if the pictures are floats in [0, 1], give "
@@ -156,23 +161,36 @@ def _check_instruction(space: spaces.Space, observation_space: spaces.Dict) -> N
 
 def _check_actions(space: spaces.Space, chunk_size: int | None) -> None:
     if not (isinstance(space, spaces.Box) and len(space.shape) == 2):
+        if not isinstance(space, spaces.Box):
+            how = "it has continuous actions alone; for others there are SB3's own policies, such as MultiInputPolicy"
+        elif len(space.shape) > 2:
+            how = "make each action a vector, e.g. with gymnasium.wrappers.TransformAction"
+        else:
+            how = "wrap the environment in sb3_vla_envs.ChunkedActionWrapper(env, chunk_size)"
         raise ValueError(
-            f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {space}: "
-            "wrap the environment in sb3_vla_envs.ChunkedActionWrapper(env, chunk_size)"
+            f"VLAPolicy outputs chunks, a Box of shape (chunk_size, action_dim), but the action space is {space}: {how}"
         )
     if (space.low >= space.high).any():
         raise ValueError(
             f"VLAPolicy scales actions by their bounds, but one of them can't move, low = high: {space}: leave it out"
         )
-    if not space.is_bounded():
-        raise ValueError(
-            f"VLAPolicy needs bounded actions, as it scales them, but the action space is {space}: bound it, e.g. with "
-            "gymnasium.wrappers.RescaleAction or a Box with the actuators' limits"
-        )
+    check_bounded(space)
     if chunk_size is not None and chunk_size != space.shape[0]:
         raise ValueError(
             f"the policy's chunk_size is {chunk_size}, but the environment's chunks have {space.shape[0]} actions: "
             "make them equal (n_action_steps executes fewer actions than are predicted)"
+        )
+
+
+def check_bounded(space: spaces.Space) -> None:
+    """
+    :param space: Action space
+    :raises ValueError: If it has no bounds, by which SB3 clips actions and VLAPolicy scales them
+    """
+    if isinstance(space, spaces.Box) and not space.is_bounded():
+        raise ValueError(
+            f"actions need bounds, by which they are clipped or scaled, but the action space is {space}: give it those of the "
+            "actuators, in the environment's Box or with gymnasium.wrappers.RescaleAction"
         )
 
 

@@ -261,19 +261,23 @@ class VLAPolicy(ActorCriticPolicy):
         )
 
     @property
-    def standardized_keys(self) -> list[str]:
-        """Observations that the policy standardises itself."""
-        return ["state", "privileged"] if self.privileged else ["state"]
+    def _normalizers(self) -> dict[str, Normalizer]:
+        privileged = {"privileged": self.privileged_normalizer} if self.privileged else {}
+        return {"state": self.state_normalizer, **privileged}
+
+    @property
+    def unfitted_keys(self) -> list[str]:
+        """Observations that the policy standardises itself, and of which it has not seen a data set yet."""
+        return [key for key, normalizer in self._normalizers.items() if not normalizer.is_fitted]
 
     def fit_normalizers(self, observations: Mapping[str, th.Tensor]) -> None:
         """
-        Standardise ``state``, and ``privileged`` if it is given, with the statistics of a data set.
+        Standardise observations with the statistics of a data set.
 
-        :param observations: ``(samples, ...)`` by key
+        :param observations: ``(samples, ...)`` by key, of :attr:`unfitted_keys`
         """
-        self.state_normalizer.fit(observations["state"])
-        if "privileged" in observations:
-            self.privileged_normalizer.fit(observations["privileged"])
+        for key, values in observations.items():
+            self._normalizers[key].fit(values)
 
     @property
     def stored_keys(self) -> list[str]:

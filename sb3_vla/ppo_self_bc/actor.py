@@ -10,9 +10,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_vla_envs.demonstrations import ARRAY_KEY
+
 from ..common.device_transfer import observations_to_device
 from ..common.random_source import drawing_from
-from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.adapter import PolicyAdapter, RolloutStep
 from ..policies.finite import check_actions
 from .finite import check_last_observation

@@ -22,6 +22,7 @@ from ..common.ranks import RankMail, join_ranks
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.feature_cache import FeatureCache
 from ..policies.adapter import PolicyAdapter, adapt, adapter_class_of
+from ..policies.observation_checks import check_bounded
 from .actor import Actor
 from .agreement import SharedNormalization, check_models_alike, share_weights
 from .environment_checks import (
@@ -114,6 +115,7 @@ class ChunkedPPO(PortablePPO):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         check_no_text(env.observation_space)
+        check_bounded(env.action_space)
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _adapt(self) -> None:
@@ -194,6 +196,7 @@ class ChunkedPPO(PortablePPO):
         self.adapter.note_normalized(self.normalized_keys)
 
     def _on_loaded(self) -> None:
+        self.lifetime_timesteps = self.lifetime_timesteps or self.num_timesteps  # SB3's PPO has but the latter
         self._hold_against_training()  # only now its weights say whether it was fine-tuned
 
     def _check_frame_stack(self, env: VecEnv, normalized_keys: Collection[str]) -> None:

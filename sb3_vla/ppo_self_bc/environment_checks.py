@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from ..imitation.demonstration_set import ARRAY_KEY
+from sb3_vla_envs.demonstrations import ARRAY_KEY
+
 from ..policies.observation_checks import normalize_call
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_vla_envs.demonstrations import ARRAY_KEY
 from sb3_vla_envs.wrappers.episode_progress import task_name
 
-from ..imitation.demonstration_set import ARRAY_KEY
 from ..policies.finite import is_finite
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 
@@ -101,6 +102,8 @@ class PortablePPO(PPO):
             with open_model(path) as archive:
                 print(archive.read("system_info.txt").decode())
         data, parameters, left_out = read_model(path, custom_objects, trust_pickle)
+        if data.get("rollout_buffer_class") in (RolloutBuffer, DictRolloutBuffer):  # which SB3's PPO has by default
+            data["rollout_buffer_class"] = None
         if missing := {name: text for name, text in left_out.items() if name not in kwargs}:
             warnings.warn(
                 f"The file could not hold {missing}: what is an argument has its default, unless you give it, as in "

@@ -24,6 +24,18 @@ def test_length_is_in_chunks_and_n_steps_in_primitive_steps():
     assert demo.n_steps == 3 + 3 + 3 + 2
 
 
+def test_an_observation_that_is_an_array_goes_by_its_key():
+    demo = Demonstration("", np.zeros((3, 4)), np.zeros((3, 2)), np.ones(3, np.int64), True)
+    assert demo.observations["observation"].shape == (3, 4)
+
+
+def test_each_is_itself():
+    first, second = demonstration(3), demonstration(3)
+    demos = [first, second]
+    demos.remove(second)
+    assert first in demos and second not in demos and len({first, second}) == 2
+
+
 def test_arrays_must_agree_on_the_number_of_chunks():
     with pytest.raises(ValueError, match=r"'actions': 2.*'chunk_lengths': 3"):
         Demonstration("push-v3", {"state": np.zeros((3, 4))}, np.zeros((2, 3, 4), np.float32), np.ones(3, np.int64), True)

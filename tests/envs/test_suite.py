@@ -118,6 +118,11 @@ def test_unknown_suites(name, message):
         get_suite(name)
 
 
+def test_what_is_no_suite_is_not_registered():
+    with pytest.raises(TypeError, match=r"register_suite takes a Suite.*got 'cars' of type str"):
+        register_suite("cars")
+
+
 @pytest.mark.parametrize("name", ["", "a:b", "a,b"])
 def test_names_that_no_one_could_give(name):
     with pytest.raises(ValueError, match="must not be empty and hold no colon or comma"):

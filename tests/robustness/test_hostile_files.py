@@ -16,6 +16,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from safetensors.torch import save
+from stable_baselines3 import PPO
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -110,6 +111,18 @@ def test_a_pickled_file_that_is_trusted_is_loaded_and_can_be_saved_safely(saved,
     assert new.num_timesteps == 16
     for name, value in model.policy.state_dict().items():
         assert th.equal(value, new.policy.state_dict()[name])
+
+
+def test_a_model_of_sb3_that_is_trusted_is_loaded_and_learns_on(tmp_path):
+    ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0).learn(32)
+    ppo.save(tmp_path / "ppo.zip")
+    with pytest.warns(UserWarning, match="pickled file"):
+        ours = PPOSelfBC.load(tmp_path / "ppo.zip", gym.make("CartPole-v1"), device="cpu", trust_pickle=True)
+    observation = np.array([0.1, 0.2, -0.1, 0.3], np.float32)
+    values = [model.policy.predict_values(th.from_numpy(observation)[None]) for model in (ours, ppo)]
+    assert th.equal(*values) and ours.lifetime_timesteps == 32
+    ours.learn(16, reset_num_timesteps=False)
+    assert ours.num_timesteps == 48
 
 
 HOSTILE_NAMES = [

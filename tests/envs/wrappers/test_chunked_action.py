@@ -184,8 +184,25 @@ def test_bad_arguments(arguments, error, message):
 
 
 def test_other_action_spaces_are_refused():
-    with pytest.raises(TypeError, match=r"must be a Box, Discrete or MultiDiscrete"):
-        ChunkedActionWrapper(Scripted([0.0], action_space=spaces.MultiBinary(3)), 2)
+    with pytest.raises(TypeError, match=r"must be a Box, Discrete, MultiDiscrete or MultiBinary"):
+        ChunkedActionWrapper(Scripted([0.0], action_space=spaces.Text(3)), 2)
+
+
+def test_bits_are_chunked_too():
+    env = ChunkedActionWrapper(Scripted([0.0] * 2, action_space=spaces.MultiBinary([2, 3])), 2)
+    assert env.action_space == spaces.MultiBinary(12)
+    env.reset()
+    chunk = env.action_space.sample()
+    env.step(chunk)
+    assert all(env.env.action_space.contains(action) for action in env.unwrapped.actions)
+    np.testing.assert_array_equal(env.unwrapped.actions, chunk.reshape(2, 2, 3))
+
+
+def test_numbers_between_integers_arrive_as_without_chunks():
+    env = ChunkedActionWrapper(Scripted([0.0] * 2, action_space=spaces.Box(0, 5, (1,), np.int64)), 2)
+    env.reset()
+    env.step(np.array([[0.9], [-0.9]], np.float32))
+    np.testing.assert_array_equal(env.unwrapped.actions, np.array([[0.9], [-0.9]], np.float32))
 
 
 def test_single_action_instead_of_a_chunk_is_refused():

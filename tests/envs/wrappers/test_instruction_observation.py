@@ -68,6 +68,22 @@ def test_environment_without_instructions_needs_one():
     assert "instruction" in InstructionObservation(Blank(), instruction="go").observation_space.spaces
 
 
+class ToldAtReset(Blank):
+    instruction = None
+
+    def reset(self, *, seed=None, options=None):
+        self.instruction = "go left"
+        return {"x": 0}, {}
+
+
+def test_an_instruction_that_is_known_at_a_reset_only_needs_all_that_there_may_be():
+    with pytest.raises(ValueError, match=r"attribute 'instruction' is None: set it to a text.*'instructions' hold all"):
+        InstructionObservation(ToldAtReset())
+    told = ToldAtReset()
+    told.instructions = ["go left", "go right"]
+    assert decode_instruction(InstructionObservation(told).reset()[0]["instruction"]) == "go left"
+
+
 class Spoken(gym.Env):
     """Observes what it is told, another thing each episode."""
 

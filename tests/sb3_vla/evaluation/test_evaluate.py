@@ -208,6 +208,8 @@ def test_evaluate_refuses_what_it_cannot_do() -> None:
         evaluate(ConstantPolicy(), reach_venv(1), [], progress=False)
     with pytest.raises(ValueError, match="EpisodeSchedule"):
         evaluate(ConstantPolicy(), DummyVecEnv([ReachEnv]), episode_jobs(["near"], 1), progress=False)
+    with pytest.raises(ValueError, match="EpisodeSchedule"):
+        evaluate(ConstantPolicy(), scheduled(), episode_jobs(["near"], 1), progress=False)  # type: ignore[arg-type]
     policy = ConstantPolicy()
     with pytest.raises(TypeError):
         evaluate(policy, reach_venv(1), episode_jobs(["near"], 1), progress=False, settings={"camera": object()})
@@ -218,6 +220,28 @@ def test_an_environment_that_plays_another_task_is_reported() -> None:
     venv = DummyVecEnv([partial(scheduled, partial(ReachEnv, ignore_options=True))])
     with pytest.raises(RuntimeError, match="played the task 'near'"):
         evaluate(ConstantPolicy(), venv, episode_jobs(["far"], 1), progress=False)
+
+
+class Silent(gym.Wrapper[Any, Any, Any, Any]):
+    """Whose infos lack something."""
+
+    def __init__(self, lacks: str) -> None:
+        super().__init__(ReachEnv())
+        self.lacks = lacks
+
+    def step(self, action: Any) -> Any:
+        *result, info = super().step(action)
+        return *result, {name: value for name, value in info.items() if name != self.lacks}
+
+
+def test_nothing_is_made_up_of_what_infos_do_not_say() -> None:
+    venv = DummyVecEnv([partial(scheduled, partial(Silent, "task"))])
+    assert evaluate(ConstantPolicy(), venv, episode_jobs(["near"], 2), progress=False).overall.success == 1
+    with pytest.raises(RuntimeError, match=r"no info of the episode says by info\['task'\] which task it played"):
+        evaluate(ConstantPolicy(), venv, episode_jobs(["near", "far"], 1), progress=False)
+    venv = DummyVecEnv([partial(scheduled, partial(Silent, "is_success"))])
+    with pytest.raises(RuntimeError, match=r"No info of an episode says by info\['is_success'\]"):
+        evaluate(ConstantPolicy(), venv, episode_jobs(["near"], 1), progress=False)
 
 
 class SamplingModel:

@@ -13,7 +13,7 @@ from sb3_vla import DemonstrationBuffer
 from sb3_vla_envs import Demonstration
 
 STATE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-ACTION = spaces.Box(-1, 1, (3, 1), np.float32)
+ACTION = spaces.Box(-9, 9, (3, 1), np.float32)
 
 
 def make_buffer(rule="shortest", **kwargs) -> DemonstrationBuffer:
@@ -39,6 +39,21 @@ def test_admits_everything_while_there_is_room():
     buffer = make_buffer(episodes_per_task=3)
     assert [buffer.add(episode([3] * n)) for n in (4, 2, 3)] == [True, True, True]
     assert steps(buffer) == [6, 9, 12] and len(buffer) == 9
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [(spaces.Discrete(2), 2), (spaces.MultiDiscrete([3, 2]), [1, 2]), (spaces.MultiBinary(2), [0, -1])],
+    ids=["discrete", "several", "bits"],
+)
+def test_actions_that_there_are_not_are_refused(space, wrong):
+    buffer = DemonstrationBuffer(spaces.Box(-1, 1, (2,)), space)
+    actions = np.stack([space.sample() for _ in range(3)]).astype(np.int64)
+    assert buffer.add(Demonstration("a", np.zeros((3, 2)), actions, np.ones(3, np.int64), True))
+    actions[1] = wrong
+    message = rf"an action {np.ravel(wrong)[-1]} in chunk 1, which the model's {type(space).__name__}"
+    with pytest.raises(ValueError, match=message):
+        buffer.add(Demonstration("a", np.zeros((3, 2)), actions, np.ones(3, np.int64), True))
 
 
 def test_a_shorter_episode_takes_the_place_of_the_longest():

@@ -1,4 +1,6 @@
 import copy
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,7 +213,7 @@ def test_failures_are_not_imitated(policy, make_demonstrations):
     failures = make_demonstrations(2)
     for demonstration in failures:
         demonstration.success = False
-    with pytest.raises(ValueError, match="demonstration"):
+    with pytest.raises(ValueError, match=r"no successful ones among the 2 demonstrations.*success=True"):
         fine_tune(policy, failures, progress=False)
 
 
@@ -221,8 +223,76 @@ def test_demonstrations_of_other_chunks_are_refused(policy, make_demonstrations)
 
 
 def test_demonstrations_without_an_observation_are_refused(policy, make_demonstrations):
-    with pytest.raises(ValueError, match=r"lacks the observations \['privileged'\].*cameras and options"):
-        fine_tune(policy, make_demonstrations(2, privileged=False), progress=False)
+    demonstrations = make_demonstrations(2)
+    del demonstrations[1].observations["state"]
+    with pytest.raises(ValueError, match=r"lacks the observations \['state'\].*cameras and options"):
+        fine_tune(policy, demonstrations, progress=False)
+
+
+def test_what_the_critic_alone_reads_may_be_missing_until_it_learns(make_model, make_demonstrations):
+    model, real = make_model(), make_demonstrations(4, privileged=False)
+    result = fine_tune(model, real, n_epochs=10, batch_size=8, learning_rate=1e-2, progress=False)
+    assert result.train_losses[-1] < 0.5 * result.train_losses[0]
+    assert model.policy.state_normalizer.is_fitted and not model.policy.privileged_normalizer.is_fitted
+    with pytest.raises(ValueError, match=r"lacks the observations \['privileged'\].*only fine-tune on it: the critic alone"):
+        model.replay_buffer.extend(real)
+    state = model.policy.state_normalizer.mean.clone()
+    fine_tune(model, make_demonstrations(4), n_epochs=1, progress=False)
+    assert model.policy.privileged_normalizer.is_fitted
+    assert th.equal(model.policy.state_normalizer.mean, state)
+
+
+@pytest.mark.parametrize("learned_by", ["fine-tuning", "post-training"])
+def test_a_policy_that_has_learned_goes_on_from_what_it_is(learned_by, make_model, make_demonstrations):
+    model = make_model(policy_kwargs={"head": "token", "head_kwargs": {"bins": "quantile", "n_bins": 8}})
+    if learned_by == "fine-tuning":
+        fine_tune(model, make_demonstrations(4), n_epochs=5, learning_rate=1e-2, progress=False)
+    else:
+        model.learn(16)
+    observation = model.env.reset()
+    before, _ = model.predict(observation, deterministic=True)
+    others = make_demonstrations(4)
+    for demonstration in others:
+        demonstration.observations["state"] = 5 * demonstration.observations["state"] + 3
+        demonstration.actions[:] *= 0.1
+    fine_tune(model, others, n_epochs=1, learning_rate=1e-12, progress=False)
+    after, _ = model.predict(observation, deterministic=True)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ("demos.npz", "got str:"),
+        (Path("demos.npz"), "got .*Path:"),
+        (["demos.npz"], "got list, str in it:"),
+        (None, "got NoneType:"),
+    ],
+)
+def test_what_is_no_demonstrations_is_said_with_how_to_get_some(given, what, make_model):
+    model = make_model()
+    for take in (partial(fine_tune, model, progress=False), model.replay_buffer.extend):
+        with pytest.raises(TypeError, match=f"demonstrations must be a sequence.*{what}.*load_demonstrations"):
+            take(given)
+
+
+def test_a_single_demonstration_and_a_buffer_are_no_sequences(make_model, make_demonstrations):
+    model = make_model()
+    for given in (make_demonstrations(1)[0], model.replay_buffer):
+        with pytest.raises(TypeError, match=r"into a list.*out of its `episodes`"):
+            fine_tune(model, given, progress=False)
+
+
+def test_actions_in_other_units_are_warned_of_once(make_model, make_demonstrations):
+    model, demonstrations = make_model(), make_demonstrations(3)
+    for demonstration in demonstrations:
+        demonstration.actions[:] *= 90
+    for take in (partial(fine_tune, model, n_epochs=1, progress=False), model.replay_buffer.extend):
+        with pytest.warns(
+            UserWarning, match="of task 'push' has actions from .* to 72, the model's go from -1 to 1"
+        ) as caught:
+            take(demonstrations)
+        assert len([warning for warning in caught if "other units" in str(warning.message)]) == 1
 
 
 @pytest.mark.parametrize("n_epochs", [0, -1])

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_vla import VLAPolicy
+from sb3_vla import PPOSelfBC, VLAPolicy
 from sb3_vla_envs import ChunkedActionWrapper, encode_instruction
 
 
@@ -84,6 +84,7 @@ BYTES = {"dtype": np.uint8}
         ({"image": spaces.Box(0, 1, (8, 8, 3))}, r"'image' as a Box\(0, 255.*uint8.*255 \* image"),
         ({"image": spaces.Box(0, 255, (8, 8, 1), **BYTES)}, r"images of 3 channels.*numpy.repeat\(image, 3, axis=-1\)"),
         ({"image": spaces.Box(0, 254, (8, 8, 3), **BYTES)}, r"'image' with the bounds 0 and 255.*declare it as"),
+        ({"image": spaces.Box(0, 255, (4, 8, 8, 3), **BYTES)}, r"'image' as a Box\(0, 255.*VecFrameStack, around"),
         ({"instruction": spaces.Box(0, 255, (16,), np.float32)}, r"'instruction' as a Box.*InstructionObservation"),
     ],
 )
@@ -125,8 +126,25 @@ def test_text_is_refused_with_what_makes_bytes_of_it(make_env, make_model):
 
 def test_unbounded_actions_are_refused(make_model):
     space = make_model().observation_space
-    with pytest.raises(ValueError, match="needs bounded actions, as it scales them"):
+    with pytest.raises(ValueError, match=r"actions need bounds, by which they are clipped or scaled.*RescaleAction"):
         VLAPolicy(space, spaces.Box(-np.inf, np.inf, (3, 2)), lambda _: 1e-3)
+    env = gym.make("Pendulum-v1").unwrapped
+    env.action_space = spaces.Box(-np.inf, np.inf, (1,))
+    with pytest.raises(ValueError, match="actions need bounds"):
+        PPOSelfBC("MlpPolicy", env)
+
+
+@pytest.mark.parametrize(
+    ("space", "how"),
+    [
+        (spaces.MultiDiscrete([3] * 4), "continuous actions alone.*MultiInputPolicy"),
+        (spaces.Box(-1, 1, (4, 2, 2)), "make each action a vector"),
+        (spaces.Box(-1, 1, (2,)), "ChunkedActionWrapper"),
+    ],
+)
+def test_actions_that_it_does_not_have_are_refused_with_what_to_do(space, how, make_model):
+    with pytest.raises(ValueError, match=f"outputs chunks.*{how}"):
+        VLAPolicy(make_model().observation_space, space, lambda _: 1e-3)
 
 
 def test_a_key_named_like_a_picture_that_is_none_is_said_to_be_read_as_one(make_env, make_model):
