@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+
+from scipy.stats import t
 
 from sb3_vla import EvaluationResult
 from sb3_vla_envs.durable_files import replace_text
@@ -61,28 +63,36 @@ def write_table() -> None:
         EvaluationResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["post-trained"])
         for path in sorted((ROOT / "results" / "quickstart").glob("seed*/results.json"))
     ]
-    rows = [_row("nothing", unchanged)]
+    rows = [_row("nothing", unchanged, unchanged)]
     for config in CHANGES:
         label = config.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         results = [EvaluationResult.load(path) for path in sorted(RESULTS.glob(f"{config.stem}_seed*.json"))]
         if results:
-            rows.append(_row(f"{label} ([`{config.stem}`](../{config.relative_to(ROOT)}))", results))
-    table = "\n".join(["| changed | success, mean and each seed | steps to success |", "|---|---|---|", *rows])
+            rows.append(_row(f"{label} ([`{config.stem}`](../{config.relative_to(ROOT)}))", results, unchanged))
+    head = "| changed | success, mean and each seed | steps to success | more than unchanged (95 %) |"
+    table = "\n".join([head, "|---|---|---|---|", *rows])
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     replace_text(PAGE, f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}")
 
 
-def _row(label: str, results: list[EvaluationResult]) -> str:
+def _row(label: str, results: list[EvaluationResult], unchanged: list[EvaluationResult]) -> str:
     """
     :param label: What was changed
     :param results: Of each seed
+    :param unchanged: Those of the same seeds without it
     :return: A row of the table
     """
     success = [result.overall.success for result in results]
-    steps = [result.overall.steps_to_success or float("nan") for result in results]
+    steps, before = ([each.overall.steps_to_success or float("nan") for each in rows] for rows in (results, unchanged))
     cells = [
         f"{fmean(each):{form}} ({', '.join(f'{x:{form}}' for x in each)})" for each, form in ((success, ".2f"), (steps, ".1f"))
     ]
+    more = [ours - theirs for ours, theirs in zip(steps, before, strict=False)]  # a seed may be missing yet
+    if results is not unchanged and len(more) > 1:
+        margin = t.ppf(0.975, len(more) - 1) * stdev(more) / len(more) ** 0.5
+        cells.append(f"{fmean(more):.1f} ({fmean(more) - margin:.1f} to {fmean(more) + margin:.1f})")
+    else:
+        cells.append("")
     return f"| {label} | {' | '.join(cells)} |"
 
 
