@@ -274,10 +274,11 @@ class VLAPolicy(ActorCriticPolicy):
         """
         Standardise observations with the statistics of a data set.
 
-        :param observations: ``(samples, ...)`` by key, of :attr:`unfitted_keys`
+        :param observations: ``(samples, ...)`` by key; what it does not standardise does not matter
         """
-        for key, values in observations.items():
-            self._normalizers[key].fit(values)
+        for key, normalizer in self._normalizers.items():
+            if key in observations:
+                normalizer.fit(observations[key])
 
     @property
     def stored_keys(self) -> list[str]:

@@ -134,19 +134,6 @@ def test_unbounded_actions_are_refused(make_model):
         PPOSelfBC("MlpPolicy", env)
 
 
-@pytest.mark.parametrize(
-    ("space", "how"),
-    [
-        (spaces.MultiDiscrete([3] * 4), "continuous actions alone.*MultiInputPolicy"),
-        (spaces.Box(-1, 1, (4, 2, 2)), "make each action a vector"),
-        (spaces.Box(-1, 1, (2,)), "ChunkedActionWrapper"),
-    ],
-)
-def test_actions_that_it_does_not_have_are_refused_with_what_to_do(space, how, make_model):
-    with pytest.raises(ValueError, match=f"outputs chunks.*{how}"):
-        VLAPolicy(make_model().observation_space, space, lambda _: 1e-3)
-
-
 def test_a_key_named_like_a_picture_that_is_none_is_said_to_be_read_as_one(make_env, make_model):
     env = Changed(make_env(), image_embedding=spaces.Box(-1, 1, (16,)))
     with pytest.raises(ValueError, match=r"needs 'image_embedding' as a Box.*image_\.\.\. are read as pictures") as error:

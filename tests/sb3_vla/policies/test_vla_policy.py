@@ -163,10 +163,11 @@ def test_sb3_does_not_overwrite_the_backbones_weights(make_model, tiny_config):
 
 def test_normalisers_are_fitted_on_the_right_numbers(model):
     policy = model.policy
-    assert policy.standardized_keys == ["state", "privileged"]
+    assert policy.unfitted_keys == ["state", "privileged"]
     obs = tensors(policy, 200)
     obs["state"], obs["privileged"] = 3 * obs["state"] + 5, 0.1 * obs["privileged"] - 2
     policy.fit_normalizers(obs)
+    assert policy.unfitted_keys == []
     for normalizer, key in ((policy.state_normalizer, "state"), (policy.privileged_normalizer, "privileged")):
         normalised = normalizer(obs[key])
         assert th.allclose(normalised.mean(0), th.zeros(1), atol=1e-4)
@@ -450,7 +451,8 @@ ACTIONS = spaces.Box(-1, 1, (3, 2), np.float32)
             r"'image' as a Box.*uint8.*float32.*VecNormalize.*norm_obs_keys",
         ),
         (OBSERVATIONS, spaces.Box(-1, 1, (2,)), {}, r"chunk_size, action_dim.*Box\(-1.0.*\(2,\).*ChunkedActionWrapper"),
-        (OBSERVATIONS, spaces.Discrete(4), {}, r"chunk_size, action_dim.*Discrete\(4\).*ChunkedActionWrapper"),
+        (OBSERVATIONS, spaces.Box(-1, 1, (4, 2, 2)), {}, r"chunk_size, action_dim.*\(4, 2, 2\).*make each action a vector"),
+        (OBSERVATIONS, spaces.MultiDiscrete([3] * 4), {}, r"\[3 3 3 3\].*continuous actions alone.*MultiInputPolicy"),
         (OBSERVATIONS, ACTIONS, {"chunk_size": 8}, r"chunk_size is 8.*have 3 actions.*make them equal"),
         (OBSERVATIONS, ACTIONS, {"frozen": ("visoin",)}, r"no part 'visoin'.*connector.*text.*vision"),
         (OBSERVATIONS, ACTIONS, {"autocast": "int8"}, r"autocast.*bfloat16.*'int8'"),
