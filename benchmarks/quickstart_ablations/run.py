@@ -59,14 +59,15 @@ def run(config: Path, seed: int) -> None:
 
 def write_table() -> None:
     """A row for each change, the first one for none."""
-    unchanged = [
-        EvaluationResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["post-trained"])
+    unchanged = {
+        path.parent.name: EvaluationResult.from_dict(json.loads(path.read_text(encoding="utf-8"))["post-trained"])
         for path in sorted((ROOT / "results" / "quickstart").glob("seed*/results.json"))
-    ]
-    rows = [_row("nothing", unchanged, unchanged)]
+    }
+    rows = [_row("nothing", unchanged, {})]
     for config in CHANGES:
         label = config.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        results = [EvaluationResult.load(path) for path in sorted(RESULTS.glob(f"{config.stem}_seed*.json"))]
+        paths = sorted(RESULTS.glob(f"{config.stem}_seed*.json"))
+        results = {path.stem.removeprefix(f"{config.stem}_"): EvaluationResult.load(path) for path in paths}
         if results:
             rows.append(_row(f"{label} ([`{config.stem}`](../{config.relative_to(ROOT)}))", results, unchanged))
     head = "| changed | success, mean and each seed | steps to success | more than unchanged (95 %) |"
@@ -75,25 +76,26 @@ def write_table() -> None:
     replace_text(PAGE, f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}")
 
 
-def _row(label: str, results: list[EvaluationResult], unchanged: list[EvaluationResult]) -> str:
+def _row(label: str, results: dict[str, EvaluationResult], unchanged: dict[str, EvaluationResult]) -> str:
     """
     :param label: What was changed
-    :param results: Of each seed
-    :param unchanged: Those of the same seeds without it
+    :param results: By seed
+    :param unchanged: Those without the change, if there is one
     :return: A row of the table
     """
-    success = [result.overall.success for result in results]
-    steps, before = ([each.overall.steps_to_success or float("nan") for each in rows] for rows in (results, unchanged))
+    success = [result.overall.success for result in results.values()]
+    steps = [_steps(result) for result in results.values()]
     cells = [
         f"{fmean(each):{form}} ({', '.join(f'{x:{form}}' for x in each)})" for each, form in ((success, ".2f"), (steps, ".1f"))
     ]
-    more = [ours - theirs for ours, theirs in zip(steps, before, strict=False)]  # a seed may be missing yet
-    if results is not unchanged and len(more) > 1:
-        margin = t.ppf(0.975, len(more) - 1) * stdev(more) / len(more) ** 0.5
-        cells.append(f"{fmean(more):.1f} ({fmean(more) - margin:.1f} to {fmean(more) + margin:.1f})")
-    else:
-        cells.append("")
+    more = [_steps(results[seed]) - _steps(unchanged[seed]) for seed in results.keys() & unchanged.keys()]
+    margin = t.ppf(0.975, len(more) - 1) * stdev(more) / len(more) ** 0.5 if len(more) > 1 else None
+    cells.append("" if margin is None else f"{fmean(more):.1f} ({fmean(more) - margin:.1f} to {fmean(more) + margin:.1f})")
     return f"| {label} | {' | '.join(cells)} |"
+
+
+def _steps(result: EvaluationResult) -> float:
+    return result.overall.steps_to_success or float("nan")
 
 
 if __name__ == "__main__":

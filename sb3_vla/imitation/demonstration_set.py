@@ -106,7 +106,13 @@ class DemonstrationSet:
                 f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
                 f"{self.action_space.shape}: collect demonstrations with the same chunk_size, or of every step"
             )
-        self._check_choices(demonstration)
+        if not isinstance(self.action_space, spaces.Box):
+            for number, action in enumerate(actions.astype(self.action_space.dtype, copy=False)):
+                if not self.action_space.contains(action):
+                    raise ValueError(
+                        f"a demonstration of task {task!r} has the action {action} in chunk {number}, but the model's are "
+                        f"{self.action_space}: collect it in this environment, or number its actions as this one does"
+                    )
         seen = demonstration.observations
         matched = {key: _match_space(key, seen[key], space) for key, space in wanted.items()}
         stacked = [key for key, values in matched.items() if values[0].size > seen[key][0].size]
@@ -123,26 +129,6 @@ class DemonstrationSet:
             success=demonstration.success,
             rewards=demonstration.rewards,
         )
-
-    def _check_choices(self, demonstration: Demonstration) -> None:
-        """
-        :param demonstration: An episode
-        :raises ValueError: If it has a discrete action that the model does not have
-        """
-        space = self.action_space
-        if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-            return
-        n_choices: Any = 2
-        if not isinstance(space, spaces.MultiBinary):
-            n_choices = space.n if isinstance(space, spaces.Discrete) else space.nvec.ravel()
-        rows = demonstration.actions.reshape(len(demonstration), -1)
-        wrong = np.argwhere((rows < 0) | (rows >= n_choices))
-        if len(wrong):
-            chunk, place = wrong[0]
-            raise ValueError(
-                f"a demonstration of task {demonstration.task!r} has an action {rows[chunk, place]} in chunk {chunk}, which "
-                f"the model's {space} has not"
-            )
 
     def batch(
         self,
@@ -220,14 +206,12 @@ def as_episodes(name: str, given: Any) -> list[Demonstration]:
     :return: The episodes
     :raises TypeError: If these are not episodes
     """
-    are_some = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-    episodes: list[Any] = list(given) if are_some else []
-    wrong = [f"{type(episode).__name__} in it" for episode in episodes if not isinstance(episode, Demonstration)]
-    if wrong or not are_some:
+    episodes: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(episode, Demonstration) for episode in episodes):
         raise TypeError(
-            f"{name} must be a sequence of sb3_vla_envs.Demonstration, got {', '.join([type(given).__name__, *wrong[:1]])}: "
-            "put a single one into a list, read a file by sb3_vla_envs.load_demonstrations(path), take those of a buffer out "
-            "of its `episodes`"
+            f"{name} must be a sequence of sb3_vla_envs.Demonstration, got {given!r:.100} of type {type(given).__name__}: put "
+            "a single one into a list, read a file by sb3_vla_envs.load_demonstrations(path), take those of a buffer out of "
+            "its `episodes`"
         )
     return episodes
 

@@ -1,14 +1,13 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -17,12 +16,13 @@ from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.progress import Progress
 
 from ..common.observation_normalization import normalize_observations, observation_normalizer
-from ..policies.adapter import PolicyAdapter, adapt
+from ..policies.adapter import adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
-from .demonstration_set import DemonstrationSamples, DemonstrationSet, Pair, as_episodes, warn_of_units
+from .demonstration_set import DemonstrationSamples, as_episodes, warn_of_units
 from .random_shift import random_shift
 from .sft_checkpoint import SFTCheckpoint, fingerprint_episodes, fingerprint_policy
+from .sft_pairs import Pairs, other_pairs, split_episodes
 from .sft_state import SFTResult, SFTState
 
 #: What arguments of :func:`fine_tune` may be
@@ -34,62 +34,6 @@ SFT_LIMITS = {
     "max_grad_norm": Limits(above=0, may_be_infinite=True),
     "held_out_fraction": Limits(above=0, below=1),
 }
-
-
-@dataclass
-class _Pairs:
-    """
-    Observation-chunk pairs of some episodes.
-
-    :param demonstrations: The set that makes batches of them
-    :param episodes: The episodes
-    :param adapter: Of the policy that learns them
-    :param normalizer: What normalises their observations
-    :param targets: What is to be predicted beside the action, if anything
-    """
-
-    demonstrations: DemonstrationSet
-    episodes: list[Demonstration]
-    adapter: PolicyAdapter
-    normalizer: VecNormalize | None
-    targets: Targets | None = None
-
-    def __post_init__(self) -> None:
-        self.pairs: list[Pair] = [(demo, step) for demo in self.episodes for step in range(len(demo))]
-
-    def batches(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[DemonstrationSamples, Targets | None]]:
-        """
-        :param order: Numbers of pairs
-        :param batch_size: Pairs in a batch
-        :return: Iterator over batches, and what is to be predicted in each
-        """
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            chosen, device = [self.pairs[i] for i in index], self.adapter.policy.device
-            batch = self.demonstrations.batch(chosen, device, self.normalizer, host_keys=self.adapter.host_keys)
-            yield batch, None if self.targets is None else self.targets.at(index, device)
-
-    def draw(self, batch_size: int, generator: th.Generator) -> tuple[DemonstrationSamples, Targets]:
-        """
-        :param batch_size: Pairs in a batch
-        :param generator: Source of randomness
-        :return: A batch, and what is to be predicted in it
-        """
-        index = th.randint(len(self.pairs), (batch_size,), generator=generator).numpy()
-        ((batch, targets),) = self.batches(index, batch_size)
-        assert targets is not None
-        return batch, targets
-
-    @property
-    def keys(self) -> Collection[str]:
-        """Of the observations that the episodes have for the policy."""
-        space = self.demonstrations.observation_space
-        assert isinstance(space, spaces.Dict)
-        return space.spaces.keys()
-
-    def numbers(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """All observations of some low-dimensional keys, before normalisation."""
-        return {key: np.concatenate([demo.observations[key] for demo in self.episodes]) for key in keys}
 
 
 def fine_tune(
@@ -171,8 +115,9 @@ def fine_tune(
     targets = {} if auxiliary_targets is None else auxiliary_targets
     if not isinstance(targets, Mapping):
         raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
-    train, held_out = _split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
-    others = _other_pairs(adapter, auxiliary_episodes, targets, normalizer)
+    train, held_out = split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
+    warn_of_units(demonstrations, policy.action_space)
+    others = other_pairs(adapter, auxiliary_episodes, targets, normalizer)
     saved = _open_checkpoint(arguments, policy, normalizer)
     has_learned = getattr(model, "lifetime_timesteps", 0) > 0 or bool(policy.optimizer.state)
     auxiliary = _make_auxiliary(policy, targets, (train, held_out, others), seed) if targets else None
@@ -218,7 +163,7 @@ class _Learner:
     """
 
     state: SFTState
-    others: _Pairs
+    others: Pairs
     kind: str
     max_grad_norm: float
     max_shift: int
@@ -257,7 +202,7 @@ class _Learner:
         state.schedule.step()
         state.losses.append(imitation.detach())
 
-    def end_epoch(self, held_out: _Pairs, batch_size: int) -> None:
+    def end_epoch(self, held_out: Pairs, batch_size: int) -> None:
         """
         Note the mean losses: of training, and on held-out pairs, of imitation each executed step counting the same, of the
         targets each number.
@@ -363,7 +308,7 @@ def _policy_and_normalizer(model: BaseAlgorithm | VLAPolicy) -> tuple[VLAPolicy,
     return policy, observation_normalizer(model)
 
 
-def _begin(state: SFTState, saved: SFTCheckpoint | None, train: _Pairs, has_learned: bool) -> None:
+def _begin(state: SFTState, saved: SFTCheckpoint | None, train: Pairs, has_learned: bool) -> None:
     """
     Go on from the checkpoint, if there is one, or fit to the training pairs what is no weight.
 
@@ -383,13 +328,13 @@ def _begin(state: SFTState, saved: SFTCheckpoint | None, train: _Pairs, has_lear
         saved.save(state)
 
 
-def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: _Pairs) -> None:
+def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: Pairs) -> None:
     """
     :param policy: Standardises its numbers from now on, if it has not done so before
     :param normalizer: Normalises some of them before, and takes over their statistics if it learns
     :param train: The training pairs
     """
-    numbers = train.numbers([key for key in policy.unfitted_keys if key in train.keys])
+    numbers = train.numbers([key for key in policy.unfitted_keys if key in train.episodes[0].observations])
     if normalizer is not None:
         assert isinstance(normalizer.obs_rms, dict)
         if normalizer.training:
@@ -399,40 +344,8 @@ def _fit_normalizers(policy: VLAPolicy, normalizer: VecNormalize | None, train: 
     policy.fit_normalizers({key: th.from_numpy(values).to(policy.device) for key, values in numbers.items()})
 
 
-def _other_pairs(
-    adapter: PolicyAdapter,
-    episodes: Sequence[Demonstration],
-    targets: Mapping[str, Sequence[int] | None],
-    normalizer: VecNormalize | None,
-) -> _Pairs:
-    """
-    :param adapter: Its policy's spaces are what the episodes must fit
-    :param episodes: Episodes of which only the observations count
-    :param targets: Numbers to predict among their observations
-    :param normalizer: What normalises their observations
-    :return: Their pairs
-    :raises ValueError: If there are episodes, but no targets
-    """
-    if episodes and not targets:
-        raise ValueError("auxiliary_episodes teach auxiliary_targets: name some, e.g. {'privileged': [4, 5, 6]}")
-    matched = DemonstrationSet(_space_in(episodes, adapter), adapter.policy.action_space, extra_keys=targets)
-    return _Pairs(matched, [matched.match(episode) for episode in episodes], adapter, normalizer)
-
-
-def _space_in(episodes: Sequence[Demonstration], adapter: PolicyAdapter) -> spaces.Dict:
-    """
-    :param episodes: Episodes
-    :param adapter: Of the policy
-    :return: The observations that it reads; without ``privileged``, which is the critic's, where an episode has none
-    """
-    space = adapter.read_space
-    assert isinstance(space, spaces.Dict)
-    there = all("privileged" in episode.observations for episode in episodes)
-    return spaces.Dict({key: each for key, each in space.items() if there or key != "privileged"})
-
-
 def _make_auxiliary(
-    policy: VLAPolicy, targets: Mapping[str, Sequence[int] | None], pairs: tuple[_Pairs, _Pairs, _Pairs], seed: int
+    policy: VLAPolicy, targets: Mapping[str, Sequence[int] | None], pairs: tuple[Pairs, Pairs, Pairs], seed: int
 ) -> AuxiliaryTarget:
     """
     :param policy: Whose features are to know the targets
@@ -450,43 +363,3 @@ def _make_auxiliary(
         if each.episodes:
             each.targets = auxiliary.of(each.episodes)
     return auxiliary
-
-
-def _split_episodes(
-    adapter: PolicyAdapter,
-    demonstrations: Sequence[Demonstration],
-    targets: Mapping[str, Sequence[int] | None],
-    held_out_fraction: float,
-    rng: np.random.Generator,
-    normalizer: VecNormalize | None,
-) -> tuple[_Pairs, _Pairs]:
-    """
-    :param adapter: Its policy's spaces are what the demonstrations must fit
-    :param demonstrations: Episodes of any number of tasks
-    :param targets: Numbers to predict among their observations, which need not be those that the policy reads
-    :param held_out_fraction: Part of each task's episodes
-    :param rng: Source of randomness
-    :param normalizer: What normalises their observations
-    :return: Training and held-out pairs
-    :raises ValueError: If a task has fewer than two successful episodes
-    """
-    space = _space_in(demonstrations, adapter)
-    matched = DemonstrationSet(space, adapter.policy.action_space, demonstrations, extra_keys=targets)
-    if not matched.episodes:
-        what = f"successful ones among the {len(demonstrations)} demonstrations" if demonstrations else "demonstrations"
-        raise ValueError(
-            f"there are no {what}: collect some with sb3_vla_envs.collect_demonstrations, or tell of those "
-            "that succeeded by success=True"
-        )
-    warn_of_units(demonstrations, adapter.policy.action_space)
-    train, held_out = [], []
-    for task, episodes in matched.episodes.items():
-        if len(episodes) < 2:
-            raise ValueError(f"task {task!r} has one successful demonstration: give two or more, one is held out")
-        # The shortest first, so that the split does not depend on the order in which they come
-        episodes = sorted(episodes, key=lambda demo: demo.n_steps)
-        order = rng.permutation(len(episodes))
-        n_held_out = min(max(1, round(held_out_fraction * len(episodes))), len(episodes) - 1)
-        held_out += [episodes[i] for i in order[:n_held_out]]
-        train += [episodes[i] for i in order[n_held_out:]]
-    return _Pairs(matched, train, adapter, normalizer), _Pairs(matched, held_out, adapter, normalizer)

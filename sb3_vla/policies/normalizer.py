@@ -26,15 +26,14 @@ class Normalizer(nn.Module):
 
     def fit(self, x: th.Tensor, minimum_std: float = 1e-2) -> None:
         """
-        Take over the statistics of a data set, unless there are others already.
+        Take over the statistics of a data set, unless :meth:`use` gave others.
 
         :param x: ``(samples, dim)``
         :param minimum_std: Lower bound of the standard deviation, so that a number that hardly ever changes in the data is
             not blown up when it does later; one that never changes (the id of a task that the data lack) keeps its scale
         """
-        known = self._given or self.is_fitted
         self.fitted.fill_(True)
-        if known:
+        if self._given:
             return
         std = x.std(dim=0, correction=0)
         self.mean.copy_(x.mean(dim=0))

@@ -118,16 +118,17 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space, ch
 
 def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) -> None:
     if not (isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
-        if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 4:
-            raise ValueError(
-                f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: stack frames with "
-                "stable_baselines3.common.vec_env.VecFrameStack, around the vectorised environment, which stacks channels"
+        if len(space.shape or ()) == 4:
+            how = (
+                "stack frames with stable_baselines3.common.vec_env.VecFrameStack, around the vectorised environment, which "
+                "stacks channels"
             )
-        raise ValueError(
-            f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: "
-            f"{_rename_hint(key, observation_space)}if the pictures are floats in [0, 1], give "
-            f"(255 * image).astype(numpy.uint8); {_normalize_hint(observation_space)}"
-        )
+        else:
+            how = (
+                f"{_rename_hint(key, observation_space)}if the pictures are floats in [0, 1], give "
+                f"(255 * image).astype(numpy.uint8); {_normalize_hint(observation_space)}"
+            )
+        raise ValueError(f"VLAPolicy needs {key!r} as a Box(0, 255, (height, width, 3), uint8), got {space}: {how}")
     if (space.low != 0).any() or (space.high != 255).any():
         raise ValueError(
             f"VLAPolicy needs {key!r} with the bounds 0 and 255, by which SB3 knows a picture, got {space}: declare it as "

@@ -196,7 +196,6 @@ class ChunkedPPO(PortablePPO):
         self.adapter.note_normalized(self.normalized_keys)
 
     def _on_loaded(self) -> None:
-        self.lifetime_timesteps = self.lifetime_timesteps or self.num_timesteps  # SB3's PPO has but the latter
         self._hold_against_training()  # only now its weights say whether it was fine-tuned
 
     def _check_frame_stack(self, env: VecEnv, normalized_keys: Collection[str]) -> None:

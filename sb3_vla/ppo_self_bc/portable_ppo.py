@@ -102,8 +102,10 @@ class PortablePPO(PPO):
             with open_model(path) as archive:
                 print(archive.read("system_info.txt").decode())
         data, parameters, left_out = read_model(path, custom_objects, trust_pickle)
-        if data.get("rollout_buffer_class") in (RolloutBuffer, DictRolloutBuffer):  # which SB3's PPO has by default
+        # SB3's PPO knows neither chunks nor what it learned before its last learn()
+        if data.get("rollout_buffer_class") in (RolloutBuffer, DictRolloutBuffer):
             data["rollout_buffer_class"] = None
+        data.setdefault("lifetime_timesteps", data.get("num_timesteps", 0))
         if missing := {name: text for name, text in left_out.items() if name not in kwargs}:
             warnings.warn(
                 f"The file could not hold {missing}: what is an argument has its default, unless you give it, as in "

@@ -263,10 +263,10 @@ def test_a_policy_that_has_learned_goes_on_from_what_it_is(learned_by, make_mode
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ("demos.npz", "got str:"),
-        (Path("demos.npz"), "got .*Path:"),
-        (["demos.npz"], "got list, str in it:"),
-        (None, "got NoneType:"),
+        ("demos.npz", "got 'demos.npz' of type str:"),
+        (Path("demos.npz"), "got .*Path"),
+        (["demos.npz"], r"got \['demos.npz'\] of type list:"),
+        (None, "got None of type NoneType:"),
     ],
 )
 def test_what_is_no_demonstrations_is_said_with_how_to_get_some(given, what, make_model):
