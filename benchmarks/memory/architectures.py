@@ -5,7 +5,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sb3_vla.policies.backbones import PretrainedBackbone
+from sb3_vla import PretrainedBackbone
 from sb3_vla.policies.backbones.tokenizer_files import save_tokenizer
 
 _SIGLIP_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}

@@ -62,8 +62,8 @@ def make_vec_env_from_fns(env_fns: Sequence[Any], probe_steps: int = 0) -> VecEn
 
 def preload_workers() -> None:
     """
-    Let worker processes fork from one that has imported everything once, instead of importing torch and MuJoCo each. None
-    of the two starts threads or opens a GL context on import. Counts only before the first worker of the program starts.
+    Let worker processes fork from one that has imported all that ``from sb3_vla import ...`` in a script needs, instead of
+    importing torch each. It starts no threads on import. Counts only before the first worker of the program starts.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla.api"])

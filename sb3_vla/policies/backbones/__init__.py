@@ -1,28 +1,20 @@
-"""Backbones that turn images, a prompt and the robot's state into readout features."""
+"""
+Backbones that turn images, a prompt and the robot's state into readout features.
+
+Those that ``transformers`` has are imported on use: it takes seconds, and a process that runs environments needs none.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...common.argument_checks import check_known
 from .base import ActionExpert, BackboneFeatures, Normalization, VLABackbone
-from .pi0 import PI0Backbone
-from .pretrained import PretrainedBackbone, read_config
-from .smolvla import SmolVLABackbone
-from .smolvlm import SmolVLMBackbone
 
-__all__ = [
-    "ActionExpert",
-    "BackboneFeatures",
-    "Normalization",
-    "PI0Backbone",
-    "PretrainedBackbone",
-    "SmolVLABackbone",
-    "SmolVLMBackbone",
-    "VLABackbone",
-    "make_backbone",
-    "without_weights",
-]
+if TYPE_CHECKING:
+    from .pretrained import PretrainedBackbone
+
+__all__ = ["ActionExpert", "BackboneFeatures", "Normalization", "VLABackbone", "make_backbone", "without_weights"]
 
 
 def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kwargs) -> VLABackbone:
@@ -45,6 +37,8 @@ def make_backbone(backbone: str | Path | type[VLABackbone], state_dim: int, **kw
     if not isinstance(backbone, str | Path):
         raise TypeError(f"backbone must be a name, a path or a subclass of VLABackbone, got {backbone!r}")
     if backbone == "tiny":
+        from .smolvlm import SmolVLMBackbone
+
         check_known("backbone_kwargs", kwargs, SmolVLMBackbone, ("state_dim",))
         return SmolVLMBackbone(state_dim=state_dim, **kwargs)
     return _class_of(backbone, kwargs).from_pretrained(str(backbone), state_dim=state_dim, **kwargs)
@@ -64,12 +58,16 @@ def without_weights(backbone: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict
     return found, found.describe(str(backbone), **kwargs)
 
 
-def _class_of(checkpoint: str | Path, kwargs: Mapping[str, Any]) -> type[PretrainedBackbone]:
+def _class_of(checkpoint: str | Path, kwargs: Mapping[str, Any]) -> "type[PretrainedBackbone]":
     """
     :param checkpoint: Its name or path
     :param kwargs: Arguments for it
     :return: What hosts it
     """
+    from .pi0 import PI0Backbone
+    from .pretrained import PretrainedBackbone, read_config
+    from .smolvla import SmolVLABackbone
+
     config = read_config(str(checkpoint))
     host: type[PretrainedBackbone]
     if "type" in config and "model_type" not in config:

@@ -1,18 +1,20 @@
 """The token head: actions as bins, predicted all at once or one after the other."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from sb3_vla_envs.argument_checks import Limits, check_choice, check_count
 
 from ..backbones import BackboneFeatures
 from .base import ActionHead, ChunkDistribution, ChunkSample
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 class ParallelTokenDistribution(ChunkDistribution):
@@ -51,6 +53,8 @@ class AutoregressiveTokenDistribution(ChunkDistribution):
         self.head, self.decoder, self.features = head, decoder, features
 
     def draw(self, deterministic: bool = False) -> ChunkSample:
+        from transformers import DynamicCache  # on use, as all of it: see sb3_vla.policies.backbones
+
         cache = DynamicCache()
         tokens: list[th.Tensor] = []
         log_probs = []
@@ -92,6 +96,8 @@ class TokenDecoder(nn.Module):
 
     def __init__(self, features_dim: int, n_tokens: int, n_bins: int, hidden_dim: int, n_layers: int) -> None:
         super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+
         config = LlamaConfig(
             vocab_size=n_bins,
             hidden_size=hidden_dim,
@@ -115,7 +121,7 @@ class TokenDecoder(nn.Module):
         inputs = th.cat([self.start(features).unsqueeze(1), self.model.embed_tokens(tokens[:, :-1])], dim=1)
         return self.output(self.model(inputs_embeds=inputs + self.position, use_cache=False).last_hidden_state)
 
-    def next_logits(self, features: th.Tensor, last: th.Tensor | None, cache: DynamicCache) -> th.Tensor:
+    def next_logits(self, features: th.Tensor, last: th.Tensor | None, cache: "DynamicCache") -> th.Tensor:
         """
         :param features: ``(batch, features_dim)``
         :param last: The number before, ``(batch,)``; ``None`` for the first

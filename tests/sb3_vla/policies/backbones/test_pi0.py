@@ -6,7 +6,8 @@ import torch as th
 from transformers import PI0ForConditionalGeneration
 
 from sb3_vla import BackboneFeatures, PPOSelfBC, fine_tune
-from sb3_vla.policies.backbones import PI0Backbone, make_backbone
+from sb3_vla.policies.backbones import make_backbone
+from sb3_vla.policies.backbones.pi0 import PI0Backbone
 
 from .conftest import STATISTICS, PI0ImageProcessorPil
 from .tiny_checkpoints import TINY_FAMILIES

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_vla import PPOSelfBC, fine_tune
-from sb3_vla.policies.backbones import SmolVLABackbone, make_backbone
+from sb3_vla.policies.backbones import make_backbone
 from sb3_vla.policies.backbones.lerobot_checkpoint import LeRobotCheckpoint
+from sb3_vla.policies.backbones.smolvla import SmolVLABackbone
 
 from .tiny_checkpoints import MADE_BY_LEROBOT
 
