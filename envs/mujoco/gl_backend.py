@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+_SECONDS_TO_TRY = 60
 
 
 def select_gl_backend() -> str:
@@ -77,7 +78,11 @@ def egl_renders() -> bool:
     """
     program = "import mujoco.egl; mujoco.egl.GLContext(8, 8).make_current()"
     environment = {**os.environ, "MUJOCO_GL": "egl"}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
+    try:
+        probe = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=_SECONDS_TO_TRY)
+    except subprocess.TimeoutExpired:
+        return False
+    return probe.returncode == 0
 
 
 def loads(library: str) -> bool:

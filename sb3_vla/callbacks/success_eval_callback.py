@@ -16,6 +16,7 @@ from sb3_vla_envs.durable_files import replacing
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
 from ..common.launch import launched_as
+from ..common.ranks import Ranks
 from ..evaluation.model_fit import check_model_fits
 from .nested_callbacks import nested_callbacks
 
@@ -37,7 +38,8 @@ class SuccessEvalCallback(EvalCallback):
     ``best_mean_reward`` is that of the best model, and
     :class:`~stable_baselines3.common.callbacks.StopTrainingOnNoModelImprovement` counts every new best model.
 
-    Of several ranks each evaluates in an environment of its own, and the first one alone writes what it has seen.
+    Of several ranks each evaluates in an environment of its own, and the first one alone writes what it has seen; whether that
+    is the best counts for all of them, and for what else is called here.
 
     :param eval_env: The environment to evaluate in, wrapped as the one for training: what ``VecFrameStack`` and
         ``VecNormalize`` do to observations there, they must do here (``VecTransposeImage`` is not needed). The statistics are
@@ -88,7 +90,7 @@ class SuccessEvalCallback(EvalCallback):
         self._episodes: list[tuple[str, EpisodeProgress]] = []
         self._under_way: defaultdict[int, EpisodeProgress] = defaultdict(EpisodeProgress)
         # Success rate, minus the steps to success, reward
-        self._best_rank = (-np.inf, -np.inf, -np.inf)
+        self._best_quality = (-np.inf, -np.inf, -np.inf)
 
     def _init_callback(self) -> None:
         check_model_fits(self.model, self.eval_env)
@@ -130,9 +132,12 @@ class SuccessEvalCallback(EvalCallback):
 
         continue_training = True
         success_rate = float(np.mean(self._is_success_buffer)) if reported else 0.0
-        rank = (success_rate, -self._mean_steps_to_success(), self.last_mean_reward)
-        if rank > self._best_rank:
-            self._best_rank = rank
+        quality = (success_rate, -self._mean_steps_to_success(), self.last_mean_reward)
+        # All save a sharded model, or none does: what ranks see in their environments differs
+        quality = getattr(self.model, "ranks", Ranks()).broadcast_object(quality)
+        self.last_mean_reward = quality[-1]
+        if quality > self._best_quality:
+            self._best_quality = quality
             continue_training = self._on_new_best()
         # Trigger callback after every evaluation, if needed
         return continue_training and self._on_event()

@@ -1,7 +1,8 @@
 """States of the global random generators: of Python, NumPy and torch."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,14 @@ def set_random_states(states: Mapping[str, Any], device: th.device) -> None:
     th.set_rng_state(states["torch"])
     if "cuda" in states and device.type == "cuda":
         th.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def forked_random(device: th.device) -> Iterator[None]:
+    """
+    What is drawn or seeded within it changes no random number that torch draws afterwards, on the CPU or the device.
+
+    :param device: What torch computes on
+    """
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -1,8 +1,9 @@
 """The processes that train one model together: what they tell and ask each other."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch as th
@@ -23,6 +24,7 @@ def join_ranks(device: th.device | str) -> "Ranks":
     :param device: Where the model is
     :return: All of them
     :raises ImportError: If there are several, but Accelerate is not installed
+    :raises ValueError: If the device is another process's GPU
     """
     if launched_as()[1] == 1:
         return Ranks()
@@ -30,7 +32,17 @@ def join_ranks(device: th.device | str) -> "Ranks":
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError("training on several processes needs Accelerate: pip install 'sb3-vla[distributed]'") from error
-    return JoinedRanks(PartialState(cpu=th.device(device).type == "cpu").device)
+    device = th.device(device)
+    own = PartialState(cpu=device.type == "cpu").device
+    if device.index not in (None, own.index):
+        raise ValueError(f"device is '{device}', but of several processes this one has '{own}': say '{device.type}' or 'auto'")
+    return JoinedRanks(own)
+
+
+@cache
+def _control() -> dist.ProcessGroup:
+    """:return: Where objects and decisions go: not over NCCL, which holds them in a GPU's memory and can't say who is lost"""
+    return dist.new_group(backend="gloo")
 
 
 class Ranks:
@@ -99,6 +111,11 @@ class Ranks:
         :param tensors: Of the same shapes on all ranks, each of which becomes its sum over the ranks
         """
 
+    def broadcast_(self, tensors: Iterable[th.Tensor]) -> None:
+        """
+        :param tensors: Of the same shapes on all ranks, each of which becomes the first rank's
+        """
+
     def all_gather(self, tensor: th.Tensor) -> th.Tensor:
         """
         :param tensor: ``(n, ...)``, of the same shape on all ranks
@@ -123,22 +140,26 @@ class JoinedRanks(Ranks):
 
     def __init__(self, device: th.device) -> None:
         self.device = device
+        self._control = _control()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def all_gather_object(self, value: Item) -> list[Item]:
         values: list[Any] = [None] * self.size
         with noticing_losses():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self._control)
         return values
 
     def broadcast_object(self, value: Item) -> Item:
         values = [value]
         with noticing_losses():
-            dist.broadcast_object_list(values)
+            dist.broadcast_object_list(values, group=self._control)
         return values[0]
 
     def all(self, value: bool) -> bool:
-        return bool(self.all_reduce(th.tensor(int(value))).item() == self.size)
+        saying_yes = th.tensor(int(value))
+        with noticing_losses():
+            dist.all_reduce(saying_yes, group=self._control)
+        return saying_yes.item() == self.size
 
     def all_reduce(self, tensor: th.Tensor) -> th.Tensor:
         summed = tensor.to(self.device, copy=True)
@@ -153,6 +174,14 @@ class JoinedRanks(Ranks):
                 dist.all_reduce(summed)
             for tensor, part in zip(bucket, summed.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def broadcast_(self, tensors: Iterable[th.Tensor]) -> None:
+        for tensor in tensors:
+            sent = tensor.detach().to(self.device).contiguous()  # itself, as it mostly is
+            with noticing_losses():
+                dist.broadcast(sent, src=0)
+            if sent.data_ptr() != tensor.data_ptr():
+                tensor.copy_(sent)
 
     def all_gather(self, tensor: th.Tensor) -> th.Tensor:
         own = tensor.contiguous()
@@ -242,6 +271,8 @@ def noticing_losses() -> Iterator[None]:
     """
     try:
         yield
+    except th.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise LostRank(
             f"another rank has ended or can't be reached ({str(error).splitlines()[0]:.200}): what it printed says why. The "

@@ -11,6 +11,7 @@ from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
+from ..common.random_states import forked_random
 from .episode_schedule import episode_jobs
 from .model_fit import model_settings
 from .play import PlayedStep, play, scheduled_envs
@@ -56,7 +57,7 @@ def collect_episodes(
     with (
         scheduled_envs(model, suite or found.address, tasks, min(n_envs, len(jobs)), settings) as venv,
         Progress(len(jobs), "play", "episode", progress) as bar,
-        th.random.fork_rng(),
+        forked_random(model.device),
     ):
         th.manual_seed(seed)
         for step in play(model, venv, jobs, deterministic):

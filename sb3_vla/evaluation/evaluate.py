@@ -16,6 +16,7 @@ from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.progress import Progress
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress, task_name
 
+from ..common.random_states import forked_random
 from ..common.ranks import Ranks
 from .episode_schedule import EpisodeJob, episode_jobs
 from .model_fit import model_settings
@@ -114,8 +115,8 @@ def evaluate_on_tasks(
         what_counts = {"suite": found.address, "tasks": tasks, "seed": seed, "n_envs": n_envs, **_in_full(found, settings)}
         if (timesteps := getattr(model, "lifetime_timesteps", None)) is not None:
             what_counts[MODEL_TIMESTEPS] = timesteps
-        # fork_rng: sampling here must not change the random numbers of a training that goes on afterwards
-        with th.random.fork_rng():
+        # Sampling here must not change the random numbers of a training that goes on afterwards
+        with forked_random(model.device):
             th.manual_seed(seed + ranks.rank)
             result = evaluate(model, venv, own, deterministic, progress and ranks.is_first, what_counts)
     everywhere = ranks.all_gather_object(result.episodes)

@@ -16,6 +16,7 @@ from sb3_vla_envs.argument_checks import Limits
 from sb3_vla_envs.progress import Progress
 
 from ..common.observation_normalization import normalize_observations, observation_normalizer
+from ..common.random_states import forked_random
 from ..policies.adapter import adapt
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
@@ -355,7 +356,7 @@ def _make_auxiliary(
     :return: The network that predicts them
     """
     train, _, others = pairs
-    with th.random.fork_rng():
+    with forked_random(policy.device):
         th.manual_seed(seed)
         seen = [*train.episodes, *others.episodes]
         auxiliary = AuxiliaryTarget(policy.backbone.features_dim, targets, seen).to(policy.device)

@@ -127,17 +127,17 @@ def merge(backbone: VLABackbone) -> None:
 
 
 def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
-    if _has_adapters(backbone):
+    if _is_adapted(backbone):
         for name in names:
             del state_dict[prefix + name]
 
 
 def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *args: Any) -> None:
-    if _has_adapters(backbone):
+    if _is_adapted(backbone):
         own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
         for name in names:
             state_dict.setdefault(prefix + name, own[name].detach())
 
 
-def _has_adapters(backbone: nn.Module) -> bool:
+def _is_adapted(backbone: nn.Module) -> bool:
     return hasattr(backbone.pretrained, "peft_config")

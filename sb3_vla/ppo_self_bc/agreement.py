@@ -42,8 +42,7 @@ def share_weights(ranks: Ranks, policy: nn.Module) -> None:
     :param ranks: The ranks
     :param policy: Gets the weights of the first one's
     """
-    if ranks.size > 1:
-        policy.load_state_dict(ranks.broadcast_object({name: weight.cpu() for name, weight in policy.state_dict().items()}))
+    ranks.broadcast_(policy.state_dict().values())
 
 
 def check_weights_identical(ranks: Ranks, policy: nn.Module) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 
 from ..common.free_memory import free_memory
+from ..common.random_states import forked_random
 from ..common.tensor_memory import peak_memory
 from ..imitation.demonstration_buffer import DemonstrationSamples
 from ..policies.adapter import PolicyAdapter
@@ -54,7 +55,8 @@ def batch_share(piece: Samples, batch: Samples, by_steps: bool = False) -> float
     if piece is batch:
         return 1.0
     if by_steps:
-        return piece.chunk_lengths.sum() / batch.chunk_lengths.sum()  # a tensor, as its value would make a GPU wait
+        # A tensor, as its value would make a GPU wait; a lost worker's chunks have no steps
+        return piece.chunk_lengths.sum() / batch.chunk_lengths.sum().clamp(min=1)
     return len(piece.actions) / len(batch.actions)
 
 
@@ -96,7 +98,6 @@ def fitting_micro_batch(
     :return: Samples of a piece
     """
     policy = adapter.policy
-    devices = [policy.device] if policy.device.type == "cuda" else []
     numpy_state = np.random.get_state()
     batch = next(rollout_buffer.get(n_samples))
     np.random.set_state(numpy_state)
@@ -104,7 +105,7 @@ def fitting_micro_batch(
     def add(size: int) -> None:
         add_gradient(adapter, next(split_batch(batch, size)), imitates, ratio_per_step)
 
-    with th.random.fork_rng(devices):
+    with forked_random(policy.device):
         add(1)  # from now on gradients are there
         free = free_memory(policy.device) - missing_optimizer_state(policy)
         if policy.device.type == "cpu":  # its allocator keeps what was freed in pieces, and others live there, too

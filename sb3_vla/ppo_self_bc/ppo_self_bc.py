@@ -82,7 +82,8 @@ class PPOSelfBC(ChunkedPPO):
         and let it fall
     :param micro_batch_size: Accumulate the gradient over pieces of at most this size (memory); by default a minibatch and the
         demonstrated pairs beside it are one piece. ``"auto"`` becomes the largest number that fits into what is free when the
-        first update begins, and stays it, in saved models too, as other pieces add up to other last digits
+        first update begins, and stays it, in saved models too, as other pieces add up to other last digits; not with
+        ``overlap``
     :param bc_weight: Weight of the BC loss: a number, a rule by name (``"constant"``, ``"tanh"``, ``"success"``,
         ``"gradient_balance"``) or a :class:`~sb3_vla.ppo_self_bc.bc_weight.BCWeight`; 0 turns BC off
     :param bc_weight_kwargs: Arguments of a rule given by name
@@ -249,6 +250,11 @@ class PPOSelfBC(ChunkedPPO):
         if self.critic_epochs is not None and self.critic_epochs < self.n_epochs:
             raise ValueError(
                 f"critic_epochs={self.critic_epochs} is less than n_epochs={self.n_epochs}, in which the critic learns too"
+            )
+        if self.overlap and self.micro_batch_size == "auto":
+            raise ValueError(
+                "micro_batch_size='auto' measures what is free, which the rollout that overlap=True collects meanwhile "
+                "changes: give a number of samples, or leave one of the two out"
             )
         self.replay_buffer_kwargs = check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs)
         own = ("observation_space", "action_space", "gamma", "device", "seed")

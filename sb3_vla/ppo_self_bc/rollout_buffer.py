@@ -69,12 +69,12 @@ class TensorStore:
             )
         for name, tensor in tensors.items():
             if step == 0:
-                self.tensors[name] = tensor.new_empty((self.n_steps, *tensor.shape))
-            self.tensors[name][step] = tensor
+                self.tensors[name] = tensor.new_empty((len(tensor), self.n_steps, *tensor.shape[1:]))
+            self.tensors[name][:, step] = tensor
 
     def flatten(self) -> None:
-        """Turn ``(n_steps, n_envs, ...)`` into ``(n_envs * n_steps, ...)``, as SB3's buffers do."""
-        self.tensors = {name: tensor.transpose(0, 1).flatten(0, 1) for name, tensor in self.tensors.items()}
+        """Turn ``(n_envs, n_steps, ...)`` into ``(n_envs * n_steps, ...)``, the order of SB3's buffers; nothing is copied."""
+        self.tensors = {name: tensor.flatten(0, 1) for name, tensor in self.tensors.items()}
 
     def at(self, indices: th.Tensor) -> dict[str, th.Tensor]:
         """

@@ -19,6 +19,7 @@ import gymnasium as gym
 
 from sb3_vla_envs.argument_checks import check_choice, check_count
 
+from ..common.launch import launched_on_machine
 from .shared_memory_worker import END, STACK_SIGNAL, SharedSteps, WorkerFailure, run_worker
 from .worker_vec_env import SECONDS_TO_CLOSE_AFTER_ERROR, WorkerTraceback, WorkerVecEnv, check_workers
 
@@ -49,7 +50,8 @@ class SharedMemoryVecEnv(WorkerVecEnv):
         As for ``SubprocVecEnv``, a script's code must stand in an ``if __name__ == "__main__":`` block.
 
     :param env_fns: Functions that each build an environment; they are called in the workers
-    :param n_workers: Number of worker processes, by default one for each CPU that this process may use
+    :param n_workers: Number of worker processes, by default one for each CPU that this process may use, of
+        several processes that ``torchrun`` has started its part of them
     :param start_method: How to start them, see ``multiprocessing.get_all_start_methods()``; by default ``"forkserver"``
         where there is such a thing, else ``"spawn"``
     :param probe_steps: With 0 the workers get environments in turn. Otherwise each environment is first built only to take
@@ -86,7 +88,7 @@ class SharedMemoryVecEnv(WorkerVecEnv):
         # One by one: environments must not share objects only because they are in one process
         pickled_env_fns = [cloudpickle.dumps(env_fn) for env_fn in env_fns]
         try:
-            self._start_workers(min(n_workers or _n_cpus(), self.num_envs), start_method)
+            self._start_workers(min(n_workers or _own_cpus(), self.num_envs), start_method)
             self._worker_of = self._assign([1.0] * self.num_envs)
             everywhere = range(self.num_envs)
             if probe_steps > 0 and 1 < len(self._workers) < self.num_envs:
@@ -282,7 +284,8 @@ def balance(costs: Sequence[float], n_workers: int) -> list[int]:
     return workers
 
 
-def _n_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, in a container fewer than the machine has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _own_cpus() -> int:
+    """:return: CPUs that this process may use, of several that train one model its part of them"""
+    # In a container they are fewer than the machine has
+    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n_cpus // launched_on_machine()[1])

@@ -8,6 +8,14 @@ from sb3_vla_envs import select_gl_backend
 from sb3_vla_envs.mujoco import gl_backend
 
 
+def test_a_driver_that_hangs_does_not_render(monkeypatch):
+    def hang(*args, timeout, **kwargs):
+        raise subprocess.TimeoutExpired(args, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert not gl_backend.egl_renders()
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A Linux machine with or without a GPU and with some OpenGL libraries."""

@@ -1,5 +1,6 @@
 import os
 import sys
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -18,6 +19,8 @@ def talk():
     own = ranks.rank + 1
     tensors = [th.full((2, 3), own), th.full((), 10.0 * own), th.tensor([own], dtype=th.float64), th.empty(0)]
     ranks.all_reduce_(tensors)
+    weights = [th.full((2, 3), own).T, th.tensor(own, dtype=th.bfloat16), th.tensor([own == 1]), th.empty(0), th.tensor([own])]
+    ranks.broadcast_(weights)
     received = []
     mail = RankMail(ranks, received.append)
     mail.send(f"from {ranks.rank}")
@@ -31,6 +34,7 @@ def talk():
         "all": (ranks.all(True), ranks.all(own == 1), ranks.all(False)),
         "all_reduce": ranks.all_reduce(th.tensor([own, 5])).tolist(),
         "all_reduce_": [tensor.tolist() for tensor in tensors],
+        "broadcast_": [weight.tolist() for weight in weights],
         "all_gather": ranks.all_gather(th.tensor([[own, own]])).tolist(),
         "share": float(ranks.share(th.tensor(own))),
         "mail": (before, received),
@@ -61,6 +65,7 @@ def test_what_ranks_tell_each_other(start_ranks):
     assert first["all"] == (True, False, False)
     assert first["all_reduce"] == [3, 10]
     assert first["all_reduce_"] == [[[3, 3, 3]] * 2, 30.0, [3.0], []]
+    assert first["broadcast_"] == [[[1, 1]] * 3, 1.0, [True], [], [1]]
     assert first["all_gather"] == [[1, 1], [2, 2]]
     assert first["mail"] == ([], ["from 0", "from 1"])
 
@@ -87,11 +92,20 @@ def test_a_process_alone_asks_nobody(monkeypatch):
     assert type(ranks) is Ranks and ranks.is_first and ranks.size == 1
     tensor = th.tensor([1.0, 2.0])
     ranks.all_reduce_([tensor])
+    ranks.broadcast_([tensor])
     assert ranks.all_reduce(tensor) is tensor and ranks.all_gather(tensor) is tensor and ranks.share(tensor.sum()) == 1.0
     assert ranks.all_gather_object(3) == [3] and ranks.broadcast_object(3) == 3 and ranks.all(True) and not ranks.all(False)
     received = []
     RankMail(ranks, received.append).send(7)
     assert received == [7]
+
+
+def test_another_processs_gpu_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: SimpleNamespace(device=th.device("cuda:1")))
+    with pytest.raises(ValueError, match="device is 'cuda:0', but of several processes this one has 'cuda:1': say 'cuda' or"):
+        join_ranks("cuda:0")
 
 
 def test_a_missing_accelerate_is_named(monkeypatch):

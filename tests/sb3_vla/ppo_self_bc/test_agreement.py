@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_vla import PPOSelfBC
+from sb3_vla import PPOSelfBC, SuccessEvalCallback
 
 # Ranks can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -124,12 +124,43 @@ def change_weights():
     pendulum_model(pendulum()).learn(48, callback=ChangesWeights())
 
 
+class Rated(gym.Wrapper):
+    """Each episode has a higher reward than the one before, or a lower one."""
+
+    def __init__(self, change):
+        super().__init__(gym.make("Pendulum-v1", max_episode_steps=2))
+        self.change, self.reward_of_episode = change, 0.0
+
+    def reset(self, **kwargs):
+        self.reward_of_episode += self.change
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self.reward_of_episode, *rest
+
+
+class CountCalls(BaseCallback):
+    def _on_step(self):
+        return True
+
+
+def evaluate_differently():
+    model = pendulum_model(pendulum())
+    env = Monitor(Rated(1 if model.ranks.is_first else -1))
+    best = CountCalls()
+    callback = SuccessEvalCallback(env, callback_on_new_best=best, n_eval_episodes=1, eval_freq=6, verbose=0)
+    model.learn(48, callback=callback)
+    return best.n_calls, callback.best_mean_reward
+
+
 def everything(folder, make_model, make_vec_env):
     """All that is asked of two ranks, in one pair of processes."""
     return {
         "normalized": learn_normalized(folder),
         "demonstrations": learn_demonstrations(make_model, make_vec_env),
         "stop": stop_on_one_rank(),
+        "evaluations": evaluate_differently(),
         **{what.__name__: fails(what) for what in (other_environments, other_arguments, change_weights)},
     }
 
@@ -201,6 +232,12 @@ def test_what_one_rank_finds_worth_imitating_all_imitate(ranks):
 def test_one_rank_that_stops_stops_all_before_anything_is_learned_from_half_a_rollout(ranks):
     # The 15th call is in the second rollout
     assert ranks[0]["stop"] == ranks[1]["stop"] == (1, ["rollout", "end"])
+
+
+def test_what_is_best_on_the_first_rank_is_best_on_all(ranks):
+    n_best, reward = ranks[0]["evaluations"]
+    assert n_best == 2 and reward > 0
+    assert ranks[1]["evaluations"] == (n_best, reward)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def test_shares_count_chunks_or_executed_steps():
     assert shares == pytest.approx([4 / 12, 5 / 12, 3 / 12])
 
 
+def test_chunks_of_no_steps_count_for_nothing():
+    batch = make_batch()._replace(chunk_lengths=th.zeros(5, dtype=th.int64))
+    assert [float(batch_share(piece, batch, by_steps=True)) for piece in split_batch(batch, 2)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("n_bytes", "expected"),
     # Of 10 a sample, and at least 100, pieces of 1, 2, 4, .. are measured; from the last one on all may grow with the samples

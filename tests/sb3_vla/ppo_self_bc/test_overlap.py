@@ -331,6 +331,8 @@ def test_it_learns():
 def test_what_it_cannot_do_is_refused_by_name():
     with pytest.raises(ValueError, match="overlap must be True or False, got 'always'"):
         PPOSelfBC("MlpPolicy", Reach(), overlap="always")
+    with pytest.raises(ValueError, match=r"'auto' measures what is free, .* overlap=True collects .*: give a number"):
+        PPOSelfBC("MlpPolicy", Reach(), overlap=True, micro_batch_size="auto")
     model = PPOSelfBC("MlpPolicy", "CartPole-v1", overlap=True, n_steps=8, batch_size=8)
     assert isinstance(model.get_env(), DummyVecEnv)
     with pytest.raises(ValueError, match="overlap=True needs environments in processes of their own, got DummyVecEnv"):

@@ -434,6 +434,13 @@ def test_workers_use_one_thread_each_and_leave_ctrl_c_to_the_parent(make, monkey
     assert len(env.processes) == min(2, len(os.sched_getaffinity(0)))
 
 
+def test_processes_that_train_one_model_share_the_cpus(make, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert len(make(toy_env_fns(4)).processes) == 2
+
+
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="no environments"):
         SharedMemoryVecEnv([])
