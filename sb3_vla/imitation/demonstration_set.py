@@ -1,13 +1,13 @@
 """Episodes that fit a model, by task, and batches of their observation-chunk pairs."""
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, maybe_transpose
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -114,12 +114,11 @@ class DemonstrationSet:
                         f"{self.action_space}: collect it in this environment, or number its actions as this one does"
                     )
         seen = demonstration.observations
-        matched = {key: _match_space(key, seen[key], space) for key, space in wanted.items()}
-        stacked = [key for key, values in matched.items() if values[0].size > seen[key][0].size]
-        if stacked and actions.shape[1:] != self.action_space.shape:
+        matched, n_frames = _match_spaces({key: seen[key] for key in wanted}, wanted)
+        if n_frames > 1 and actions.shape[1:] != self.action_space.shape:
             raise ValueError(
-                f"the model sees several frames of {stacked}, a chunk apart, but a demonstration of task {task!r} is of "
-                "single steps: collect it without every_step, with the model's chunk_size"
+                f"the model sees {n_frames} frames, a chunk apart, but a demonstration of task {task!r} is of single steps: "
+                "collect it without every_step, with the model's chunk_size"
             )
         return Demonstration(
             task=task,
@@ -244,47 +243,55 @@ def _fits(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return given == wanted or (len(given) == len(wanted) == 2 and given == (1, wanted[1]))
 
 
-def _match_space(key: str, values: np.ndarray, space: spaces.Space) -> np.ndarray:
+def _match_spaces(
+    observations: Mapping[str, np.ndarray], wanted: Mapping[str, spaces.Space]
+) -> tuple[dict[str, np.ndarray], int]:
     """
-    :param key: Name of the observation, for the error message
-    :param values: ``(T, ...)``
-    :param space: What the model wants
+    :param observations: ``(T, ...)`` by name
+    :param wanted: What the model wants of them
     :return: ``(T, *space.shape)`` of the space's dtype; images are transposed where the model has channels first (SB3 wraps
-        environments in ``VecTransposeImage``), and frames are stacked where it sees several at a time
+        environments in ``VecTransposeImage``), and frames are stacked where it sees several at a time. And how many these are
     :raises ValueError: If the shapes disagree, or bytes are no bytes
     """
-    if space.dtype == np.uint8:
-        values = as_bytes(key, values)
-    if is_image_space(space):
-        values = maybe_transpose(values, space)
-    if values.shape[1:] != space.shape:
-        values = _stack_frames(values, space)
-    if values.shape[1:] != space.shape:
-        raise ValueError(
-            f"a demonstration's {key!r} has the shape {values.shape[1:]}, the model's is {space.shape}: "
-            "collect demonstrations with the tasks (or task_ids), cameras and options of this environment"
-        )
-    return values.astype(space.dtype, copy=False)
+    matched: dict[str, np.ndarray] = {}
+    n_frames: dict[str, int] = {}
+    for key, space in wanted.items():
+        values = as_bytes(key, observations[key]) if space.dtype == np.uint8 else observations[key]
+        if is_image_space(space):
+            values = maybe_transpose(values, space)
+        values, n_frames[key] = (values, 1) if values.shape[1:] == space.shape else _stack_frames(values, space)
+        matched[key] = values.astype(space.dtype, copy=False)
+    for key, space in wanted.items():
+        # VecFrameStack stacks all observations alike: a prompt alone that is twice as long is another one
+        if matched[key].shape[1:] != space.shape or n_frames[key] > min(n_frames.values()):
+            raise ValueError(
+                f"a demonstration's {key!r} has the shape {observations[key].shape[1:]}, the model's is {space.shape}: "
+                "collect demonstrations with the tasks (or task_ids), cameras and options of this environment"
+            )
+    return matched, max(n_frames.values(), default=1)
 
 
-def _stack_frames(values: np.ndarray, space: spaces.Space) -> np.ndarray:
+def _stack_frames(values: np.ndarray, space: spaces.Space) -> tuple[np.ndarray, int]:
     """
     Do to an episode what ``VecFrameStack`` does to an environment.
 
     :param values: ``(T, ...)``
     :param space: That of several of them, one after the other: along the channels of images, else along the last axis
-    :return: ``(T, *space.shape)``, zeros before the episode's start; or ``values`` if they can't be stacked to that
+    :return: ``(T, *space.shape)``, zeros before the episode's start, and how many frames these are; or ``values`` if they
+        can't be stacked to that
     """
     shape = space.shape or ()
     if len(shape) != values.ndim - 1:
-        return values
+        return values, 1
     # Images come as (T, channels, height, width) where the space has channels first
     if len(shape) == 3 and shape[1:] != values.shape[2:] and values.shape[1:3] == shape[1:]:
         values = np.moveaxis(values, -1, 1)
-    axis = 1 if len(shape) == 3 and shape[1:] == values.shape[2:] else values.ndim - 1
-    n_frames, rest = divmod(shape[axis - 1], values.shape[axis])
-    if rest or n_frames < 2:
-        return values
+    axis = values.ndim - 1
+    if len(shape) == 3 and (shape[1:] == values.shape[2:] or (is_image_space(space) and is_image_space_channels_first(space))):
+        axis = 1
+    n_frames = shape[axis - 1] // max(values.shape[axis], 1)
+    if n_frames < 2 or (*values.shape[1:axis], n_frames * values.shape[axis], *values.shape[axis + 1 :]) != shape:
+        return values, 1
     blank = np.zeros((n_frames - 1, *values.shape[1:]), values.dtype)
     padded = np.concatenate([blank, values])
-    return np.concatenate([padded[age : age + len(values)] for age in range(n_frames)], axis=axis)
+    return np.concatenate([padded[age : age + len(values)] for age in range(n_frames)], axis=axis), n_frames

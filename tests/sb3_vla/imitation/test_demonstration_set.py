@@ -83,8 +83,20 @@ def test_chunks_of_another_size_are_refused(make_model, make_demonstrations):
 
 def test_frames_of_single_steps_are_not_stacked_as_if_they_were_a_chunk_apart(make_model, make_vec_env, make_demonstrations):
     model = make_model(VecFrameStack(make_vec_env(1), 2))
-    with pytest.raises(ValueError, match=r"several frames of .*'image'.* a chunk apart.*collect it without every_step"):
+    with pytest.raises(ValueError, match=r"the model sees 2 frames, a chunk apart.*collect it without every_step"):
         model.replay_buffer.add(make_demonstrations(1, chunk_size=1)[0])
+
+
+@pytest.mark.parametrize("key", ["instruction", "state", "image"])
+def test_what_alone_is_a_fraction_of_the_models_is_no_frame(key, make_model, make_demonstrations):
+    model = make_model()
+    (demonstration,) = make_demonstrations(1)
+    values = demonstration.observations[key]
+    demonstration.observations[key] = (
+        values[:, :, : values.shape[2] // 2] if key == "image" else values[:, : values.shape[1] // 2]
+    )
+    with pytest.raises(ValueError, match=rf"a demonstration's '{key}' has the shape \(.*\), the model's is"):
+        model.replay_buffer.add(demonstration)
 
 
 def test_extra_observations_are_kept_and_not_put_into_batches(make_model, make_demonstrations):
