@@ -79,6 +79,8 @@ def load_demonstrations(path: str | os.PathLike[str]) -> list[Demonstration]:
     :raises ValueError: If it is truncated, damaged, of another version or something else
     """
     path = os.fspath(path)  # open() would take a number for a file that is open already
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no demonstration file {path!r}: make one with `sb3-vla demos`, or check the path")
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is not a demonstration file, or a truncated one: collect the demonstrations again")

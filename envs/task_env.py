@@ -376,6 +376,7 @@ class MultiTaskEnv(gym.Env):
 
     def _checked_goal(self, goal_index: int) -> int:
         n_goals = self.n_goals
+        check_count("goal_index", goal_index, least=0)
         if not 0 <= goal_index < n_goals:
             raise ValueError(f"goal_index must be in 0 .. {n_goals - 1} (n_goals={n_goals}), got {goal_index}")
         return int(goal_index)

@@ -23,6 +23,14 @@ PIXEL_FORMAT = "yuv444p"
 _OPTIONS = {"crf": "18", "g": "2", "bf": "0"}
 
 
+def has_channels_first(shape: tuple[int, ...]) -> bool:
+    """
+    :param shape: Of an array
+    :return: Whether it is that of an RGB picture with channels first, as policies see it, and not last
+    """
+    return len(shape) == 3 and shape[0] == 3 != shape[2]
+
+
 class VideoWriter:
     """
     Encodes frames to a video, H.264 in an mp4 file.

@@ -17,7 +17,7 @@ from ..demonstrations import Demonstration
 from ..wrappers.instruction_observation import encode_instruction
 from .libraries import import_library
 from .metadata import ACTION, CHUNK_LENGTH, SUCCESS, Episode, Metadata, feature_name, open_parquet, read_metadata
-from .pictures import decode_picture, decode_video
+from .pictures import decode_picture, decode_video, has_channels_first
 
 _INSTRUCTION = "instruction"
 
@@ -51,7 +51,8 @@ def read_lerobot(
         >>> save_demonstrations("demos.npz", episodes)  # doctest: +SKIP
 
     :param folder: The dataset: the folder that holds ``meta`` and ``data``
-    :param observation_space: What the policy sees: pictures ``(height, width, 3)`` of uint8, vectors, and ``instruction``
+    :param observation_space: What the policy sees: pictures ``(height, width, 3)`` or ``(3, height, width)`` of uint8,
+        vectors, and ``instruction``
     :param action_space: Its action chunks, ``(h, d)``
     :param keys: Names of the dataset's features by key of the observation (and ``"action"``), where they are not the usual
         ones: ``observation.image`` for ``image``, ``observation.images.wrist`` for ``image_wrist``,
@@ -67,7 +68,8 @@ def read_lerobot(
     :raises TypeError: If the spaces are not such
     :raises FileNotFoundError: If a file is missing
     :raises ValueError: If the dataset lacks a feature or has it in another shape, has another frame rate or none of the tasks,
-        or a file is damaged; what the dataset's metadata tell is checked at once, the rest as it is read
+        an instruction is for none of them, or a file is damaged; what the dataset's metadata tell is checked at once, the rest
+        as it is read
     :raises ImportError: If pyarrow or PyAV is not installed
     """
     import_library("av")
@@ -78,7 +80,12 @@ def read_lerobot(
             f"{metadata.info} says {metadata.fps:g} frames a second, the environment takes {fps:g} steps: resample the "
             f"dataset, or, if an action means the same at both, say fps={metadata.fps:g}"
         )
-    return reader.read(_chosen(metadata, tasks), tasks, instructions or {})
+    chosen = _chosen(metadata, tasks)
+    names = sorted({text for episode in chosen for text in episode.texts} if tasks is None else {*tasks.values()})
+    if unknown := sorted(set(instructions or ()) - set(names)):
+        shown = ", ".join(map(repr, names[:10])) + (" and others" if len(names) > 10 else "")
+        raise ValueError(f"instructions are given for the tasks {unknown}, but those read are {shown}")
+    return reader.read(chosen, tasks, instructions or {})
 
 
 def _chosen(metadata: Metadata, tasks: Mapping[str, str] | None) -> list[Episode]:
@@ -240,15 +247,18 @@ class _Reader:
         if key not in self.pictures:
             values = self._numbers(name, episode, table, space.shape)[frames]
             return values.astype(space.dtype, copy=False)
-        height, width, _ = space.shape
+        is_transposed = has_channels_first(space.shape)
+        height, width = space.shape[1:] if is_transposed else space.shape[:2]
         if name in episode.videos:
             part = episode.videos[name]
             times = [part.start + int(frame) / self.metadata.fps for frame in frames]
-            return decode_video(part.path, times, self.metadata.fps, (height, width), self.resize)
-        source = f"{episode.data}, column {name!r}"
-        column = table.column(name)
-        pictures = (column[int(frame)].as_py() for frame in frames)
-        return np.stack([decode_picture(each["bytes"], source, (height, width), self.resize) for each in pictures])
+            pictures = decode_video(part.path, times, self.metadata.fps, (height, width), self.resize)
+        else:
+            source = f"{episode.data}, column {name!r}"
+            column = table.column(name)
+            encoded = (column[int(frame)].as_py()["bytes"] for frame in frames)
+            pictures = np.stack([decode_picture(each, source, (height, width), self.resize) for each in encoded])
+        return np.moveaxis(pictures, -1, 1) if is_transposed else pictures
 
     def _numbers(self, name: str, episode: Episode, table: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         """A column as an array ``(frames, *shape)``."""
@@ -291,8 +301,8 @@ def _box(key: str, space: spaces.Space[Any]) -> spaces.Box:
 
 
 def _check_picture(key: str, space: spaces.Box) -> None:
-    if len(space.shape) != 3 or space.shape[2] != 3 or space.dtype != np.uint8:
+    if len(space.shape) != 3 or 3 not in (space.shape[0], space.shape[2]) or space.dtype != np.uint8:
         raise ValueError(
-            f"The dataset's {key!r} is pictures, which are (height, width, 3) of uint8, but its space is {space}: give the "
-            "spaces of the environment itself, or another feature (keys)"
+            f"The dataset's {key!r} is pictures, which are (height, width, 3) or (3, height, width) of uint8, but its space "
+            f"is {space}: give the spaces of the environment itself, or another feature (keys)"
         )

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..argument_checks import Limits
 from ..demonstrations import Demonstration
 from ..wrappers.instruction_observation import decode_instruction
 from .libraries import import_library
@@ -29,7 +30,7 @@ from .metadata import (
     VIDEO_PATH,
     feature_name,
 )
-from .pictures import PIXEL_FORMAT, VideoWriter, encode_png
+from .pictures import PIXEL_FORMAT, VideoWriter, encode_png, has_channels_first
 from .statistics import Statistics, merged, picture_statistics, statistics
 
 # LeRobot's own limits: files in a folder, and megabytes after which the next episode begins a new file
@@ -58,6 +59,7 @@ def write_lerobot(
     chunks have an observation for every chunk only, and so has the dataset: an ``action`` of shape ``(h, d)``, and
     ``chunk_length``, how many of its actions were executed. Each frame has ``next.success``, true in the last one of a
     success, and ``next.reward`` where the rewards are known. The task's text is the ``instruction``, without one its name.
+    Pictures may have channels first or last; in the dataset they are last.
 
     Example:
         >>> from sb3_vla_envs import collect_demonstrations, write_lerobot
@@ -72,14 +74,15 @@ def write_lerobot(
         the numbers, unchanged
     :return: How many episodes it wrote
     :raises FileExistsError: If the folder exists and is not empty
-    :raises ValueError: If there are no demonstrations, or they don't fit together
+    :raises TypeError: If ``fps`` is no number
+    :raises ValueError: If there are no demonstrations, they don't fit together, the instruction of an episode changes, or
+        ``keys`` names features for what there is not, or two alike
     :raises ImportError: If pyarrow or PyAV is not installed
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{str(folder)!r} exists already: give a new or empty folder")
-    if not (np.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be a positive number, got {fps}")
+    Limits(above=0).check("fps", fps)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
     try:
@@ -138,8 +141,7 @@ class _Writer(ExitStack):
                 f"All demonstrations must have the same features, the first one has {_in_short(self.features)}, one of task "
                 f"{demo.task!r} {_in_short(features)}"
             )
-        seen = demo.observations.get("instruction")
-        task = demo.task if seen is None else decode_instruction(seen[0])
+        task = self._text(demo)
         frames |= self._counters(len(demo), self.tasks.setdefault(task, len(self.tasks)))
         episode = {
             "episode_index": len(self.episodes),
@@ -176,10 +178,23 @@ class _Writer(ExitStack):
         (self.folder / "meta/stats.json").write_text(json.dumps(plain, indent=4), encoding="utf-8")
         (self.folder / INFO).write_text(json.dumps(self._info(), indent=4), encoding="utf-8")
 
+    def _text(self, demo: Demonstration) -> str:
+        seen = demo.observations.get("instruction")
+        if seen is None:
+            return demo.task
+        if (changed := np.flatnonzero((seen != seen[0]).any(axis=1))).size:
+            raise ValueError(
+                f"the instruction of episode {len(self.episodes)} changes from {decode_instruction(seen[0])!r} to "
+                f"{decode_instruction(seen[changed[0]])!r} in frame {changed[0]}, but an episode is of one task: split it"
+            )
+        return decode_instruction(seen[0])
+
     def _frames(self, demo: Demonstration) -> dict[str, NDArray[Any]]:
         """What each frame has, by feature: ``(frames, ...)``."""
         n_frames, chunk_size = demo.actions.shape[:2]
-        frames = {feature_name(key, self.keys): values for key, values in demo.observations.items() if key != "instruction"}
+        seen = {key: values for key, values in demo.observations.items() if key != "instruction"}
+        self._check_keys([*seen, ACTION])
+        frames = {feature_name(key, self.keys): _channels_last(values) for key, values in seen.items()}
         frames[feature_name(ACTION, self.keys)] = demo.actions[:, 0] if chunk_size == 1 else demo.actions
         if chunk_size > 1:
             frames[CHUNK_LENGTH] = demo.chunk_lengths
@@ -188,6 +203,14 @@ class _Writer(ExitStack):
             frames[REWARD] = np.asarray(demo.rewards, np.float32)
         # One number a frame has the shape (1,)
         return {name: values if values.ndim > 1 else values[:, None] for name, values in frames.items()}
+
+    def _check_keys(self, known: list[str]) -> None:
+        if unknown := sorted(set(self.keys or ()) - set(known)):
+            raise ValueError(f"keys names features for {unknown}, but there are only {', '.join(known)}")
+        own = {*_COUNTERS, SUCCESS, REWARD, CHUNK_LENGTH}
+        names = [feature_name(key, self.keys) for key in known]
+        if taken := sorted({name for name in names if name in own or names.count(name) > 1}):
+            raise ValueError(f"keys: each needs a feature of its own that is none of {', '.join(sorted(own))}, got {taken}")
 
     def _feature(self, name: str, values: NDArray[Any]) -> dict[str, Any]:
         """How ``meta/info.json`` describes a feature."""
@@ -313,6 +336,11 @@ class _VideoFiles:
         """End the video that is being written."""
         if self._video is not None:
             self._video.close()
+
+
+def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
+    is_transposed = values.dtype == np.uint8 and has_channels_first(values.shape[1:])
+    return np.moveaxis(values, 1, -1) if is_transposed else values
 
 
 def _place(number: int) -> dict[str, int]:

@@ -56,6 +56,11 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, chunk_size=chunk_size, n_action_steps=n_action_steps, gamma=gamma)
         gym.Wrapper.__init__(self, env)
         check_chunk_size(chunk_size, n_action_steps)
+        if env.has_wrapper_attr("chunk_gamma"):
+            raise ValueError(
+                f"the environment takes chunks of {env.get_wrapper_attr('chunk_size')} already: give chunk_size={chunk_size} "
+                "to what made it (gym.make, make_vla_env) instead of wrapping it again"
+            )
         FRACTION.check("gamma", gamma)
         self.chunk_size = int(chunk_size)
         self.n_action_steps = int(chunk_size if n_action_steps is None else n_action_steps)
@@ -83,7 +88,7 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
 
         :param action: An element of the chunk's action space: shape ``(chunk_size, *shape)``, or flat for discrete ones
         :return: Last observation, discounted sum of rewards, terminated, truncated, last info with ``chunk_length``
-        :raises ValueError: If the chunk has the wrong shape
+        :raises ValueError: If the chunk has the wrong shape, or numbers between integers where actions are discrete
         """
         chunk = self._split(action)
         total, discount, executed, success = 0.0, 1.0, 0, False
@@ -117,10 +122,12 @@ class ChunkedActionWrapper(NoShallowCopy, gym.Wrapper, RecordConstructorArgs):
 
     def _split(self, action: Any) -> NDArray[Any]:
         """The chunk as an array of single actions, shape ``(chunk_size, *single_shape)``."""
-        chunk = np.asarray(action)
+        given = chunk = np.asarray(action)
         # Numbers between integers arrive as they would without chunks
         if not isinstance(self.action_space, spaces.Box) or np.can_cast(chunk.dtype, self.action_space.dtype, "same_kind"):
             chunk = chunk.astype(self.action_space.dtype, copy=False)
+        if not isinstance(self.action_space, spaces.Box) and not np.array_equal(chunk, given):
+            raise ValueError(f"Got the actions {given.tolist()}, but those of {self.action_space} are whole numbers")
         if chunk.shape != self.action_space.shape:
             raise ValueError(
                 f"Got an action of shape {chunk.shape}, but a chunk of {self.chunk_size} actions has shape "

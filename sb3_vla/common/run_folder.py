@@ -98,7 +98,7 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.path.is_dir():
-            raise FileNotFoundError(f"There is no run folder '{path}'. Check the path, or start a new run without --resume.")
+            raise FileNotFoundError(f"There is no run folder '{path}': check the path")
         if not folder.config_file.is_file() or not folder.versions_file.is_file():
             raise ValueError(
                 f"'{path}' is not a run folder: it lacks {folder.config_file.name} or {folder.versions_file.name}. "

@@ -102,9 +102,12 @@ class DemonstrationSet:
             )
         actions = demonstration.actions
         if self.action_space.shape is not None and not _fits(actions.shape[1:], self.action_space.shape):
+            wanted_shape = self.action_space.shape
+            how = "collect demonstrations with the same chunk_size"
+            if len(wanted_shape) == 2:
+                how += f", or of every step, with actions of shape (T, 1, {wanted_shape[1]})"
             raise ValueError(
-                f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model "
-                f"{self.action_space.shape}: collect demonstrations with the same chunk_size, or of every step"
+                f"a demonstration of task {task!r} has actions of shape {actions.shape[1:]}, the model {wanted_shape}: {how}"
             )
         if not isinstance(self.action_space, spaces.Box):
             for number, action in enumerate(actions.astype(self.action_space.dtype, copy=False)):
@@ -271,6 +274,10 @@ def _match_spaces(
     return matched, max(n_frames.values(), default=1)
 
 
+def _has_channels_first(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
+
+
 def _stack_frames(values: np.ndarray, space: spaces.Space) -> tuple[np.ndarray, int]:
     """
     Do to an episode what ``VecFrameStack`` does to an environment.
@@ -287,7 +294,7 @@ def _stack_frames(values: np.ndarray, space: spaces.Space) -> tuple[np.ndarray, 
     if len(shape) == 3 and shape[1:] != values.shape[2:] and values.shape[1:3] == shape[1:]:
         values = np.moveaxis(values, -1, 1)
     axis = values.ndim - 1
-    if len(shape) == 3 and (shape[1:] == values.shape[2:] or (is_image_space(space) and is_image_space_channels_first(space))):
+    if len(shape) == 3 and (shape[1:] == values.shape[2:] or _has_channels_first(space)):
         axis = 1
     n_frames = shape[axis - 1] // max(values.shape[axis], 1)
     if n_frames < 2 or (*values.shape[1:axis], n_frames * values.shape[axis], *values.shape[axis + 1 :]) != shape:

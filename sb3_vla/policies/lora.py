@@ -1,7 +1,9 @@
 """Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) beside a backbone's pretrained weights, by ``peft``."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -14,6 +16,7 @@ from ..common.tensor_fingerprint import fingerprint
 from .backbones import VLABackbone
 
 _OF_ADAPTERS = "lora_"  # in the names of their weights
+_SCALING, _BASE = "lora_scaling", "lora_base_fingerprint"  # buffers
 _DTYPES = {"bfloat16": th.bfloat16, "float32": th.float32}
 
 
@@ -76,7 +79,7 @@ def adapt(
         raise ValueError(
             f"these adapters were trained beside other pretrained weights ({base_fingerprint}) than those of "
             f"{getattr(base, 'name_or_path', type(base).__name__)!r} ({found}): put the checkpoint that they were trained "
-            "with where it was"
+            "with where it was, or name another place: PPOSelfBC.load(path, policy_kwargs=dict(backbone=...))"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -91,12 +94,25 @@ def adapt(
         if _OF_ADAPTERS in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    names: list[str] = []
     if not save_base:
         (path,) = (name for name, module in backbone.named_modules() if module is base)
         names = [name for name in backbone.state_dict() if name.startswith(f"{path}.") and _OF_ADAPTERS not in name]
-        backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
-        backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
+    # What the same numbers mean something else with goes along, wherever the weights go
+    backbone.register_buffer(_SCALING, th.tensor(lora_alpha / (math.sqrt(r) if use_rslora else r)))
+    if found is not None:
+        backbone.register_buffer(_BASE, th.tensor(list(bytes.fromhex(found)), dtype=th.uint8))
+    backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
+    backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
     return found
+
+
+def are_of_adapters(names: Iterable[str]) -> bool:
+    """
+    :param names: Of weights
+    :return: Whether some of them are those of adapters
+    """
+    return any(_OF_ADAPTERS in name for name in names)
 
 
 def has_adapters(module: nn.Module) -> bool:
@@ -104,7 +120,29 @@ def has_adapters(module: nn.Module) -> bool:
     :param module: A part of a backbone
     :return: Whether some of its weights are those of adapters
     """
-    return any(_OF_ADAPTERS in name for name, _ in module.named_parameters())
+    return are_of_adapters(name for name, _ in module.named_parameters())
+
+
+def needs_checkpoint(policy_kwargs: Mapping[str, Any]) -> bool:
+    """
+    :param policy_kwargs: Those that a saved policy is rebuilt with
+    :return: Whether it was saved without the pretrained weights that its adapters stand beside
+    """
+    return bool((policy_kwargs.get("lora") or {}).get("base_fingerprint"))
+
+
+def check_checkpoint(policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    :param policy_kwargs: Those that a saved policy is rebuilt with
+    :raises ValueError: If pretrained weights that were not saved are no longer where they were
+    """
+    folder = policy_kwargs.get("backbone")
+    if needs_checkpoint(policy_kwargs) and isinstance(folder, str) and os.path.isabs(folder) and not os.path.exists(folder):
+        raise ValueError(
+            "it was saved without the pretrained weights that its adapters stand beside, and these are no longer at "
+            f"{folder!r}: put them there, or say where they are: PPOSelfBC.load(path, policy_kwargs=dict(backbone=...)) or "
+            "VLAPolicy.load(path, backbone=...)"
+        )
 
 
 def merge(backbone: VLABackbone) -> None:
@@ -124,6 +162,9 @@ def merge(backbone: VLABackbone) -> None:
             layer.merge()
             base.set_submodule(name, layer.get_base_layer())
     del base.peft_config  # without which nothing is left out of the state_dict() any more
+    for name in (_SCALING, _BASE):
+        if hasattr(backbone, name):
+            delattr(backbone, name)
 
 
 def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
@@ -133,10 +174,25 @@ def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.T
 
 
 def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *args: Any) -> None:
-    if _is_adapted(backbone):
-        own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
-        for name in names:
-            state_dict.setdefault(prefix + name, own[name].detach())
+    """
+    :raises ValueError: If the adapters' weights are those of others
+    """
+    if not _is_adapted(backbone):
+        return
+    own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+    for name in [*names, *{_SCALING, _BASE} & own.keys()]:
+        state_dict.setdefault(prefix + name, own[name].detach())
+    if _BASE in own and not th.equal(state_dict[prefix + _BASE].cpu(), own[_BASE].cpu()):
+        raise ValueError(
+            "these adapters were trained beside other pretrained weights than those of this policy: make it with the "
+            "checkpoint that they were trained with"
+        )
+    theirs, here = float(state_dict[prefix + _SCALING]), float(own[_SCALING])
+    if not math.isclose(theirs, here, rel_tol=1e-2):
+        raise ValueError(
+            f"these adapters count {theirs:g} times beside the pretrained weights, those of this policy {here:g} times: make "
+            "it with the r, lora_alpha and use_rslora that they were trained with"
+        )
 
 
 def _is_adapted(backbone: nn.Module) -> bool:

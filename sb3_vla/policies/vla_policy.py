@@ -28,7 +28,7 @@ from .backbones import BackboneFeatures, VLABackbone, make_backbone
 from .encoded import NOT_ENCODED, EncodedObservations, PolicyInput
 from .finite import check_actions, check_seen, check_weights
 from .heads import ActionHead, ChunkDistribution, make_head
-from .lora import add_lora, has_adapters, merge
+from .lora import add_lora, check_checkpoint, has_adapters, merge, needs_checkpoint
 from .normalizer import Normalizer
 from .observation_checks import REQUIRED_KEYS, check_spaces, checked_observation, count_frames, is_image_key
 from .vla_adapter import VLAPolicyAdapter
@@ -233,7 +233,8 @@ class VLAPolicy(ActorCriticPolicy):
     def merge_lora(self) -> None:
         """
         Add what the adapters learned to the pretrained weights, and take them away, for use: acting is as fast as without, and
-        what is saved is whole. The optimizer begins anew.
+        what is saved is whole. A model that is saved then and loaded can learn on, all of it, with an optimizer that begins
+        anew.
 
         :raises ValueError: If the policy was made without ``lora``
         """
@@ -489,14 +490,18 @@ class VLAPolicy(ActorCriticPolicy):
         save_plain(path, content)
 
     @classmethod
-    def load(cls, path: str, device: th.device | str = "auto", trust_pickle: bool = False) -> "VLAPolicy":
+    def load(
+        cls, path: str, device: th.device | str = "auto", trust_pickle: bool = False, backbone: str | None = None
+    ) -> "VLAPolicy":
         """
         :param path: What :meth:`save` wrote
         :param device: Where the policy goes
         :param trust_pickle: Whether to load a file that SB3 or an earlier sb3-vla saved, too, which can run anything
+        :param backbone: Where the checkpoint is that adapters were saved without, if not where it was
         :return: The policy; nothing that the file says is run
         :raises ValueError: If the file is truncated, damaged or something else, pickled and not trusted, or names a class that
-            is not trusted (see :func:`sb3_vla.trust`), or PyTorch can't compute on the device
+            is not trusted (see :func:`sb3_vla.trust`), or PyTorch can't compute on the device; or if ``backbone`` is given to
+            a policy that was saved whole, or missing, or not the one that adapters were trained beside
         """
         check_device(device)
         if zipfile.is_zipfile(path):  # as torch.save writes it
@@ -509,7 +514,13 @@ class VLAPolicy(ActorCriticPolicy):
         content = load_plain(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{os.fspath(path)!r} is no policy that VLAPolicy.save wrote")
-        policy = cls(**content["arguments"], lr_schedule=FloatSchedule(0.0))
+        arguments = content["arguments"]
+        if backbone is not None:
+            if not needs_checkpoint(arguments):
+                raise ValueError(f"{os.fspath(path)!r} holds a whole policy, which needs no checkpoint: leave out backbone")
+            arguments["backbone"] = backbone
+        check_checkpoint(arguments)
+        policy = cls(**arguments, lr_schedule=FloatSchedule(0.0))
         policy.load_state_dict(content["weights"])
         if content.get("noise_scale") is not None:
             policy.head.noise_scale = content["noise_scale"]

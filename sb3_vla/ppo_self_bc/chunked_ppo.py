@@ -30,6 +30,7 @@ from .environment_checks import (
     check_no_text,
     check_normalization,
     check_normalized_alike,
+    check_numbering,
 )
 from .episode_recorder import EpisodeRecorder
 from .finite import check_observations, check_rewards
@@ -116,6 +117,7 @@ class ChunkedPPO(PortablePPO):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         check_no_text(env.observation_space)
         check_bounded(env.action_space)
+        check_numbering(env.action_space)
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _adapt(self) -> None:
@@ -429,13 +431,18 @@ class ChunkedPPO(PortablePPO):
     def _receive_infos(self, infos_and_dones: tuple[list[dict[str, Any]], np.ndarray]) -> None:
         super()._update_info_buffer(*infos_and_dones)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout may go beyond the end, where schedules such as 3e-4 * progress would be negative
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
     def _check_stored(self, rollout_buffer: ChunkRolloutBuffer) -> None:
         stored, kept = self.adapter.stored_space, rollout_buffer.observation_space
         if isinstance(stored, spaces.Dict) and isinstance(kept, spaces.Dict) and (missing := stored.keys() - kept.keys()):
             raise ValueError(
                 f"the policy reads {sorted(missing)}, which the rollout buffer does not keep, as what reads it was frozen "
                 "when the model was made: instead of unfreezing parameters, make or load the model with other "
-                "policy_kwargs=dict(frozen=...)"
+                "policy_kwargs=dict(frozen=...); after merge_lora(), save it and load it"
             )
 
     def _start_recorder(self, n_envs: int) -> None:

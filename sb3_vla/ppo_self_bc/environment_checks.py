@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -34,6 +35,18 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> int | None:
                 f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={gamma})"
             )
     return int(chunk_sizes[0])
+
+
+def check_numbering(action_space: spaces.Space) -> None:
+    """
+    :param action_space: Action space of an environment
+    :raises ValueError: If its discrete actions are not numbered from 0 on, as SB3's policies number them
+    """
+    if isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete) and np.any(action_space.start):
+        raise ValueError(
+            f"the actions of {action_space} begin at {np.asarray(action_space.start).tolist()}, but SB3's policies number "
+            "them from 0: add that to the action in a gymnasium.wrappers.TransformAction, inside of chunks"
+        )
 
 
 def check_normalization(env: VecEnv, byte_keys: Sequence[str]) -> tuple[str, ...]:

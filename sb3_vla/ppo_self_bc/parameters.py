@@ -9,6 +9,8 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from ..policies.lora import are_of_adapters, needs_checkpoint
+
 # What makes the networks whose weights are in the file, or only those weights' first values
 _NETWORKS = (
     *(
@@ -38,15 +40,17 @@ def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> di
     at_first = _defaults(data["policy_class"]) | data.get("_given_policy_kwargs", {})
     merged = copy.copy(saved)
     for name, value in given.items():
-        if name in _NETWORKS:
+        if name == "backbone" and needs_checkpoint(saved):
+            merged[name] = value  # which may have moved; adapters know their base
+        elif name in _NETWORKS:
             if not any(name in known and _same(value, known[name]) for known in (at_first, saved)):
                 raise _refusal(repr(name), at_first.get(name))
-            continue
-        is_both = isinstance(value, Mapping) and isinstance(saved.get(name), Mapping)
-        owner = saved.get(name.removesuffix("_kwargs")) if is_both else None
-        if hasattr(owner, "adjustable"):
-            _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
-        merged[name] = {**saved[name], **value} if is_both else value
+        else:
+            is_both = isinstance(value, Mapping) and isinstance(saved.get(name), Mapping)
+            owner = saved.get(name.removesuffix("_kwargs")) if is_both else None
+            if hasattr(owner, "adjustable"):
+                _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
+            merged[name] = {**saved[name], **value} if is_both else value
     return merged
 
 
@@ -96,6 +100,11 @@ def check_shapes(module: nn.Module, weights: Mapping[str, Any]) -> None:
     :raises ValueError: If it is of another network
     """
     own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if are_of_adapters(weights) and not are_of_adapters(own):
+        raise ValueError(
+            "these are the weights of a policy with adapters, and this one has none: make it with "
+            "policy_kwargs=dict(lora=...) as the other was"
+        )
     wrong = [name for name, tensor in weights.items() if name in own and own[name] != getattr(tensor, "shape", own[name])]
     if wrong:
         raise ValueError(

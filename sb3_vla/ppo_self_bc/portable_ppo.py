@@ -18,6 +18,7 @@ from ..common.argument_checks import check_keywords
 from ..common.ranks import Ranks
 from ..policies.adapter import PolicyAdapter
 from ..policies.finite import check_weights
+from ..policies.lora import check_checkpoint
 from .model_file import ModelContent, open_model, read_model, write_model, zip_path
 from .parameters import check_shapes, fit_optimizer_state, merge_policy_kwargs
 
@@ -117,6 +118,7 @@ class PortablePPO(PPO):
         if "policy_kwargs" in kwargs:
             given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
             data["policy_kwargs"] = merge_policy_kwargs(data, given)
+        check_checkpoint(data["policy_kwargs"])
         if env is not None:
             env = cls._wrap_env(env, data["verbose"])
             check_for_correct_spaces(env, data["observation_space"], data["action_space"])

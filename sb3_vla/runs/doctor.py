@@ -174,6 +174,8 @@ def look_at_threads(threads: int, cpus: float, load: float, wait_policy: str = "
         return Finding("threads", found, f"more threads than CPUs wait for each other: OMP_NUM_THREADS={max(int(cpus), 1)}")
     if load > cpus - 0.5 and threads > 1:
         return Finding("threads", found, "the machine is busy: beside other trainings OMP_NUM_THREADS=1 is quickest")
+    if load > 2 * cpus:
+        return Finding("threads", found, "more than two processes for each CPU: all take as much longer")
     if load < cpus / 2 and threads < int(cpus):
         return Finding("threads", found, "CPUs are idle: unset OMP_NUM_THREADS, but for other trainings beside this one")
     if load < cpus / 2 and wait_policy.lower() == "passive":

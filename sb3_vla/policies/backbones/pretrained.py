@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,6 +20,8 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sb3_vla_envs.argument_checks import FLAG, Limits, check_choice, check_count
 
 from .base import BackboneFeatures
 from .families import FAMILIES, Family, TokenSequence
@@ -72,6 +75,10 @@ class PretrainedBackbone(TransformersBackbone):
         gradient_checkpointing: bool = False,
         model: PreTrainedModel | None = None,
     ) -> None:
+        check_choice("resample", resample, tuple(sorted(set(FILTERS.values()))))
+        FLAG.check("gradient_checkpointing", gradient_checkpointing)
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            _check_channels(name, values)
         family = family_of(config["model_type"], "the configuration")
         model_config = restore_config(config)
         image_size = _check_image_size(family, model_config, image_size)
@@ -257,14 +264,24 @@ def family_of(model_type: str, whose: str) -> Family:
     return FAMILIES[model_type]
 
 
+def _check_channels(name: str, values: Any) -> None:
+    if np.shape(values) != (3,):
+        raise ValueError(f"{name} must be three numbers, one for each colour, got {values!r}")
+    for value in values:
+        Limits().check(name, value)
+
+
 def _check_image_size(family: Family, config: Any, image_size: int | None) -> int:
     own, multiple = family.image_size(config), family.image_multiple(config)
-    if image_size is None or image_size == own:
+    if image_size is None:
+        return own
+    check_count("image_size", image_size)
+    if image_size == own:
         return own
     whose = f"image_size of this {config.model_type!r} model"
     if multiple is None:
         raise ValueError(f"{whose} must be {own}, what it learned from, got {image_size}")
-    if image_size < 1 or image_size % multiple:
+    if image_size % multiple:
         raise ValueError(f"{whose} must be a multiple of {multiple}, got {image_size}")
     return image_size
 

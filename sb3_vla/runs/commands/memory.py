@@ -21,7 +21,7 @@ def prepare(arguments: Namespace) -> Work:
 
     def work() -> None:
         size = config.train.micro_batch_size
-        if isinstance(size, int):
+        if isinstance(size, int) and size < estimator.n_samples:
             print(f"{size} of {estimator.n_samples} samples of a minibatch and its demonstrations at a time:")
         else:
             size = None

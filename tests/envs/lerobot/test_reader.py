@@ -79,6 +79,14 @@ def test_episodes_of_other_tasks_are_left_out_and_the_instruction_can_be_another
     assert decode_instruction(demo.observations["instruction"][1]) == "grasp it"
 
 
+def test_instructions_for_tasks_that_are_not_read_are_refused(make_dataset):
+    dataset = make_dataset()
+    with pytest.raises(ValueError, match=r"for the tasks \['push'\], but those read are 'pick up the ball', 'push the cube'"):
+        read(dataset, instructions={"push": "shove it"})
+    with pytest.raises(ValueError, match=r"for the tasks \['pcik'\], but those read are 'pick'"):
+        read(dataset, tasks={"pick up the ball": "pick"}, instructions={"pcik": "grasp it"})
+
+
 def test_keys_say_where_an_observation_is(make_dataset):
     dataset = make_dataset()
     demo = read(dataset, spaces.Dict({"image": PICTURE}), keys={"image": "observation.images.wrist"})[0]

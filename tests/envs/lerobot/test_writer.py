@@ -174,11 +174,48 @@ def test_a_dataset_of_chunks_has_no_single_steps_and_no_other_chunks(tmp_path):
 def test_refusals_leave_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="There are no demonstrations"):
         write_lerobot(tmp_path / "set", [], fps=10)
-    with pytest.raises(ValueError, match="fps must be a positive number, got 0"):
+    with pytest.raises(ValueError, match="fps must be above 0, got 0"):
         write_lerobot(tmp_path / "set", [demonstration(3)], fps=0)
     with pytest.raises(ValueError, match=r"must have the same features, .*action float32\[3\].*action float32\[4, 3\]"):
         write_lerobot(tmp_path / "set", [demonstration(3), demonstration(3, chunk_size=4)], fps=10)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image": "observation.images.wrist"}, r"each needs a feature of its own .*, got \['observation.images.wrist'\]"),
+        ({"state": "action"}, r"a feature of its own .*, got \['action'\]"),
+        ({"state": "timestamp"}, r"a feature of its own that is none of .*timestamp, got \['timestamp'\]"),
+        (
+            {"imag": "observation.images.top"},
+            r"keys names features for \['imag'\], but there are only image, image_wrist, state",
+        ),
+    ],
+)
+def test_names_of_features_lose_nothing(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        write_lerobot(tmp_path / "set", [demonstration(3)], fps=10, keys=keys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_instruction_that_changes_is_refused(tmp_path):
+    demo = demonstration(3)
+    demo.observations["instruction"][2] = encode_instruction("pull", 16)
+    with pytest.raises(ValueError, match="instruction of episode 0 changes from 'push' to 'pull' in frame 2"):
+        write_lerobot(tmp_path / "set", [demo], fps=10)
+
+
+def test_pictures_may_have_channels_first(tmp_path):
+    last, first = demonstration(3), demonstration(3)
+    for key in ("image", "image_wrist"):
+        first.observations[key] = np.moveaxis(first.observations[key], -1, 1)
+    write_lerobot(tmp_path / "set", [first, last], fps=10, use_videos=False)
+    info = json.loads((tmp_path / "set/meta/info.json").read_text())
+    assert info["features"]["observation.image"]["dtype"] == "image"
+    space = spaces.Dict({"image": spaces.Box(0, 255, (3, *SIZE), np.uint8)})
+    for demo in read_lerobot(tmp_path / "set", space, CHUNKS, every_step=True):
+        np.testing.assert_array_equal(demo.observations["image"], first.observations["image"])
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -218,6 +218,7 @@ def test_bad_arguments(arguments, message):
         ({"goal": 3}, r"Unknown reset options \['goal'\]: allowed are task, goal_index"),
         ({"task": "push-v3"}, "does not have the task 'push-v3', only reach-v3"),
         ({"goal_index": 7}, r"goal_index must be in 0 .. 6 \(n_goals=7\), got 7"),
+        ({"goal_index": -1}, "goal_index must be at least 0, got -1"),
     ],
 )
 def test_bad_reset_options(options, message):

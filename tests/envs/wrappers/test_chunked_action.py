@@ -205,6 +205,25 @@ def test_numbers_between_integers_arrive_as_without_chunks():
     np.testing.assert_array_equal(env.unwrapped.actions, np.array([[0.9], [-0.9]], np.float32))
 
 
+@pytest.mark.parametrize(
+    ("space", "chunk"),
+    [(spaces.Discrete(3), [0.9, 1.7]), (spaces.MultiBinary(2), [0.9, 1, 0, 0]), (spaces.MultiBinary(2), [257, 1, 0, 0])],
+)
+def test_discrete_actions_are_not_rounded(space, chunk):
+    env = ChunkedActionWrapper(Scripted([0.0] * 2, action_space=space), 2)
+    env.reset()
+    with pytest.raises(ValueError, match=rf"Got the actions \[{chunk[0]}, .*\], but those of .* are whole numbers"):
+        env.step(chunk)
+    env.step(np.ones(env.action_space.shape, np.float32))
+    np.testing.assert_array_equal(env.unwrapped.actions, np.ones((2, *space.shape)))
+
+
+def test_chunks_of_chunks_are_refused():
+    env = ChunkedActionWrapper(Scripted([0.0]), 4)
+    with pytest.raises(ValueError, match="takes chunks of 4 already: give chunk_size=2 to what made it"):
+        ChunkedActionWrapper(gym.Wrapper(env), 2)
+
+
 def test_single_action_instead_of_a_chunk_is_refused():
     env = ChunkedActionWrapper(Scripted([0.0]), 2)
     env.reset()

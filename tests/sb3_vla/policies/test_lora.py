@@ -93,8 +93,9 @@ def test_positions_are_not_rounded_with_the_weights(checkpoint):
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     assert any("inv_freq" in name for name in before)
     add_lora(backbone, {"base_dtype": "bfloat16"})
-    for name, buffer in backbone.named_buffers():
-        assert buffer.dtype == before[name].dtype and th.equal(buffer, before[name]), name
+    after = dict(backbone.named_buffers())
+    for name, buffer in before.items():
+        assert after[name].dtype == buffer.dtype and th.equal(after[name], buffer), name
 
 
 def test_first_likelihood_ratio_of_an_update_is_one(make_lora_model, record_logs):
@@ -161,7 +162,7 @@ def test_a_base_that_is_gone_or_another_is_refused(make_lora_model, checkpoint, 
     model = make_lora_model()
     model.save(tmp_path / "model.zip")
     shutil.rmtree(checkpoint)
-    with pytest.raises(ValueError, match=f"there is no backbone '{checkpoint}'"):
+    with pytest.raises(ValueError, match=rf"no longer at '{checkpoint}': .*policy_kwargs=dict\(backbone=\.\.\.\)"):
         PPOSelfBC.load(tmp_path / "model.zip")
     other = TINY_FAMILIES["smolvlm"].save(checkpoint)
     with th.no_grad():
@@ -169,6 +170,46 @@ def test_a_base_that_is_gone_or_another_is_refused(make_lora_model, checkpoint, 
     other.save_pretrained(checkpoint)
     with pytest.raises(ValueError, match=rf"beside other pretrained weights \(\w+\) than those of '{checkpoint}' \(\w+\)"):
         PPOSelfBC.load(tmp_path / "model.zip")
+
+
+def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(make_lora_model, checkpoint, tmp_path):
+    model = make_lora_model()
+    with_nonzero_adapters(model.policy.backbone)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.safetensors")
+    moved = checkpoint.rename(tmp_path / "moved")
+    loaded = PPOSelfBC.load(tmp_path / "model.zip", env=model.env, policy_kwargs={"backbone": str(moved)})
+    assert np.array_equal(actions(loaded), actions(model))
+    loaded.save(tmp_path / "again.zip")
+    assert np.array_equal(actions(PPOSelfBC.load(tmp_path / "again.zip", env=model.env)), actions(model))
+    with pytest.raises(ValueError, match=rf"no longer at '{checkpoint}': .*VLAPolicy\.load\(path, backbone=\.\.\.\)"):
+        VLAPolicy.load(tmp_path / "policy.safetensors")
+    policy = VLAPolicy.load(tmp_path / "policy.safetensors", backbone=str(moved))
+    assert np.array_equal(policy.predict(model.env.reset(), deterministic=True)[0], actions(model))
+    model.policy.merge_lora()
+    model.policy.save(tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match=r"holds a whole policy, .*: leave out backbone"):
+        VLAPolicy.load(tmp_path / "whole.safetensors", backbone=str(moved))
+
+
+def test_weights_of_adapters_do_not_go_beside_another_base_or_with_another_factor(make_lora_model, tmp_path):
+    model = make_lora_model()
+    with_nonzero_adapters(model.policy.backbone)
+    model.save(tmp_path / "model.zip")
+    same = make_lora_model()
+    same.set_parameters(tmp_path / "model.zip")
+    assert np.array_equal(actions(same), actions(model))
+    with pytest.raises(ValueError, match=r"count 8 times beside .*, those of this policy 1 times: .*lora_alpha"):
+        make_lora_model({**LORA, "lora_alpha": 4}).set_parameters(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"a policy with adapters, and this one has none: .*lora=dict\(\.\.\.\)"):
+        make_lora_model(None).set_parameters(tmp_path / "model.zip")
+    other = TINY_FAMILIES["smolvlm"].save(tmp_path / "other")
+    with th.no_grad():
+        other.model.text_model.norm.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    elsewhere = make_lora_model(policy_kwargs={"backbone": str(tmp_path / "other")})
+    with pytest.raises(ValueError, match="trained beside other pretrained weights than those of this policy"):
+        elsewhere.policy.load_state_dict(model.policy.state_dict())
 
 
 def test_merged_adapters_act_the_same_and_are_gone(make_lora_model, checkpoint, tmp_path, make_vec_env):

@@ -124,6 +124,13 @@ def test_text_is_refused_with_what_makes_bytes_of_it(make_env, make_model):
         make_model(env)
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], start=[0, 1])])
+def test_actions_that_are_not_numbered_from_zero_are_refused(space):
+    env = gym.wrappers.TransformAction(gym.make("CartPole-v1"), lambda action: 0, space)
+    with pytest.raises(ValueError, match=r"SB3's policies number them from 0: add that .* in a gymnasium\.wrappers"):
+        PPOSelfBC("MlpPolicy", env)
+
+
 def test_unbounded_actions_are_refused(make_model):
     space = make_model().observation_space
     with pytest.raises(ValueError, match=r"actions need bounds, by which they are clipped or scaled.*RescaleAction"):

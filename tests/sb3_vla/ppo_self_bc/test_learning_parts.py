@@ -88,6 +88,13 @@ def test_a_schedule_without_a_name_can_be_given_again_in_silence(make_model, tmp
     assert not recwarn
 
 
+def test_schedules_end_where_the_last_rollout_goes_beyond_the_end():
+    schedules = {"learning_rate": lambda progress: 3e-4 * progress, "clip_range": lambda progress: 0.2 * progress}
+    model = PPOSelfBC("MlpPolicy", "Pendulum-v1", n_steps=64, n_epochs=1, bc_weight=0, **schedules)
+    assert model.learn(100).num_timesteps == 128 and model._n_updates == 2
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+
+
 def test_critic_epochs_improve_the_value(make_model):
     losses = []
     for epochs in (1, 30):

@@ -34,6 +34,7 @@ def test_what_does_not_work_is_the_exit_status(monkeypatch, capsys):
         (2, 2, 0.1, "", ""),
         (1, 2, 1.9, "passive", ""),
         (1, 1, 0.0, "", ""),
+        (1, 2, 6.5, "", "more than two processes for each CPU"),
         (1, 1.5, 0.0, "", ""),
         (64, 4, 0.1, "", "OMP_NUM_THREADS=4"),
         (2, 0.5, 0.1, "", "OMP_NUM_THREADS=1"),

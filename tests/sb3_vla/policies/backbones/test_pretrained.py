@@ -176,6 +176,22 @@ def test_image_size_of_models_that_cut_any_image_into_patches(checkpoint, tmp_pa
         make_backbone(tmp_path / "paligemma", state_dim=3, image_size=56)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"image_size": "32"}, TypeError, "image_size must be an integer, got '32', a text: write 32"),
+        ({"image_size": (32, 32)}, TypeError, "image_size must be an integer"),
+        ({"image_mean": 0.5}, ValueError, "image_mean must be three numbers, one for each colour, got 0.5"),
+        ({"image_std": (0.5, "0.5", 0.5)}, TypeError, "image_std must be a number, got '0.5'"),
+        ({"resample": "foo"}, ValueError, "resample must be 'bicubic' or 'bilinear', got 'foo'"),
+        ({"gradient_checkpointing": "no"}, ValueError, "gradient_checkpointing must be True or False, got 'no'"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(checkpoint, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        make_backbone(checkpoint, state_dim=3, **kwargs)
+
+
 def test_a_base_model_without_a_chat_template_reads_images_then_text(tmp_path):
     family = replace(TINY_FAMILIES["smolvlm"], marker=None)
     family.save(tmp_path)
