@@ -201,7 +201,7 @@ def test_weights_of_adapters_do_not_go_beside_another_base_or_with_another_facto
     assert np.array_equal(actions(same), actions(model))
     with pytest.raises(ValueError, match=r"count 8 times beside .*, those of this policy 1 times: .*lora_alpha"):
         make_lora_model({**LORA, "lora_alpha": 4}).set_parameters(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match=r"a policy with adapters, and this one has none: .*lora=dict\(\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"a policy with adapters, and this one has none: .*dict\(lora=\.\.\.\)"):
         make_lora_model(None).set_parameters(tmp_path / "model.zip")
     other = TINY_FAMILIES["smolvlm"].save(tmp_path / "other")
     with th.no_grad():
