@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -81,19 +82,7 @@ def adapt(
             f"{getattr(base, 'name_or_path', type(base).__name__)!r} ({found}): put the checkpoint that they were trained "
             "with where it was, or name another place: PPOSelfBC.load(path, policy_kwargs=dict(backbone=...))"
         )
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora=... needs peft: pip install 'sb3-vla[lora]'") from error
-    for parameter in base.parameters():  # not the buffers: a rounded frequency would shift the positions that tokens stand at
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(_DTYPES[base_dtype])
-    config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, base)
-    for name, parameter in base.named_parameters():
-        if _OF_ADAPTERS in name:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+    _inject(base, _DTYPES[base_dtype], r=r, lora_alpha=lora_alpha, target_modules=targets, use_rslora=use_rslora)
     names: list[str] = []
     if not save_base:
         (path,) = (name for name, module in backbone.named_modules() if module is base)
@@ -105,6 +94,33 @@ def adapt(
     backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
     backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
     return found
+
+
+def _inject(base: nn.Module, dtype: th.dtype, **settings: Any) -> None:
+    """
+    :param base: Pretrained weights, which are frozen and get adapters beside them
+    :param dtype: What they are then
+    :param settings: Of ``peft.LoraConfig``
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora=... needs peft: pip install 'sb3-vla[lora]'") from error
+    for parameter in base.parameters():  # not the buffers: a rounded frequency would shift the positions that tokens stand at
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+    try:
+        inject_adapter_in_model(LoraConfig(**settings), base)
+    except (ValueError, re.error) as error:
+        linear = sorted({name.rpartition(".")[2] for name, layer in base.named_modules() if isinstance(layer, nn.Linear)})
+        raise ValueError(
+            f"lora: target_modules={settings['target_modules']!r} names no layers of this model, whose linear ones are "
+            f"{', '.join(linear)} ({error})"
+        ) from error
+    for name, parameter in base.named_parameters():
+        if _OF_ADAPTERS in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
 
 
 def are_of_adapters(names: Iterable[str]) -> bool:

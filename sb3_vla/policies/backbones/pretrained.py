@@ -301,8 +301,14 @@ def read_config(name_or_path: str) -> dict[str, Any]:
     """
     :param name_or_path: Name or folder of a checkpoint, of ``transformers`` or not
     :return: What its ``config.json`` says
-    :raises ValueError: If there is no such checkpoint
+    :raises ValueError: If there is no such checkpoint, or only adapters to one
     """
+    folder = Path(name_or_path)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ValueError(
+            f"{name_or_path!r} holds peft's adapters and not the model that they stand beside: add them to it "
+            "(merge_and_unload of peft), save that with its tokenizer and image processor, and give its folder"
+        )
     config: dict[str, Any] = _load(PreTrainedConfig.get_config_dict, "config.json", name_or_path)[0]
     return config
 

@@ -279,7 +279,8 @@ def test_what_is_frozen_can_not_be_adapted(make_lora_model):
         ({"r": 0}, ValueError, "lora: r must be at least 1, got 0"),
         ({"lora_alpha": 0.0}, ValueError, "lora: lora_alpha must be above 0"),
         ({"base_dtype": "int8"}, ValueError, "lora: base_dtype must be 'bfloat16' or 'float32', got 'int8'"),
-        ({"target_modules": ["nothing"]}, ValueError, "nothing"),
+        ({"target_modules": ["q_prj"]}, ValueError, r"lora: target_modules=\['q_prj'\] names no layers .* are .*q_proj"),
+        ({"target_modules": "("}, ValueError, r"lora: target_modules='\(' names no layers .* are .*q_proj"),
         (16, TypeError, "lora must be a dictionary"),
     ],
 )

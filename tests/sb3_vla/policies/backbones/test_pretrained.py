@@ -176,6 +176,12 @@ def test_image_size_of_models_that_cut_any_image_into_patches(checkpoint, tmp_pa
         make_backbone(tmp_path / "paligemma", state_dim=3, image_size=56)
 
 
+def test_adapters_alone_are_no_checkpoint(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds peft's adapters and not the model .*merge_and_unload"):
+        make_backbone(tmp_path, state_dim=3)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
