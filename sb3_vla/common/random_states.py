@@ -31,11 +31,11 @@ def set_random_states(states: Mapping[str, Any], device: th.device) -> None:
 
 
 @contextmanager
-def forked_random(device: th.device) -> Iterator[None]:
+def forked_random(device: th.device | None) -> Iterator[None]:
     """
     What is drawn or seeded within it changes no random number that torch draws afterwards, on the CPU or the device.
 
-    :param device: What torch computes on
+    :param device: What torch computes on, ``None`` for the CPU
     """
-    with th.random.fork_rng([device] if device.type == "cuda" else []):
+    with th.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         yield

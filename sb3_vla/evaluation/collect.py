@@ -57,7 +57,7 @@ def collect_episodes(
     with (
         scheduled_envs(model, suite or found.address, tasks, min(n_envs, len(jobs)), settings) as venv,
         Progress(len(jobs), "play", "episode", progress) as bar,
-        forked_random(model.device),
+        forked_random(getattr(model, "device", None)),
     ):
         th.manual_seed(seed)
         for step in play(model, venv, jobs, deterministic):

@@ -116,7 +116,7 @@ def evaluate_on_tasks(
         if (timesteps := getattr(model, "lifetime_timesteps", None)) is not None:
             what_counts[MODEL_TIMESTEPS] = timesteps
         # Sampling here must not change the random numbers of a training that goes on afterwards
-        with forked_random(model.device):
+        with forked_random(getattr(model, "device", None)):
             th.manual_seed(seed + ranks.rank)
             result = evaluate(model, venv, own, deterministic, progress and ranks.is_first, what_counts)
     everywhere = ranks.all_gather_object(result.episodes)

@@ -89,8 +89,8 @@ def adapt(
         names = [name for name in backbone.state_dict() if name.startswith(f"{path}.") and _OF_ADAPTERS not in name]
     # What the same numbers mean something else with goes along, wherever the weights go
     backbone.register_buffer(_SCALING, th.tensor(lora_alpha / (math.sqrt(r) if use_rslora else r)))
-    if found is not None:
-        backbone.register_buffer(_BASE, th.tensor(list(bytes.fromhex(found)), dtype=th.uint8))
+    base_known = bytes(8) if found is None else bytes.fromhex(found)
+    backbone.register_buffer(_BASE, th.tensor(list(base_known), dtype=th.uint8))
     backbone.register_state_dict_post_hook(functools.partial(_leave_out, names))
     backbone.register_load_state_dict_pre_hook(functools.partial(_put_in, names))
     return found
@@ -178,9 +178,7 @@ def merge(backbone: VLABackbone) -> None:
             layer.merge()
             base.set_submodule(name, layer.get_base_layer())
     del base.peft_config  # without which nothing is left out of the state_dict() any more
-    for name in (_SCALING, _BASE):
-        if hasattr(backbone, name):
-            delattr(backbone, name)
+    del backbone.lora_scaling, backbone.lora_base_fingerprint
 
 
 def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
@@ -196,9 +194,10 @@ def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tens
     if not _is_adapted(backbone):
         return
     own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
-    for name in [*names, *{_SCALING, _BASE} & own.keys()]:
+    for name in (*names, _SCALING, _BASE):
         state_dict.setdefault(prefix + name, own[name].detach())
-    if _BASE in own and not th.equal(state_dict[prefix + _BASE].cpu(), own[_BASE].cpu()):
+    bases = {tuple(each.tolist()) for each in (state_dict[prefix + _BASE], own[_BASE]) if each.any()}  # zeros: it is saved
+    if len(bases) > 1:
         raise ValueError(
             "these adapters were trained beside other pretrained weights than those of this policy: make it with the "
             "checkpoint that they were trained with"

@@ -118,7 +118,7 @@ class PortablePPO(PPO):
         if "policy_kwargs" in kwargs:
             given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
             data["policy_kwargs"] = merge_policy_kwargs(data, given)
-        check_checkpoint(data["policy_kwargs"])
+        check_checkpoint(data.get("policy_kwargs") or {})
         if env is not None:
             env = cls._wrap_env(env, data["verbose"])
             check_for_correct_spaces(env, data["observation_space"], data["action_space"])

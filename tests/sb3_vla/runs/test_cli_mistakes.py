@@ -143,7 +143,7 @@ def test_demonstrations_that_cannot_be_read(command, commands, config, fail, mad
     for name, named in (
         ("short.npz", "truncated"),
         ("newer.npz", "version 99, this sb3-vla reads"),
-        ("nowhere.npz", "there is no demonstration file 'nowhere.npz': make one with"),
+        ("nowhere.npz", "there is no demonstration file"),
     ):
         argv = [str(tmp_path / name) if part.endswith("d.npz") else part for part in commands[command]]
         line = fail(*argv, "--config", config())
