@@ -59,6 +59,19 @@ def feature_name(key: str, keys: Mapping[str, str] | None = None) -> str:
     return _NAMES.get(key, f"observation.{key}")
 
 
+def feature_names(known: Iterable[str], keys: Mapping[str, str] | None = None) -> dict[str, str]:
+    """
+    :param known: ``"action"``, and keys of observations
+    :param keys: Names that differ from the usual ones, by key
+    :return: Names of their features by key
+    :raises ValueError: If ``keys`` has others
+    """
+    names = {key: feature_name(key, keys) for key in known}
+    if unknown := sorted(set(keys or ()) - names.keys()):
+        raise ValueError(f"keys names features for {unknown}, but there are only {', '.join(names)}")
+    return names
+
+
 @dataclass(frozen=True)
 class VideoPart:
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..demonstrations import Demonstration
 from ..wrappers.instruction_observation import encode_instruction
 from .libraries import import_library
-from .metadata import ACTION, CHUNK_LENGTH, SUCCESS, Episode, Metadata, feature_name, open_parquet, read_metadata
+from .metadata import ACTION, CHUNK_LENGTH, SUCCESS, Episode, Metadata, feature_names, open_parquet, read_metadata
 from .pictures import decode_picture, decode_video, has_channels_first
 
 _INSTRUCTION = "instruction"
@@ -81,10 +81,9 @@ def read_lerobot(
             f"dataset, or, if an action means the same at both, say fps={metadata.fps:g}"
         )
     chosen = _chosen(metadata, tasks)
-    names = sorted({text for episode in chosen for text in episode.texts} if tasks is None else {*tasks.values()})
-    if unknown := sorted(set(instructions or ()) - set(names)):
-        shown = ", ".join(map(repr, names[:10])) + (" and others" if len(names) > 10 else "")
-        raise ValueError(f"instructions are given for the tasks {unknown}, but those read are {shown}")
+    names = _texts(chosen) if tasks is None else {*tasks.values()}
+    if unknown := sorted(set(instructions or ()) - names):
+        raise ValueError(f"instructions are given for the tasks {unknown}, but those read are {_listed(names)}")
     return reader.read(chosen, tasks, instructions or {})
 
 
@@ -92,10 +91,9 @@ def _chosen(metadata: Metadata, tasks: Mapping[str, str] | None) -> list[Episode
     """The episodes of the tasks."""
     chosen = [episode for episode in metadata.episodes if tasks is None or set(episode.texts) & tasks.keys()]
     if not chosen:
-        texts = sorted({text for episode in metadata.episodes for text in episode.texts})
         raise ValueError(
             f"{metadata.folder} has no episode of these tasks; name them by its texts (tasks), which are "
-            f"{', '.join(map(repr, texts[:10]))}{' and others' if len(texts) > 10 else ''}"
+            f"{_listed(_texts(metadata.episodes))}"
         )
     for episode in chosen:
         if len(episode.texts) != 1:
@@ -104,6 +102,15 @@ def _chosen(metadata: Metadata, tasks: Mapping[str, str] | None) -> list[Episode
                 "demonstration is of one: split it, or leave its texts out of tasks"
             )
     return chosen
+
+
+def _texts(episodes: Iterable[Episode]) -> set[str]:
+    return {text for episode in episodes for text in episode.texts}
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(map(repr, ordered[:10])) + (" and others" if len(ordered) > 10 else "")
 
 
 class _Reader:
@@ -140,10 +147,7 @@ class _Reader:
         self.chunk_shape = _box(ACTION, action_space).shape
         if len(self.chunk_shape) != 2:
             raise ValueError(f"action_space must be of chunks, (h, d), as that of make_vla_env, got {action_space}")
-        self.names = {key: feature_name(key, keys) for key in (*self.spaces, ACTION)}
-        unknown = set(keys or ()) - self.names.keys()
-        if unknown:
-            raise ValueError(f"keys names features for {sorted(unknown)}, but there are only {', '.join(self.names)}")
+        self.names = feature_names((*self.spaces, ACTION), keys)
         for key, name in self.names.items():
             self._check_present(key, name)
         self.pictures = {key for key in self.spaces if self.names[key] in metadata.cameras()}

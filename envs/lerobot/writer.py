@@ -29,6 +29,7 @@ from .metadata import (
     TASKS,
     VIDEO_PATH,
     feature_name,
+    feature_names,
 )
 from .pictures import PIXEL_FORMAT, VideoWriter, encode_png, has_channels_first
 from .statistics import Statistics, merged, picture_statistics, statistics
@@ -193,9 +194,10 @@ class _Writer(ExitStack):
         """What each frame has, by feature: ``(frames, ...)``."""
         n_frames, chunk_size = demo.actions.shape[:2]
         seen = {key: values for key, values in demo.observations.items() if key != "instruction"}
-        self._check_keys([*seen, ACTION])
-        frames = {feature_name(key, self.keys): _channels_last(values) for key, values in seen.items()}
-        frames[feature_name(ACTION, self.keys)] = demo.actions[:, 0] if chunk_size == 1 else demo.actions
+        names = feature_names([*seen, ACTION], self.keys)
+        _check_distinct(list(names.values()))
+        frames = {names[key]: _channels_last(values) for key, values in seen.items()}
+        frames[names[ACTION]] = demo.actions[:, 0] if chunk_size == 1 else demo.actions
         if chunk_size > 1:
             frames[CHUNK_LENGTH] = demo.chunk_lengths
         frames[SUCCESS] = np.arange(n_frames) == (n_frames - 1 if demo.success else n_frames)
@@ -203,14 +205,6 @@ class _Writer(ExitStack):
             frames[REWARD] = np.asarray(demo.rewards, np.float32)
         # One number a frame has the shape (1,)
         return {name: values if values.ndim > 1 else values[:, None] for name, values in frames.items()}
-
-    def _check_keys(self, known: list[str]) -> None:
-        if unknown := sorted(set(self.keys or ()) - set(known)):
-            raise ValueError(f"keys names features for {unknown}, but there are only {', '.join(known)}")
-        own = {*_COUNTERS, SUCCESS, REWARD, CHUNK_LENGTH}
-        names = [feature_name(key, self.keys) for key in known]
-        if taken := sorted({name for name in names if name in own or names.count(name) > 1}):
-            raise ValueError(f"keys: each needs a feature of its own that is none of {', '.join(sorted(own))}, got {taken}")
 
     def _feature(self, name: str, values: NDArray[Any]) -> dict[str, Any]:
         """How ``meta/info.json`` describes a feature."""
@@ -336,6 +330,12 @@ class _VideoFiles:
         """End the video that is being written."""
         if self._video is not None:
             self._video.close()
+
+
+def _check_distinct(names: list[str]) -> None:
+    own = {*_COUNTERS, SUCCESS, REWARD, CHUNK_LENGTH}
+    if taken := sorted({name for name in names if name in own or names.count(name) > 1}):
+        raise ValueError(f"keys: each needs a feature of its own that is none of {', '.join(sorted(own))}, got {taken}")
 
 
 def _channels_last(values: NDArray[Any]) -> NDArray[Any]:

@@ -17,11 +17,9 @@ def launched_as() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def launched_on_machine() -> tuple[int, int]:
-    """:return: Number of this process among those of :func:`launched_as` that run on this machine, and how many these are"""
-    if "RANK" not in os.environ:
-        return 0, 1
-    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+def launched_on_machine() -> int:
+    """:return: How many of the processes of :func:`launched_as` run on this machine"""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def launched_to_shard() -> bool:

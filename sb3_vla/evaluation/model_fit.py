@@ -4,8 +4,9 @@ from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv
+
+from ..policies.observation_checks import has_channels_first
 
 
 def model_settings(model: BaseAlgorithm, **settings: Any) -> dict[str, Any]:
@@ -69,6 +70,6 @@ def _observation_signatures(space: gym.Space[Any]) -> dict[str, str]:
 
 def _signature(space: gym.Space[Any]) -> str:
     shape = space.shape
-    if isinstance(space, gym.spaces.Box) and is_image_space(space) and is_image_space_channels_first(space):
-        shape = (*space.shape[1:], space.shape[0])
+    if shape is not None and has_channels_first(space):
+        shape = (*shape[1:], shape[0])
     return f"{type(space).__name__}{shape} of {space.dtype}"

@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from gymnasium import spaces
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_vla_envs.suite import Suite
 
 from ..evaluation.result import EvaluationResult, EvaluationSummary
+from ..policies.observation_checks import has_channels_first
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 from .model_usage import usage_code
@@ -271,7 +272,7 @@ def _inputs(model: PPOSelfBC) -> str:
     for key, space in model.observation_space.items():
         shape = space.shape or ()
         if isinstance(space, spaces.Box) and is_image_space(space):
-            height, width = shape[1:] if is_image_space_channels_first(space) else shape[:2]
+            height, width = shape[1:] if has_channels_first(space) else shape[:2]
             described.append(f"`{key}` ({height} x {width})")
         elif key != "privileged":  # only the value function reads it, in training
             described.append(f"`{key}` ({shape[0]} {'bytes' if key == 'instruction' else 'numbers'})")

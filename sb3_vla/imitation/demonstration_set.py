@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, maybe_transpose
+from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -17,7 +17,7 @@ from sb3_vla_envs.demonstrations import ARRAY_KEY
 from ..common.device_transfer import observations_to_device, to_device
 from ..common.observation_normalization import normalize_observations
 from ..policies.encoded import NOT_ENCODED, EncodedObservations, PolicyInput
-from ..policies.observation_checks import as_bytes
+from ..policies.observation_checks import as_bytes, has_channels_first
 from .feature_cache import FeatureCache
 
 # An episode and the number of a chunk in it
@@ -274,10 +274,6 @@ def _match_spaces(
     return matched, max(n_frames.values(), default=1)
 
 
-def _has_channels_first(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
-
-
 def _stack_frames(values: np.ndarray, space: spaces.Space) -> tuple[np.ndarray, int]:
     """
     Do to an episode what ``VecFrameStack`` does to an environment.
@@ -294,7 +290,7 @@ def _stack_frames(values: np.ndarray, space: spaces.Space) -> tuple[np.ndarray, 
     if len(shape) == 3 and shape[1:] != values.shape[2:] and values.shape[1:3] == shape[1:]:
         values = np.moveaxis(values, -1, 1)
     axis = values.ndim - 1
-    if len(shape) == 3 and (shape[1:] == values.shape[2:] or _has_channels_first(space)):
+    if len(shape) == 3 and (shape[1:] == values.shape[2:] or has_channels_first(space)):
         axis = 1
     n_frames = shape[axis - 1] // max(values.shape[axis], 1)
     if n_frames < 2 or (*values.shape[1:axis], n_frames * values.shape[axis], *values.shape[axis + 1 :]) != shape:

@@ -178,7 +178,8 @@ def merge(backbone: VLABackbone) -> None:
             layer.merge()
             base.set_submodule(name, layer.get_base_layer())
     del base.peft_config  # without which nothing is left out of the state_dict() any more
-    del backbone.lora_scaling, backbone.lora_base_fingerprint
+    for name in (_SCALING, _BASE):
+        delattr(backbone, name)
 
 
 def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, metadata: Any) -> None:
@@ -188,21 +189,26 @@ def _leave_out(names: list[str], backbone: nn.Module, state_dict: dict[str, th.T
 
 
 def _put_in(names: list[str], backbone: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *args: Any) -> None:
+    if _is_adapted(backbone):
+        own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
+        for name in (*names, _SCALING, _BASE):
+            state_dict.setdefault(prefix + name, own[name].detach())
+        _check_alike(*((state_dict[prefix + name], own[name]) for name in (_BASE, _SCALING)))
+
+
+def _check_alike(bases: tuple[th.Tensor, th.Tensor], scalings: tuple[th.Tensor, th.Tensor]) -> None:
     """
-    :raises ValueError: If the adapters' weights are those of others
+    :param bases: Fingerprints of the pretrained weights of adapters that are loaded, and of those that are here; zeros where
+        they are saved with the adapters
+    :param scalings: How often they count
+    :raises ValueError: If the same numbers would mean something else here
     """
-    if not _is_adapted(backbone):
-        return
-    own = dict((*backbone.named_parameters(), *backbone.named_buffers()))
-    for name in (*names, _SCALING, _BASE):
-        state_dict.setdefault(prefix + name, own[name].detach())
-    bases = {tuple(each.tolist()) for each in (state_dict[prefix + _BASE], own[_BASE]) if each.any()}  # zeros: it is saved
-    if len(bases) > 1:
+    if len({tuple(base.tolist()) for base in bases if base.any()}) > 1:
         raise ValueError(
             "these adapters were trained beside other pretrained weights than those of this policy: make it with the "
             "checkpoint that they were trained with"
         )
-    theirs, here = float(state_dict[prefix + _SCALING]), float(own[_SCALING])
+    theirs, here = map(float, scalings)
     if not math.isclose(theirs, here, rel_tol=1e-2):
         raise ValueError(
             f"these adapters count {theirs:g} times beside the pretrained weights, those of this policy {here:g} times: make "

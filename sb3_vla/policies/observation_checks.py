@@ -16,6 +16,14 @@ _HOW_TO_ADD_KEYS = (
 )
 
 
+def has_channels_first(space: spaces.Space) -> bool:
+    """
+    :param space: Space of an observation
+    :return: Whether it is of pictures with channels first
+    """
+    return isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
+
+
 def is_image_key(key: str) -> bool:
     """
     :param key: Name of an observation
@@ -134,7 +142,7 @@ def _check_image(key: str, space: spaces.Space, observation_space: spaces.Dict) 
             f"VLAPolicy needs {key!r} with the bounds 0 and 255, by which SB3 knows a picture, got {space}: declare it as "
             f"Box(0, 255, {space.shape}, numpy.uint8)"
         )
-    if is_image_space(space) and not is_image_space_channels_first(space):
+    if is_image_space(space) and not has_channels_first(space):
         raise ValueError(
             f"VLAPolicy needs images with channels first, but {key!r} is {space}: SB3's algorithms turn them, elsewhere "
             "wrap the environment in stable_baselines3.common.vec_env.VecTransposeImage"

@@ -288,4 +288,4 @@ def _own_cpus() -> int:
     """:return: CPUs that this process may use, of several that train one model its part of them"""
     # In a container they are fewer than the machine has
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, n_cpus // launched_on_machine()[1])
+    return max(1, n_cpus // launched_on_machine())
