@@ -226,6 +226,12 @@ def test_bad_reset_options(options, message):
         MetaWorldEnv("reach-v3", n_goals=7).reset(options=options)
 
 
+@pytest.mark.parametrize("goal_index", [1.5, "3"])
+def test_a_goal_is_a_whole_number(goal_index):
+    with pytest.raises(TypeError, match=f"goal_index must be an integer, got {goal_index!r}"):
+        MetaWorldEnv("reach-v3", n_goals=7).reset(options={"goal_index": goal_index})
+
+
 def test_video_frame_is_drawn_without_changing_the_simulation():
     plain, drawn = (
         MetaWorldEnv("window-open-v3", n_goals=2),
