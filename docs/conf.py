@@ -38,9 +38,9 @@ nitpick_ignore_regex = [
     # Without a network there is nothing to link them to
     (
         "py:.*",
-        r"(abc|collections|gymnasium|mujoco|np|numpy|os|PIL|pathlib|stable_baselines3|th|torch|transformers|typing)\..*",
+        r"(abc|collections|gymnasium|io|mujoco|np|numpy|os|PIL|pathlib|stable_baselines3|th|torch|transformers|typing)\..*",
     ),
-    ("py:.*", r"BaseCallback|BatchNorm|Dropout|GoalEnv|SawyerXYZEnv|load"),
+    ("py:.*", r"BaseCallback|BatchNorm|Dropout|GoalEnv|SawyerXYZEnv|VecEnv|load"),
     # The pages are of what may be relied on, whose docstrings name what is inside
     ("py:.*", r"sb3_vla(_envs)?\.\w+\..*|_\w+|rewards|Self\w+|\w+\.(match|prefix)|fine_tune"),
     ("py:class", r"PolicyAdapter|ConvStem|FetchSettings|\w+Distribution|GymTaskEnv|MultiTaskEnv"),
