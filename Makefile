@@ -24,14 +24,15 @@ STAMP := $(VENV)/.installed
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
 
-results: setup  ## The quickstart with three seeds, and the README's table of them
+results: setup  ## The quickstart with three seeds, and the README's table of them; what is there is not done again
 	set -e; for seed in 0 1 2; do \
-		run=runs/quickstart-seed$$seed; kept=results/quickstart/seed$$seed; \
-		$(BIN)/sb3-vla quickstart --seed $$seed --out $$run; \
+		run=runs/results-seed$$seed; kept=results/quickstart/seed$$seed; \
+		if test -e $$run/config.yaml; then $(BIN)/sb3-vla quickstart --resume $$run; \
+		else $(BIN)/sb3-vla quickstart --seed $$seed --out $$run; fi; \
 		mkdir -p $$kept; \
 		for file in results.json config.yaml versions.json progress.csv curves.png comparison.png; do cp $$run/$$file $$kept; done; \
 	done
-	cp runs/quickstart-seed0/gifs/comparison_*.gif results/quickstart/seed0
+	cp runs/results-seed0/gifs/comparison_*.gif results/quickstart/seed0
 	$(BIN)/python benchmarks/quickstart_table.py results/quickstart/seed*/results.json
 
 mt10: setup  ## MetaWorld MT10 from 100 and from 10 demonstrations a task, three seeds each: many hours; what is there is not done again

@@ -49,7 +49,7 @@ def run(config: Path, seed: int) -> None:
     result = RESULTS / f"{config.stem}_seed{seed}.json"
     if result.exists():
         return
-    quickstart, trained = ROOT / "runs" / f"quickstart-seed{seed}", ROOT / "runs" / f"{config.stem}-seed{seed}"
+    quickstart, trained = ROOT / "runs" / f"results-seed{seed}", ROOT / "runs" / f"{config.stem}-seed{seed}"
     if not (trained / "model.zip").exists():  # which is written last
         shutil.rmtree(trained, ignore_errors=True)
         begin = ("--init", quickstart / "sft_model.zip", "--demos", quickstart / "demos.npz", "--seed", str(seed))
