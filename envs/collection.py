@@ -265,7 +265,8 @@ class ExpertRunner:
         progress = EpisodeProgress()
         done = False
         while not done:
-            observations.append(observation)
+            # An environment may go on writing into the same arrays
+            observations.append({key: np.array(part) for key, part in observation.items()})
             self.expert.taken.clear()
             before = progress.steps
             observation, reward, terminated, truncated, info = self.env.step(nothing)

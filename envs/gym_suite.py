@@ -58,8 +58,8 @@ class GymSuite(Suite):
     A suite of registered Gymnasium environments: one a task, all with the same spaces.
 
     What the policy observes follows from ``keys``; where there is no picture among it, it sees what ``render()`` draws. A
-    key ``privileged`` is for the critic alone. Each goal is a seed of the environment's reset, the goals of training odd
-    ones and those of tests even ones.
+    key ``privileged`` is for the critic alone, which without one sees what the policy does. Each goal is a seed of the
+    environment's reset, the goals of training odd ones and those of tests even ones.
 
     Example:
         >>> from sb3_vla_envs import GymSuite, GymTask, make_vla_env
@@ -67,7 +67,7 @@ class GymSuite(Suite):
         >>> suite = GymSuite("cars", {"hill": hill}, success=lambda obs, reward, terminated, info: terminated)
         >>> env = make_vla_env("hill", suite=suite, chunk_size=4)  # doctest: +SKIP
         >>> sorted(env.observation_space), env.action_space.shape  # doctest: +SKIP
-        (['image', 'instruction', 'privileged', 'state'], (4, 1))
+        (['image', 'instruction', 'state'], (4, 1))
 
     :param name: Name of the suite
     :param tasks: The tasks by their names

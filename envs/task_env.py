@@ -161,6 +161,8 @@ class MultiTaskEnv(gym.Env):
         if not set(self.tasks) <= set(self.task_ids):
             raise ValueError(f"task_ids must hold all tasks, missing are {sorted(set(self.tasks) - set(self.task_ids))}")
         observed = dict(observed)
+        # Which task it is alone would be all that a critic sees, in place of what the policy does
+        self.privileged = self.privileged and privileged_size > 0
         if self.privileged:
             size = privileged_size + len(self.task_ids)
             observed["privileged"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)

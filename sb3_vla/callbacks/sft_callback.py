@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -97,6 +98,9 @@ class SFTCallback(BaseCallback):
         if model.replay_buffer is not None:
             model.replay_buffer.extend(demonstrations)
         model.share_with_ranks()
+        if (normalizer := model.get_vec_normalize_env()) is not None:  # whose statistics are others than at the reset
+            first: Any = normalizer.normalize_obs(normalizer.get_original_obs())
+            model._last_obs = {**model._last_obs, **{key: first[key] for key in model.normalized_keys}}  # type: ignore[dict-item]
 
     def _demonstrations(self, seed: int) -> list[Demonstration]:
         """

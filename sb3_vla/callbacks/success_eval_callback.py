@@ -46,7 +46,8 @@ class SuccessEvalCallback(EvalCallback):
         those of training
     :param callback_on_new_best: Callback to trigger when there is a new best model
     :param callback_after_eval: Callback to trigger after every evaluation
-    :param n_eval_episodes: The number of episodes to test the agent
+    :param n_eval_episodes: The number of episodes to test the agent; where environments have tasks of their own, a multiple of
+        their number
     :param eval_freq: Evaluate the agent every ``eval_freq`` call of the callback.
     :param log_path: Path to a folder where the evaluations (``evaluations.npz``) will be saved. It will be updated at each
         evaluation.
@@ -55,6 +56,7 @@ class SuccessEvalCallback(EvalCallback):
     :param render: Whether to render or not the environment during evaluation
     :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
     :param warn: Passed to ``evaluate_policy`` (warns if ``eval_env`` has not been wrapped with a Monitor wrapper)
+    :raises ValueError: If some tasks would be played more often than others
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class SuccessEvalCallback(EvalCallback):
             verbose=verbose,
             warn=warn,
         )
+        self._check_that_all_tasks_are_played()
         self.evaluations_steps: list[list[int]] = []
         self.evaluations_steps_to_success: list[list[float]] = []
         # The evaluated episodes, each with the name of its task, and by environment those under way
@@ -91,6 +94,16 @@ class SuccessEvalCallback(EvalCallback):
         self._under_way: defaultdict[int, EpisodeProgress] = defaultdict(EpisodeProgress)
         # Success rate, minus the steps to success, reward
         self._best_quality = (-np.inf, -np.inf, -np.inf)
+
+    def _check_that_all_tasks_are_played(self) -> None:
+        n_envs = self.eval_env.num_envs
+        if self.n_eval_episodes % n_envs and self.eval_env.has_attr("tasks"):
+            tasks = {tuple(names) for names in self.eval_env.get_attr("tasks")}
+            if len(tasks) > 1:  # of which SB3 plays some less often, or never
+                raise ValueError(
+                    f"n_eval_episodes={self.n_eval_episodes} can't be shared out evenly among the {n_envs} environments of "
+                    f"eval_env, which have other tasks each: give a multiple of {n_envs}"
+                )
 
     def _init_callback(self) -> None:
         check_model_fits(self.model, self.eval_env)

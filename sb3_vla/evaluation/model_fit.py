@@ -7,6 +7,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..policies.observation_checks import has_channels_first
+from ..policies.vla_policy import VLAPolicy
 
 
 def model_settings(model: BaseAlgorithm, **settings: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def model_settings(model: BaseAlgorithm, **settings: Any) -> dict[str, Any]:
 def check_model_fits(model: BaseAlgorithm, env: gym.Env[Any, Any] | VecEnv) -> None:
     """
     Check that a model can act in an environment. Whether images are channels-first doesn't matter, as SB3 policies turn
-    them, nor does a missing ``privileged``, which only a critic in training reads.
+    them, nor does a missing ``privileged``, which only a critic in training reads, or one that VLAPolicy was trained without.
 
     :param model: The model
     :param env: The environment
@@ -48,8 +49,10 @@ def check_model_fits(model: BaseAlgorithm, env: gym.Env[Any, Any] | VecEnv) -> N
     """
     expected = {"action": _signature(model.action_space), **_observation_signatures(model.observation_space)}
     given = {"action": _signature(env.action_space), **_observation_signatures(env.observation_space)}
-    if "observation 'privileged'" not in given:
-        expected.pop("observation 'privileged'", None)
+    key = "observation 'privileged'"
+    if key not in given or (key not in expected and isinstance(getattr(model, "policy", None), VLAPolicy)):
+        expected.pop(key, None)
+        given.pop(key, None)
     differences = [
         f"{key}: the model has {expected.get(key, 'none')}, the environment {given.get(key, 'none')}"
         for key in {**expected, **given}

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_vla_envs import Suite, make_vla_env
 
+from ..common.lost_episode import is_lost
 from ..vec_env.make import make_vec_env_from_fns
 from ..vec_env.shared_memory_vec_env import SharedMemoryVecEnv
 from .episode_schedule import EpisodeJob, EpisodeSchedule
@@ -55,6 +56,7 @@ def play(model: PolicyPredictor, venv: VecEnv, jobs: Sequence[EpisodeJob], deter
     :param deterministic: Take the policy's mode instead of sampling
     :return: Iterator over the steps of all episodes; those of one come in order
     :raises ValueError: If an environment has no schedule, or the model has lost its ``VecNormalize``
+    :raises RuntimeError: If a worker of the environments is lost
     """
     if not isinstance(venv, VecEnv) or not all(venv.env_is_wrapped(EpisodeSchedule)):
         raise ValueError(
@@ -79,6 +81,8 @@ def play(model: PolicyPredictor, venv: VecEnv, jobs: Sequence[EpisodeJob], deter
             deterministic=deterministic,
         )
         observations, rewards, episode_starts, infos = venv.step(actions)
+        if any(map(is_lost, infos)):
+            raise RuntimeError("a worker of the environments was lost in the midst of its episodes: evaluate once more")
         for index in map(int, np.flatnonzero(playing < len(jobs))):
             observation = {key: values[index] for key, values in seen.items()} if isinstance(seen, dict) else seen[index]
             done = bool(episode_starts[index])

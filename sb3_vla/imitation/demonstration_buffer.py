@@ -19,6 +19,9 @@ from .feature_cache import FeatureCache
 # By which a buffer prefers episodes
 RULES = ("advantage", "shortest")
 
+# That are held until the critic says which episodes are good: it may have to learn for long first, and pictures are large
+_MOST_QUOTAS = 10
+
 #: Gives values ``(batch, 1)`` of observations
 Critic = Callable[[PolicyInput], th.Tensor]
 
@@ -53,8 +56,8 @@ class DemonstrationBuffer:
     in proportion to by how much (self-imitation learning, Oh et al. 2018, arXiv 1806.05635). So a far goal counts as much as a
     near one, and what the policy has learned to do anyway is not imitated any more. The critic gives its opinion in
     :meth:`rate`, before each update of the policy but those that come before the critic has learned; until then all episodes
-    are kept, and drawn alike. Episodes are kept up to their success, so this is for rewards that end there, as a sparse one
-    does.
+    are kept, ten times the quota at most, and drawn alike. Episodes are kept up to their success, so this is for rewards that
+    end there, as a sparse one does.
 
     By the rule ``"shortest"`` an episode is better the fewer primitive steps it took, whatever its goal and rewards, and pairs
     are drawn uniformly.
@@ -64,7 +67,8 @@ class DemonstrationBuffer:
 
     :param observation_space: Observations that the model reads
     :param action_space: Action space of the model
-    :param episodes_per_task: Quota of each task; by the rule ``"advantage"`` there may be more until the next :meth:`rate`
+    :param episodes_per_task: Quota of each task; by the rule ``"advantage"`` there may be up to ten times as many until
+        the next :meth:`rate`
     :param rule: ``"advantage"`` or ``"shortest"``
     :param gamma: Discount factor of a primitive step
     :param device: Where samples go
@@ -155,7 +159,9 @@ class DemonstrationBuffer:
         :return: Whether it would be admitted
         """
         held = self.episodes.get(task, [])
-        return self.rule == "advantage" or len(held) < self.episodes_per_task or n_steps < held[-1].n_steps
+        if self.rule == "advantage":
+            return len(held) < _MOST_QUOTAS * self.episodes_per_task
+        return len(held) < self.episodes_per_task or n_steps < held[-1].n_steps
 
     def rate(
         self,
@@ -215,7 +221,8 @@ class DemonstrationBuffer:
         """
         Offer episodes, e.g. those of an expert.
 
-        :param demonstrations: The episodes
+        :param demonstrations: The episodes; their rewards, if they have any, must be discounted inside chunks by the buffer's
+            ``gamma``, as those of ``collect_demonstrations(..., gamma=...)`` are by that one
         :return: How many were admitted
         :raises TypeError: If these are not episodes
         :raises ValueError: If one does not fit, see :meth:`add`

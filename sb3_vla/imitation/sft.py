@@ -1,7 +1,8 @@
 """Supervised fine-tuning (SFT): behaviour cloning of demonstrations with the policy that PPOSelfBC post-trains."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sb3_vla_envs.progress import Progress
 from ..common.observation_normalization import normalize_observations, observation_normalizer
 from ..common.random_states import forked_random
 from ..policies.adapter import adapt
+from ..policies.heads import ActionHead
 from ..policies.vla_policy import VLAPolicy
 from .auxiliary_target import AuxiliaryTarget, Targets
 from .demonstration_set import DemonstrationSamples, as_episodes, warn_of_units
@@ -131,7 +133,7 @@ def fine_tune(
     _begin(state, saved, train, has_learned)
     learner = _Learner(state, others, loss, max_grad_norm, max_shift, auxiliary_weight)
     policy.set_training_mode(True)
-    with Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
+    with _unscaled_noise(policy.head), Progress(n_steps, "SFT", "batch", progress, done=schedule.last_epoch) as bar:
         while state.epoch < n_epochs:
             if not state.losses:
                 state.order = th.randperm(len(train.pairs), generator=generator).numpy()
@@ -148,6 +150,17 @@ def fine_tune(
         policy.load_state_dict(state.kept_weights, strict=False)
     policy.set_training_mode(False)
     return state.result
+
+
+@contextmanager
+def _unscaled_noise(head: ActionHead) -> Iterator[None]:
+    """Meanwhile the head's noise is its own: what is learned by likelihood would make up for a factor that explores by it."""
+    scale = head.noise_scale
+    head.noise_scale = None if scale is None else 1.0
+    try:
+        yield
+    finally:
+        head.noise_scale = scale
 
 
 @dataclass
@@ -215,6 +228,7 @@ class _Learner:
         result.train_losses.append(th.stack(self.state.losses).double().mean().item())
         self.state.losses = []
         total = n_executed = unexplained = n_numbers = 0.0
+        self.state.policy.set_training_mode(False)
         with th.no_grad():
             for batch, targets in held_out.batches(np.arange(len(held_out.pairs)), batch_size):
                 imitation, auxiliary = self._losses(batch, targets)
@@ -226,11 +240,11 @@ class _Learner:
                     unexplained += auxiliary.item() * numbers
                     n_numbers += numbers
         if not np.isfinite(total):
-            self.state.policy.set_training_mode(False)
             raise FloatingPointError(
                 f"after epoch {self.state.epoch - 1} of SFT the loss on held-out episodes is {total}: look for extreme "
                 "numbers in the demonstrations"
             )
+        self.state.policy.set_training_mode(True)
         result.held_out_losses.append(total / n_executed)
         if n_numbers:
             result.unexplained.append(unexplained / n_numbers)

@@ -26,6 +26,7 @@ from ..policies.observation_checks import check_bounded
 from .actor import Actor
 from .agreement import SharedNormalization, check_models_alike, share_weights
 from .environment_checks import (
+    check_chunk_lengths,
     check_chunks,
     check_no_text,
     check_normalization,
@@ -309,23 +310,24 @@ class ChunkedPPO(PortablePPO):
             self.lifetime_timesteps += env.num_envs * self.ranks.size
             check_rewards(rewards, infos)
             check_observations(new_obs, infos, actor.read_keys)
-            chunk_lengths = np.array([info.get("chunk_length", 1) for info in infos])
+            chunk_lengths = check_chunk_lengths(infos, self.adapter.chunk_size)
             self._primitive_steps.send(int(chunk_lengths.sum()))
             in_env_units = clipped_actions if self.policy.squash_output else actions
             ended = self._recorder.record(  # type: ignore[union-attr]
                 observations, in_env_units, original_rewards, infos, dones, encoded
             )
 
-            # Give access to local variables
-            callback.update_locals(locals())
-            if not callback.on_step():
-                stopped = True
-                break
             for i, episode in ended.items():
                 if episode is None:  # seen from its middle on
                     infos[i] = {name: value for name, value in infos[i].items() if name != "is_success"}
                 elif episode.success is not None:  # at any of its steps
                     infos[i] = {**infos[i], "is_success": episode.success}
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                stopped = True
+                break
             self._update_info_buffer(infos, dones)
             n_steps += 1
             if isinstance(self.action_space, spaces.Discrete):

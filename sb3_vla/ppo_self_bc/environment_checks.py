@@ -1,6 +1,7 @@
 """What PPOSelfBC expects of an environment, beside what SB3 does."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -35,6 +36,23 @@ def check_chunks(env: VecEnv, gamma: float, required: bool) -> int | None:
                 f"the same, e.g. ChunkedActionWrapper(env, chunk_size, gamma={gamma})"
             )
     return int(chunk_sizes[0])
+
+
+def check_chunk_lengths(infos: Sequence[Mapping[str, Any]], chunk_size: int | None) -> np.ndarray:
+    """
+    :param infos: Of a step
+    :param chunk_size: Primitive actions of a chunk, ``None`` without chunks
+    :return: Primitive steps that each environment has executed, ``(n_envs,)``
+    :raises ValueError: If one does not say it
+    """
+    if chunk_size is not None and chunk_size > 1:
+        for number, info in enumerate(infos):
+            if "chunk_length" not in info:
+                raise ValueError(
+                    f"environment {number} takes chunks of {chunk_size} actions, but info['chunk_length'] does not say how "
+                    f"many of them it executed: wrap it in ChunkedActionWrapper, or see which wrapper drops the key of {info}"
+                )
+    return np.array([info.get("chunk_length", 1) for info in infos])
 
 
 def check_numbering(action_space: spaces.Space) -> None:

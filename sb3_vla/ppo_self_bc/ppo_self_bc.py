@@ -19,6 +19,7 @@ from ..common.device_check import check_device
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.adapter import PolicyAdapter
+from ..policies.encoded import PolicyInput
 from ..policies.vla_policy import VLAPolicy
 from .agreement import check_weights_identical
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
@@ -399,8 +400,13 @@ class PPOSelfBC(ChunkedPPO):
         if self.replay_buffer is None or self.lifetime_timesteps <= max(self.critic_warmup_steps, rollout_size):
             return
         size = self.micro_batch_size or self.batch_size  # in whose memory an update has room
-        critic, keys, host_keys = self.adapter.critic_values, self.adapter.critic_keys, self.adapter.host_keys
-        self.replay_buffer.rate(critic, self._learned_normalizer, self._cache, host_keys, keys, size)
+        keys, host_keys = self.adapter.critic_keys, self.adapter.host_keys
+        self.replay_buffer.rate(self._agreed_values, self._learned_normalizer, self._cache, host_keys, keys, size)
+
+    def _agreed_values(self, batch: PolicyInput) -> th.Tensor:
+        values = self.adapter.critic_values(batch)
+        self.ranks.broadcast_([values])  # else another processor's rounding could make the buffers of two ranks differ
+        return values
 
     def _exceeds_target_kl(self, approx_kl: th.Tensor, epoch: int) -> bool:
         if self.target_kl is None or not approx_kl.item() > 1.5 * self.target_kl:  # NaN is for who checks the gradients

@@ -78,7 +78,7 @@ def test_gymnasiums_checker_passes():
 def test_without_a_picture_render_draws_one_a_chunk():
     env = make_vla_env("go", suite=line({"agent_pos": "state"}), chunk_size=2, render_mode="rgb_array_list")
     observation, _ = env.reset(seed=0)
-    assert set(observation) == {"image", "state", "privileged", "instruction"}
+    assert set(observation) == {"image", "state", "instruction"}, "which task it is alone would be no state to value"
     assert observation["image"].shape == (8, 6, 3)
     after, *_ = env.step(np.full((2, 1), 5.0))
     assert (after["image"].astype(int) - observation["image"] >= 15).all()  # 0.4 to the right

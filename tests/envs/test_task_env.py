@@ -13,9 +13,12 @@ from sb3_vla_envs import MultiTaskEnv, Outcome, get_suite, make_vla_env
 class Counter(MultiTaskEnv):
     """Counts its steps; succeeds at some of them, ends by itself at others."""
 
+    n_privileged = 1
+
     def __init__(self, tasks="push-v3,reach-v3", succeeds=(), terminates=(), truncates=(), **settings):
         box = spaces.Box(np.array([0, -5]), np.array([255, 5]), dtype=np.float32)
-        super().__init__(get_suite("metaworld"), tasks, {"state": spaces.Box(0, 99, (1,))}, box, 1, None, settings)
+        observed = {"state": spaces.Box(0, 99, (1,))}
+        super().__init__(get_suite("metaworld"), tasks, observed, box, self.n_privileged, None, settings)
         self.succeeds, self.terminates, self.truncates = succeeds, terminates, truncates
 
     def _begin(self):
@@ -45,6 +48,17 @@ def test_observation_is_the_subclass_own_and_which_task_it_is():
     assert observation["state"] == [3]
     np.testing.assert_array_equal(observation["privileged"], [30, 0, 1])
     assert set(Counter(privileged=False).observation_space) == {"state"}
+
+
+class KnowsNoMore(Counter):
+    """Has no state that only a critic may know."""
+
+    n_privileged = 0
+
+
+def test_where_there_is_nothing_else_to_know_the_critic_sees_what_the_policy_does():
+    env = KnowsNoMore()
+    assert set(env.observation_space) == set(play(env, 1)[-1][0]) == {"state"}
 
 
 def test_success_counts_at_its_first_step_and_is_kept_up():

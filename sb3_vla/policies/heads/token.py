@@ -234,14 +234,20 @@ class TokenHead(ActionHead):
         }
 
 
+# Between two bins in [-1, 1]
+_LEAST_GAP = 1e-4
+
+
 def _quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     """
     :param values: ``(samples,)`` in [-1, 1]
     :param n_bins: How many bins
-    :return: Values that stand for equally many samples each, ascending, float32; where several would be the same, as at the
-        bounds, the widest gaps between others are halved instead
+    :return: Values that stand for equally many samples each, ascending, float32; where several would be nearly the same, as at
+        the bounds, the widest gaps between others are halved instead
     """
     bins = np.unique(np.quantile(values, (np.arange(n_bins) + 0.5) / n_bins).astype(np.float32))
+    # A bin's centre in the environment's units, rounded, has to be nearest to that bin
+    bins = bins[np.diff(bins, prepend=-np.inf) > _LEAST_GAP]
     while len(bins) < n_bins:
         known = np.union1d(bins, np.array([-1, 1], np.float32))
         widest = np.diff(known).argmax()

@@ -79,7 +79,10 @@ def test_it_is_fine_tune_of_the_whole_model_through_its_normalisation(make_model
 
         class See(BaseCallback):
             def _on_training_start(self):
-                seen.append(self.model.get_vec_normalize_env().obs_rms["state"].mean.copy())  # noqa: B023
+                normalizer = self.model.get_vec_normalize_env()
+                seen.append(normalizer.obs_rms["state"].mean.copy())  # noqa: B023
+                first = normalizer.normalize_obs(normalizer.get_original_obs())["state"]
+                np.testing.assert_array_equal(self.model._last_obs["state"], first, "what it acts upon first is, too")
 
             def _on_step(self):
                 return True

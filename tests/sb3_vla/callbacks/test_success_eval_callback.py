@@ -105,6 +105,24 @@ def new_bests(evaluations, **kwargs) -> list[int]:
     return found
 
 
+class HasTasks(Scripted):
+    """As those of suites, it says which tasks it plays."""
+
+    def __init__(self, *tasks):
+        super().__init__([])
+        self.tasks = tasks
+
+
+def test_tasks_in_environments_of_their_own_are_played_equally_often():
+    def make(*tasks):
+        return DummyVecEnv([lambda name=name: Monitor(HasTasks(*name)) for name in tasks])
+
+    with pytest.raises(ValueError, match=r"n_eval_episodes=5 can't be shared out evenly among the 3 .* give a multiple of 3"):
+        SuccessEvalCallback(make("a", "b", "c"))
+    SuccessEvalCallback(make("a", "b", "c"), n_eval_episodes=6)
+    SuccessEvalCallback(make("ab", "ab", "ab"))
+
+
 YES, NO = (True, 9, 1.0), (False, 9, 0.0)
 
 

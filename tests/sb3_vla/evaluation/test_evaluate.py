@@ -11,6 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_vla import SharedMemoryVecEnv
+from sb3_vla.common.lost_episode import lost_info
 from sb3_vla.evaluation.episode_schedule import EpisodeSchedule, episode_jobs
 from sb3_vla.evaluation.evaluate import evaluate, evaluate_on_tasks
 from sb3_vla.evaluation.result import EpisodeRecord
@@ -82,6 +83,18 @@ def scheduled(make: Callable[[], gym.Env[Any, Any]] = ReachEnv) -> EpisodeSchedu
 
 def reach_venv(n_envs: int) -> DummyVecEnv:
     return DummyVecEnv([scheduled] * n_envs)
+
+
+def test_an_episode_whose_worker_is_lost_is_an_error() -> None:
+    class LosesOne(ReachEnv):
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            observation, reward, terminated, truncated, info = super().step(action)
+            if self.n_chunks == 2:  # as RayVecEnv tells of it
+                return observation, 0.0, False, True, {**info, **lost_info(observation)}
+            return observation, reward, terminated, truncated, info
+
+    with pytest.raises(RuntimeError, match="a worker of the environments was lost"):
+        evaluate(ConstantPolicy(), DummyVecEnv([partial(scheduled, LosesOne)]), episode_jobs(["far"], 2), progress=False)
 
 
 def test_each_task_and_goal_is_played_once_with_the_right_numbers() -> None:

@@ -280,6 +280,14 @@ def test_episodes_are_kept_by_how_much_they_exceed_what_the_critic_expects():
         buffer.sample(1)
 
 
+def test_while_the_critic_has_no_say_there_is_an_end_to_what_is_held():
+    buffer = make_buffer("advantage", episodes_per_task=2)
+    assert [buffer.add(episode([3], mark=0)) for _ in range(21)] == [True] * 20 + [False]
+    assert buffer.add(episode([3], task="b")), "each task has its own"
+    buffer.rate(valued([0.0]))
+    assert steps(buffer) == [3, 3] and buffer.add(episode([3]))
+
+
 def test_pairs_are_drawn_by_how_much_they_exceed_what_the_critic_expects():
     buffer = make_buffer("advantage", gamma=0.5)
     buffer.extend([episode([1, 1, 1], mark=0), episode([1], mark=1), episode([1], task="b", mark=2)])

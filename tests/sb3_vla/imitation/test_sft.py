@@ -40,6 +40,24 @@ def test_learns_the_demonstrations(policy, make_demonstrations):
     assert not policy.training
 
 
+@pytest.mark.parametrize("head", ["gaussian", "token"])
+def test_a_factor_of_the_noise_is_not_made_up_for(head, make_model, make_demonstrations):
+    policies = []
+    for scale in (1.0, 0.25):
+        model = make_model(policy_kwargs={"head": head, "head_kwargs": {}}, noise_scale=scale)
+        fine_tune(model, make_demonstrations(4), loss="nll", n_epochs=2, learning_rate=1e-2, progress=False)
+        assert model.policy.head.noise_scale == scale
+        policies.append(model.policy.state_dict())
+    assert all(th.equal(value, policies[1][name]) for name, value in policies[0].items())
+
+
+def test_held_out_episodes_are_read_as_in_acting(policy, make_demonstrations):
+    modes = []
+    policy.backbone.register_forward_hook(lambda *_: modes.append(policy.training))
+    fine_tune(policy, make_demonstrations(4), n_epochs=2, batch_size=64, progress=False)
+    assert modes == [True, False, True, False] and not policy.training
+
+
 @pytest.fixture
 def contradiction(make_demonstrations):
     """Two episodes that show the same and do the opposite: the better one is learnt, the worse the other is."""

@@ -195,8 +195,15 @@ def test_the_part_up_to_success_is_kept_where_success_does_not_end_the_episode(
     with th.no_grad():  # always forward
         model.policy.head.mean_net[-1].weight.zero_()
         model.policy.head.mean_net[-1].bias.fill_(0.9)
-    logs = record_logs(model)
-    model.learn(16)
+    logs, seen = record_logs(model), []
+
+    def see(local_variables, _):
+        ended = zip(local_variables["infos"], local_variables["dones"], strict=True)
+        seen.extend(info["is_success"] for info, done in ended if done)
+        return True
+
+    model.learn(16, callback=see)
+    assert len(seen) == 4 and all(seen), "callbacks are told of a success at any step"
     (episodes,) = model.replay_buffer.episodes.values()
     assert len(episodes) == 4 and all(demo.chunk_lengths.tolist() == [3, 1] for demo in episodes)
     assert logs[-1]["rollout/success_rate"] == 1.0 and logs[-1]["rollout/steps_to_success"] == 4

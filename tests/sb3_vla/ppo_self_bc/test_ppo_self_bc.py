@@ -1,6 +1,7 @@
 import re
 import zipfile
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -275,6 +276,16 @@ def test_a_chunk_size_of_another_meaning_is_none():
     env = drift()
     env.unwrapped.chunk_size = 1024
     PPOSelfBC("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(8)
+
+
+def test_chunks_of_which_nobody_knows_how_much_was_executed_are_refused(make_model, make_env):
+    class DropsInfo(gym.Wrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {"is_success": info["is_success"]}
+
+    with pytest.raises(ValueError, match=r"environment 0 takes chunks of 3 actions, but info\['chunk_length'\] does not say"):
+        make_model(DropsInfo(make_env())).learn(16)
 
 
 def test_vla_policy_needs_chunks_images_and_instructions():

@@ -113,6 +113,25 @@ def test_two_ranks_take_the_step_of_one_process_with_both_rollouts(
             assert first["log"][key] == second["log"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
+def rate_otherwise(make_model, make_vec_env, demonstrations):
+    """With a critic whose values are rounded otherwise on each rank."""
+    model = make_model(make_vec_env(goal=3, horizon=5), replay_buffer_kwargs={"episodes_per_task": 3})
+    critic_values = model.adapter.critic_values
+    model.adapter.critic_values = lambda batch: critic_values(batch) + (model.ranks.rank - 0.5) * th.rand(1)
+    model.replay_buffer.extend(demonstrations)
+    model.lifetime_timesteps = 10**6
+    for _ in range(5):
+        model._rate_demonstrations()
+    return {task: [demo.actions for demo in held] for task, held in model.replay_buffer.episodes.items()}
+
+
+def test_ranks_agree_on_what_the_critic_thinks_of_demonstrations(start_ranks, make_model, make_vec_env, make_demonstrations):
+    first, second = start_ranks(rate_otherwise, 2, make_model, make_vec_env, make_demonstrations(8)).results()
+    assert first["push"] and len(first["push"]) == len(second["push"]) < 8
+    for one, other in zip(first["push"], second["push"], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def fill(buffer, *rollouts):
     """As if one process had collected them."""
     buffer.reset()

@@ -142,6 +142,17 @@ def test_quantile_bins_differ_where_most_actions_are_the_same():
     assert th.equal(before.unit_bins, make_head().unit_bins), "uniform bins stay"
 
 
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 1), np.float32), spaces.Box(99, 101, (2, 1), np.float32)])
+def test_no_two_quantile_bins_are_so_close_that_rounding_confuses_them(space):
+    head = make_head(space, bins="quantile", n_bins=32)
+    resting = np.float32(0.3) + np.arange(8, dtype=np.float32) * np.spacing(np.float32(0.3))  # a sensor's noise
+    others = np.random.default_rng(0).uniform(-1, 1, 200).astype(np.float32)
+    actions = np.concatenate([np.tile(resting, 100), others])[:, None]
+    head.fit(actions + space.low.mean() + 1)
+    tokens = th.arange(32).repeat(2, 1).T.unsqueeze(2)
+    assert th.equal(head.to_tokens(head.from_tokens(tokens)), tokens)
+
+
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_fine_tuned_trained_saved_and_loaded(decoding, make_model, make_demonstrations, record_logs, tmp_path):
     head_kwargs = {"decoding": decoding, "n_bins": 8, "hidden_dim": 16, "bins": "quantile"}
