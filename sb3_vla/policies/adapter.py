@@ -190,6 +190,18 @@ class PolicyAdapter:
         """
         return self.policy.predict_values(batch.observations)
 
+    @property
+    def critic_reads_features(self) -> bool:
+        """Whether what :meth:`critic_values` reads of observations stays the same while it alone learns."""
+        return False
+
+    def critic_features(self, batch: PolicyInput) -> EncodedObservations:
+        """
+        :param batch: Observations
+        :return: What :meth:`critic_values` reads of them in their place, where it :attr:`critic_reads_features`
+        """
+        return batch.encoded
+
     def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         """
         :param obs: Observations

@@ -116,9 +116,16 @@ class VLAPolicyAdapter(PolicyAdapter):
     def critic_values(self, batch: PolicyInput) -> th.Tensor:
         if self.policy.privileged:
             return self.policy.predict_values(batch.observations)
+        return self.policy.critic(self.critic_features(batch).value)
+
+    @property
+    def critic_reads_features(self) -> bool:
+        return not self.policy.privileged
+
+    def critic_features(self, batch: PolicyInput) -> EncodedObservations:
         with th.no_grad():  # the actor reads the backbone too
             features = self.policy.encode(*batch)
-        return self.policy.critic(features.value)
+        return EncodedObservations(action=features.action, value=features.value)
 
     def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         return self.policy.precompute(obs)

@@ -19,7 +19,7 @@ from ..common.device_check import check_device
 from ..imitation.demonstration_buffer import DemonstrationBuffer
 from ..imitation.demonstration_set import DemonstrationSamples
 from ..policies.adapter import PolicyAdapter
-from ..policies.encoded import PolicyInput
+from ..policies.encoded import NOT_ENCODED, PolicyInput
 from ..policies.vla_policy import VLAPolicy
 from .agreement import check_weights_identical
 from .bc_weight import BCWeight, LossWeights, TrainingStatistics, make_bc_weight
@@ -75,8 +75,8 @@ class PPOSelfBC(ChunkedPPO):
     :param critic_warmup_steps: Timesteps during which only the value function learns, at the beginning of the model's life and
         not of each ``learn()``. VLAPolicy's value function learns alone; other policies are trained on the value loss
     :param critic_epochs: Number of epochs of the value function, by default those of the policy; what ``n_epochs``, or
-        ``target_kl`` in their middle, leave of them train on the value loss alone, whatever ``vf_coef``, and with privileged
-        observations cost next to nothing
+        ``target_kl`` in their middle, leave of them train on the value loss alone, whatever ``vf_coef``. With VLAPolicy they
+        cost little: its value function reads privileged observations, or features that are computed once for all of them
     :param noise_scale: Factor of the noise with which VLAPolicy explores (the standard deviation of a Gaussian head or of the
         steps of a flow head, the temperature of a token head), it can be a function of the current progress remaining that
         stays above 0. Wide noise finds what is far; with little, PPO improves the policy that acts without any: begin with 1
@@ -375,9 +375,7 @@ class PPOSelfBC(ChunkedPPO):
             if not continue_training:
                 break
             n_critic_epochs -= 1
-        for _ in range(n_critic_epochs):
-            for rollout_data in self.rollout_buffer.get(self.batch_size, self.adapter.critic_keys):
-                logs["value_loss"].append(self._train_critic(rollout_data, clip_range_vf))
+        logs["value_loss"] += self._train_critic_alone(n_critic_epochs, clip_range_vf)
         check_weights_identical(self.ranks, self.policy)
         self._log_training(logs, weights, clip_range, clip_range_vf)
 
@@ -524,6 +522,19 @@ class PPOSelfBC(ChunkedPPO):
 
     def _bc_loss(self, batch: DemonstrationSamples) -> th.Tensor:
         return self.adapter.imitation_loss(batch.policy_input, batch.actions, batch.chunk_lengths)
+
+    def _train_critic_alone(self, n_epochs: int, clip_range_vf: float | None) -> list[th.Tensor]:
+        """
+        :param n_epochs: Epochs over the rollout
+        :param clip_range_vf: Clip range of the value, or ``None``
+        :return: The loss of each optimisation step
+        """
+        keys, encoded = self.adapter.critic_keys, NOT_ENCODED
+        if n_epochs > 1 and self.adapter.critic_reads_features:  # once, as the backbone does not learn meanwhile
+            keys, size = (), self.micro_batch_size or self.batch_size
+            encoded = self.rollout_buffer.encode(self.adapter.critic_features, size)
+        epochs = (self.rollout_buffer.get(self.batch_size, keys, encoded) for _ in range(n_epochs))
+        return [self._train_critic(rollout_data, clip_range_vf) for epoch in epochs for rollout_data in epoch]
 
     def _train_critic(self, rollout_data: ChunkRolloutBufferSamples, clip_range_vf: float | None) -> th.Tensor:
         """

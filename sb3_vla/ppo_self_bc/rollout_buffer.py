@@ -1,6 +1,6 @@
 """Rollout buffers for chunks: one chunk is one timestep, discounting is per primitive step."""
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +103,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
         self.steps_apart = False
         self._normalized_per_task = False
         self._keys: Sequence[str] | None = None
+        self._in_place = NOT_ENCODED
         self._encoded = TensorStore(self.buffer_size)
         self._extras = TensorStore(self.buffer_size)
         self.chunk_lengths = np.ones((self.buffer_size, self.n_envs), dtype=np.int64)
@@ -186,15 +187,32 @@ class ChunkRolloutBuffer(RolloutBuffer):
             if len(advantages) > 1:
                 self.advantages[of_task] = (self.advantages[of_task] - advantages.mean()) / (advantages.std() + 1e-8)
 
+    def encode(self, encode: Callable[[PolicyInput], EncodedObservations], batch_size: int) -> EncodedObservations:
+        """
+        :param encode: What makes something of some observations
+        :param batch_size: How many at a time
+        :return: The same of all of them, in the order in which :meth:`get` wants it
+        """
+        if not self.generator_ready:
+            next(self.get(1))  # puts the samples in order
+        self._keys, self._in_place = None, NOT_ENCODED
+        n = self.buffer_size * self.n_envs
+        batches = (self._get_samples(np.arange(start, min(start + batch_size, n))) for start in range(0, n, batch_size))
+        return EncodedObservations.join(encode(batch.policy_input) for batch in batches)
+
     def get(  # type: ignore[override]
-        self, batch_size: int | None = None, keys: Sequence[str] | None = None
+        self,
+        batch_size: int | None = None,
+        keys: Sequence[str] | None = None,
+        in_place: EncodedObservations = NOT_ENCODED,
     ) -> Generator[ChunkRolloutBufferSamples, None, None]:
         """
         :param batch_size: Samples in a minibatch, by default all
         :param keys: Of dictionary observations only these, and nothing of what stands for others; by default all
+        :param in_place: What stands for those that are left out, as :meth:`encode` has made it
         :return: Generator over the minibatches of one epoch
         """
-        self._keys = keys
+        self._keys, self._in_place = keys, in_place
         if not self.generator_ready:
             self.chunk_lengths, self.tasks = map(self.swap_and_flatten, (self.chunk_lengths, self.tasks))
             self._encoded.flatten()
@@ -218,6 +236,9 @@ class ChunkRolloutBuffer(RolloutBuffer):
         if self._keys is None and (self._encoded.tensors or self._extras.tensors):
             indices = to_device(batch_inds, self.device)  # once for all of them
             encoded, extras = EncodedObservations(**self._encoded.at(indices)), self._extras.at(indices)
+        elif self._in_place.tensors:
+            indices = to_device(batch_inds, self.device)
+            encoded = self._in_place.map(lambda tensor: tensor[indices])
         return ChunkRolloutBufferSamples(
             observations=self._get_observations(batch_inds),
             **{name: to_device(array, self.device) for name, array in arrays.items()},

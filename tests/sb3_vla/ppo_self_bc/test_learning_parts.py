@@ -51,6 +51,31 @@ def test_further_epochs_of_the_critic_change_only_the_critic(privileged, make_mo
     assert further._n_updates == without._n_updates == 1
 
 
+@pytest.mark.parametrize("warmup", [0, 16])
+def test_a_critic_that_reads_the_backbone_has_it_run_once_for_all_epochs_in_which_it_learns_alone(
+    warmup, make_model, make_vec_env, monkeypatch
+):
+    def learn():
+        settings = {"critic_epochs": 5, "critic_warmup_steps": warmup, "batch_size": 16, "bc_weight": 0}
+        model = make_model(make_vec_env(privileged=False), critic_learning_rate=1e-2, **settings)
+        runs = []
+
+        def train():
+            hook = model.policy.backbone.register_forward_hook(lambda *_: runs.append(1))
+            PPOSelfBC.train(model)
+            hook.remove()
+
+        model.train = train
+        return model.learn(16), len(runs)
+
+    once, n_runs = learn()
+    monkeypatch.setattr(type(once.adapter), "critic_reads_features", False)
+    each_time, n_runs_each_time = learn()
+    assert (n_runs, n_runs_each_time) == ((2, 5) if warmup == 0 else (1, 5))
+    for name, weight in each_time.policy.state_dict().items():
+        np.testing.assert_allclose(once.policy.state_dict()[name], weight, rtol=0, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "head",
     [
