@@ -48,7 +48,7 @@ def get_normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:
         "observations": get_observation_statistics(normalizer),
         "returns": _numbers(normalizer.ret_rms),
         "discounted": normalizer.returns.copy(),
-        "last_observation": normalizer.old_obs,
+        "last_observation": vars(normalizer).get("old_obs"),  # before the first reset there is none
         "last_reward": normalizer.old_reward,
     }
 
@@ -61,7 +61,9 @@ def set_normalizer_state(normalizer: VecNormalize, state: dict[str, Any]) -> Non
     set_observation_statistics(normalizer, state["observations"])
     _set_numbers(normalizer.ret_rms, state["returns"])
     normalizer.returns = state["discounted"].copy()
-    normalizer.old_obs, normalizer.old_reward = state["last_observation"], state["last_reward"]
+    normalizer.old_reward = state["last_reward"]
+    if state["last_observation"] is not None:
+        normalizer.old_obs = state["last_observation"]
 
 
 def get_observation_statistics(normalizer: VecNormalize) -> dict[str, Any] | None:
