@@ -1,6 +1,7 @@
 """Toy environments and models, small enough for many updates a second; and what all tests begin with."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import random
@@ -24,13 +25,14 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_vla import PPOSelfBC
-from sb3_vla.vec_env.make import preload_workers
 from sb3_vla_envs import ChunkedActionWrapper, Demonstration, encode_instruction
 
 from .web_page import look_at  # noqa: F401  # a fixture
 
-# Worker processes fork from one that has imported sb3_vla once, from the first test on: each would import torch otherwise
-preload_workers()
+# Worker processes and ranks fork from one that begins now to import all that they need: each would import torch otherwise
+_BACKBONES = ["sb3_vla.policies.backbones.smolvlm", "transformers.models.smolvlm.modeling_smolvlm"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla.api", *_BACKBONES])
+multiprocessing.forkserver.ensure_running()
 
 # A hang-up has an effect when the tests themselves run under nohup, too, and Ctrl-C when they run in the background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -264,6 +266,18 @@ class RankProcesses:
 def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RankProcesses]:
     """Run a function with arguments on so many ranks."""
     return partial(RankProcesses, tmp_path_factory.mktemp("ranks"))
+
+
+def put_environments_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """
+    Of commands and of what evaluates: workers take seconds to import MetaWorld, and give the same (tests/sb3_vla/vec_env).
+    """
+    patch.setattr("sb3_vla.vec_env.make.SharedMemoryVecEnv", lambda env_fns, probe_steps=0: DummyVecEnv(list(env_fns)))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_environments_in_this_process(monkeypatch)
 
 
 @pytest.fixture

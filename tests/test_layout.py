@@ -69,6 +69,17 @@ def test_no_import_cycle():
         pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
 
 
+def test_nothing_but_a_backbone_imports_transformers():
+    seen, new = set(), {"sb3_vla.api"}
+    while new:
+        seen |= new
+        names = set().union(*(imported(module) for module in new))
+        parents = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
+        assert not [name for name in names if name.partition(".")[0] == "transformers"], new
+        new = {name for name in names | parents if name in MODULES} - seen
+    assert "sb3_vla.policies.vla_policy" in seen
+
+
 def layer(module):
     part = module.split(".")[1] if "." in module else None
     return next((number for number, parts in enumerate(LAYERS) if part in parts), None)

@@ -3,7 +3,6 @@
 import configparser
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import sb3_vla
+from sb3_vla.runs.cli import main
 
 ROOT = Path(__file__).parents[1]
 TOOLS = {"dev", "docs"}  # extras of who works on sb3-vla, not of who uses it
@@ -89,8 +89,6 @@ def test_shell_scripts_are_well_formed(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
 
 
-def test_tiny_quickstart_of_the_package_check_is_a_configuration():
-    command = "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"
-    arguments = ["config", "--config", str(ROOT / "scripts/package/tiny.yml")]
-    printed = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True, text=True, check=True).stdout
-    assert yaml.safe_load(printed)["train"]["total_timesteps"] == 32
+def test_tiny_quickstart_of_the_package_check_is_a_configuration(capsys):
+    assert main(["config", "--config", str(ROOT / "scripts/package/tiny.yml")]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["train"]["total_timesteps"] == 32

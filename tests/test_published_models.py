@@ -31,7 +31,7 @@ def test_a_published_model_loads_and_its_card_tells_its_evaluation(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_command_evaluates_a_published_model(name, tmp_path):
+def test_one_command_evaluates_a_published_model(name, tmp_path, in_this_process):
     out = tmp_path / "results.json"
     command = ["eval", str(MODELS / name / FILE), "--tasks", ",".join(TASKS), "--n-goals", "2", "--out", str(out)]
     assert main(command) == 0

@@ -12,13 +12,14 @@ from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
 from sb3_vla.runs.parser import build_parser
 
+from ..conftest import put_environments_in_this_process
 from ..sb3_vla.policies.backbones.tiny_checkpoints import TINY_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SMALL = {
     "device": "cpu",
-    "simulation": {"horizon": 120},
+    "simulation": {"horizon": 60},
     "policy": {"head_kwargs": {"hidden_dim": 16}, "critic_net_arch": [16]},
     "demos": {"n_per_task": 2, "n_workers": 1},
     "sft": {"n_epochs": 1},
@@ -73,7 +74,9 @@ def readers(tmp_path_factory):
     for name, block in configurations():
         (folder / name).write_text(block.replace("backbone: vlm", f"backbone: {folder / 'vlm'}"), encoding="utf-8")
     config = ["--config", str(folder / "my.yml")]
-    assert main(["quickstart", *config, "--out", str(folder / "runs/quickstart")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        put_environments_in_this_process(patch)
+        assert main(["quickstart", *config, "--out", str(folder / "runs/quickstart")]) == 0
     demos = str(folder / "runs/quickstart/demos.npz")
     assert main(["demos", *config, "--demos", demos, "--to-lerobot", str(folder / "FOLDER")]) == 0
     for name in ("ppo", "sft", "again", "seed0", "seed1", "other"):
@@ -112,8 +115,10 @@ def in_small(line, folder):
 
 
 @pytest.mark.parametrize("commands", list(lines()))
-def test_commands_run(commands, readers, tmp_path, monkeypatch, capsys):
+def test_commands_run(commands, readers, tmp_path, monkeypatch, capsys, in_this_process):
     monkeypatch.chdir(tmp_path)
+    # Films are made for the readers
+    monkeypatch.setattr("sb3_vla.runs.quickstart.record_comparison", lambda *args: None)
     for name in ("results", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.syspath_prepend(ROOT / "examples")

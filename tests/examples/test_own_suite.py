@@ -1,8 +1,6 @@
 """A suite in a file of its own works with everything that takes a suite, by its module's name too."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 from sb3_vla import make_vla_vec_env
 from sb3_vla.evaluation.gif import record_tasks
+from sb3_vla.runs.cli import main
 from sb3_vla_envs import collect_demonstrations, get_suite, load_demonstrations
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,17 +54,7 @@ def test_films(example, tmp_path):
     assert film.name == "own_climb.gif" and film.stat().st_size > 1000
 
 
-def test_command_line_takes_the_suite_by_its_module(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        "from sb3_vla.runs.cli import main; main()",
-        "demos",
-        "--suite",
-        SUITE,
-        "--n-per-task",
-        "1",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
-    subprocess.run([*command, "--out", str(tmp_path / "demos.npz")], check=True, env=environment)
+def test_command_line_takes_the_suite_by_its_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    assert main(["demos", "--suite", SUITE, "--n-per-task", "1", "--out", str(tmp_path / "demos.npz")]) == 0
     assert [demo.task for demo in load_demonstrations(tmp_path / "demos.npz")] == ["climb", "race"]

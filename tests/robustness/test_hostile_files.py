@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -39,6 +40,8 @@ from sb3_vla.common.trusted_names import find_trusted
 from sb3_vla.runs.cli import main
 from sb3_vla.runs.config import load_config
 
+from ..conftest import _make_model
+
 
 class Run:
     """Unpickling it leaves a file behind."""
@@ -50,12 +53,18 @@ class Run:
         return open, (str(self.path), "w")
 
 
-@pytest.fixture
-def saved(make_model, tmp_path):
-    model = make_model()
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.zip"
+    model = _make_model()
     model.learn(16)
-    model.save(tmp_path / "model.zip")
-    return tmp_path / "model.zip"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    return Path(shutil.copy(saved_once, tmp_path / "model.zip"))
 
 
 def _changed(path, change=lambda content: content, **members):

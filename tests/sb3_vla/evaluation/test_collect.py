@@ -16,6 +16,13 @@ def model():
     return PPOSelfBC("VLAPolicy", venv, n_steps=8, batch_size=8, policy_kwargs=policy_kwargs, seed=0)
 
 
+def test_a_model_that_was_trained_without_privileged_plays_too(model):
+    venv = DummyVecEnv([lambda: make_vla_env(TASKS, privileged=False, **SETTINGS)])
+    blind = PPOSelfBC("VLAPolicy", venv, n_steps=8, batch_size=8, seed=0)
+    (episode,) = collect_episodes(blind, TASKS[0], 1, n_envs=1, progress=False, **SETTINGS)
+    assert "privileged" in episode.observations, "which teaches what the features must know"
+
+
 def test_all_episodes_are_kept_failures_too(model):
     episodes = collect_episodes(model, TASKS, 3, n_envs=2, progress=False, **SETTINGS)
     assert [episode.task for episode in episodes] == [TASKS[0]] * 3 + [TASKS[1]] * 3
@@ -29,7 +36,7 @@ def test_all_episodes_are_kept_failures_too(model):
     assert len(goals) == 6
 
 
-def test_episodes_follow_the_seed(model):
+def test_episodes_follow_the_seed(model, in_this_process):
     arguments = {"n_envs": 2, "progress": False, **SETTINGS}
     one, same, other = (collect_episodes(model, TASKS, 1, seed=seed, **arguments) for seed in (0, 0, 1))
     assert all(np.array_equal(first.actions, second.actions) for first, second in zip(one, same, strict=True))

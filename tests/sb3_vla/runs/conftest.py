@@ -7,6 +7,7 @@ import pytest
 
 from sb3_vla.runs.cli import main
 
+from ...conftest import put_environments_in_this_process
 from .small_settings import TASKS, write_settings
 
 
@@ -16,14 +17,17 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     config = write_settings(folder / "tiny.yml")
     demos, sft, run = (str(folder / name) for name in ("demos/d.npz", "sft", "run"))
-    for command in (
+    commands = (
         ["demos", "--config", config, "--out", demos],
         ["sft", "--config", config, "--demos", demos, "--out", sft],
         ["train", "--config", config, "--init", f"{sft}/sft_model.zip", "--demos", demos, "--out", run, "--seed", "3"],
         ["eval", f"{run}/model.zip", "--n-goals", "1", "--out", f"{folder}/results/model.json"],
         ["record", f"{run}/model.zip", "--tasks", TASKS[0], "--out", f"{folder}/films"],
-    ):
-        assert main([*command]) == 0, command
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        put_environments_in_this_process(patch)
+        for command in commands:
+            assert main([*command]) == 0, command
     return folder
 
 

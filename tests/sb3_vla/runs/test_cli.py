@@ -21,6 +21,8 @@ from sb3_vla_envs.suite import get_suite
 
 from .small_settings import TASKS
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 def test_demos_are_successes_of_each_task_as_the_policy_sees_them(made):
     demonstrations = load_demonstrations(made / "demos/d.npz")

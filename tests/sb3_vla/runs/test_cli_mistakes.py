@@ -18,6 +18,8 @@ from sb3_vla_envs.suite import get_suite
 
 from .small_settings import ALL, SETTINGS, TASKS, TRAINING, write_settings
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.fixture
 def commands(made, tmp_path):

@@ -1,12 +1,11 @@
 import csv
 import gc
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from itertools import pairwise
@@ -55,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def config_file(tmp_path, tiny_config):
+def settings_file(tmp_path, tiny_config):
     """Settings of a run of seconds, with a backbone of a few thousand weights."""
     path = tmp_path / "tiny.yml"
     policy = {**SETTINGS["policy"], "backbone_kwargs": {"config": tiny_config}}
@@ -63,10 +62,16 @@ def config_file(tmp_path, tiny_config):
     return path
 
 
-def test_quickstart_makes_everything_from_nothing(config_file, tmp_path, capsys):
+@pytest.fixture
+def config_file(settings_file, in_this_process):
+    """The same, without worker processes."""
+    return settings_file
+
+
+def test_quickstart_makes_everything_from_nothing(settings_file, tmp_path, capsys):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", ResourceWarning)
-        assert main(["quickstart", "--config", str(config_file), "--out", str(tmp_path / "run")]) == 0
+        assert main(["quickstart", "--config", str(settings_file), "--out", str(tmp_path / "run")]) == 0
         gc.collect()
     assert not [warning for warning in warned if "log.txt" in str(warning.message)], "every file is closed"
     run = RunFolder.open(tmp_path / "run")
@@ -111,20 +116,20 @@ def test_validation_keeps_the_model_whose_episodes_are_shortest_and_goes_on_when
         return list(csv.DictReader(run.validation.read_text(encoding="utf-8").splitlines()))
 
     settings = yaml.safe_load(config_file.read_text())
-    settings["train"] |= {"validate_every": 16, "n_validation_goals": 2}
+    settings["train"] |= {"validate_every": 16, "n_validation_goals": 2, "total_timesteps": 32}
     config_file.write_text(yaml.safe_dump(settings))
     run, began = RunFolder(tmp_path / "run"), time.monotonic()
     assert main(["train", "--config", str(config_file), "--out", str(run.path)]) == 0
-    assert [int(row["timesteps"]) for row in rows()] == [16, 32, 48]
+    assert [int(row["timesteps"]) for row in rows()] == [16, 32]
     best = min(rows(), key=lambda row: float(row["episode_steps"]))
     assert PPOSelfBC.load(run.best_model).num_timesteps == int(best["timesteps"])
     for row in rows():  # an episode that fails takes the whole horizon of 60
         assert 0 < float(row["episode_steps"]) <= 60
         assert (float(row["episode_steps"]) == 60) == (float(row["success"]) == 0)
 
-    run.config_file.write_text(run.config_file.read_text().replace("total_timesteps: 48", "total_timesteps: 80"))
+    run.config_file.write_text(run.config_file.read_text().replace("total_timesteps: 32", "total_timesteps: 48"))
     assert main(["train", "--resume", str(run.path)]) == 0
-    assert [int(row["timesteps"]) for row in rows()] == [16, 32, 48, 64, 80]
+    assert [int(row["timesteps"]) for row in rows()] == [16, 32, 48]
     seconds = [int(row["seconds"]) for row in rows()]
     assert seconds == sorted(seconds) and seconds[-1] <= time.monotonic() - began + 1
 
@@ -134,21 +139,17 @@ def test_validation_keeps_the_model_whose_episodes_are_shortest_and_goes_on_when
 
 
 @pytest.fixture
-def killed(config_file, tmp_path):
+def killed(settings_file, tmp_path):
     """The folder of a training that SIGKILL ended after its first checkpoint, and a copy of that checkpoint."""
     demos, run = tmp_path / "d.npz", tmp_path / "run"
-    assert main(["demos", "--config", str(config_file), "--out", str(demos)]) == 0
-    command = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
-    arguments = ["train", "--config", str(config_file), "--demos", str(demos), "--out", str(run), "--timesteps", "1000000"]
-    process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    _wait_for(lambda: any((run / "checkpoints").glob("*[0-9]")) or process.poll() is not None)
+    assert main(["demos", "--config", str(settings_file), "--out", str(demos)]) == 0
+    arguments = ["train", "--config", str(settings_file), "--demos", str(demos), "--out", str(run), "--timesteps", "1000000"]
+    process: Any = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
+    process.start()
+    _wait_for(lambda: any((run / "checkpoints").glob("*[0-9]")) or not process.is_alive())
     process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    # The workers notice that nobody talks to them any more
-    _wait_for(lambda: not _is_alive(process.pid))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (run / "model.zip").exists()
     folder = RunFolder.open(run)
     saved = shutil.copytree(newest_checkpoint(folder.checkpoints), tmp_path / "saved")
@@ -165,18 +166,6 @@ def _wait_for(condition, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def _is_alive(process_group: int) -> bool:
-    """Whether a process of the group is running; a zombie that nobody reaps does not count."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
-            continue
-        if int(group) == process_group and state != "Z":
-            return True
-    return False
 
 
 def _rows(folder: RunFolder) -> list[dict[str, str]]:
@@ -254,9 +243,12 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
 # A run that is asked to stop
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd, number):
-    run, update = str(tmp_path / "run"), PPOSelfBC.train
+def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd):
+    run, update, number = (
+        str(tmp_path / "run"),
+        PPOSelfBC.train,
+        signal.SIGINT,
+    )  # others: tests/sb3_vla/runs/test_interruption.py
 
     def train(model):
         if model.num_timesteps == 32:
@@ -303,58 +295,55 @@ def test_who_trusted_a_class_of_his_own_is_told_to_do_so_again(config_file, tmp_
     assert main(["train", "--resume", run, *trust]) == 0
 
 
-@pytest.mark.parametrize("stage", ["run_sft", "evaluate_model", "record_comparison"])
-def test_quickstart_goes_on_with_the_stage_that_it_was_stopped_in(config_file, tmp_path, monkeypatch, capfd, stage):
-    stages = ["collect", "run_sft", "evaluate_model", "post_train", "evaluate_model", "record_comparison"]
-    run, done = tmp_path / "run", []
+def test_a_quickstart_goes_on_with_the_stage_that_it_was_stopped_in_and_where_more_timesteps_are_wanted(
+    config_file, tmp_path, monkeypatch, capfd
+):
+    run, done, stop_in = RunFolder(tmp_path / "run"), [], []
 
     def follow(name, work):
         def followed(*args, **kwargs):
             done.append(name)
-            if name == stage and not (tmp_path / "stopped").exists():
-                (tmp_path / "stopped").touch()
+            if stop_in == [name]:
                 os.kill(os.getpid(), signal.SIGTERM)
             return work(*args, **kwargs)
 
         monkeypatch.setattr(quickstart, name, followed)
 
-    for name in dict.fromkeys(stages[:-1]):
+    for name in ("collect", "run_sft", "evaluate_model", "post_train", "resume_training"):
         follow(name, getattr(quickstart, name))
     follow("record_comparison", lambda *args: None)
-    assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
-    assert f"To go on: sb3-vla quickstart --resume {run}" in capfd.readouterr().err
-    n_before = stages.index(stage)
-    assert done == stages[: n_before + 1]
-    done.clear()
-    assert main(["quickstart", "--resume", str(run)]) == 0
-    assert done == stages[n_before:]
-    assert json.loads((run / "results.json").read_text()).keys() == {"SFT", "post-trained"}
-
-
-def test_quickstart_goes_on_in_the_middle_of_its_training(config_file, tmp_path, monkeypatch):
-    run, update = tmp_path / "run", PPOSelfBC.train
+    update, trained_at = PPOSelfBC.train, []
 
     def train(model):
-        if model.num_timesteps == 32:
+        trained_at.append(model.num_timesteps)
+        if stop_in == ["training"] and model.num_timesteps == 32:
             os.kill(os.getpid(), signal.SIGTERM)
         update(model)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(PPOSelfBC, "train", train)
-        assert main(["quickstart", "--config", str(config_file), "--out", str(run)]) == 143
-    started = []
-    monkeypatch.setattr(PPOSelfBC, "train", lambda model: started.append(model.num_timesteps) or update(model))
-    assert main(["quickstart", "--resume", str(run)]) == 0
-    assert started == [48] and (run / "comparison.png").is_file()
+    monkeypatch.setattr(PPOSelfBC, "train", train)
 
+    def stages(*command, stopped_in=None):
+        done.clear()
+        stop_in[:] = [] if stopped_in is None else [stopped_in]
+        assert main(["quickstart", *map(str, command)]) == (0 if stopped_in is None else 143)
+        to_go_on = f"To go on: sb3-vla quickstart --resume {run.path}" in capfd.readouterr().err
+        assert to_go_on == (stopped_in is not None)
+        return done
 
-def test_a_complete_quickstart_goes_on_where_more_timesteps_are_wanted(config_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "record_comparison", lambda *args: None)
-    run = RunFolder(tmp_path / "run")
-    assert main(["quickstart", "--config", str(config_file), "--out", str(run.path)]) == 0
+    resume = ("--resume", run.path)
+    assert stages("--config", config_file, "--out", run.path, stopped_in="run_sft") == ["collect", "run_sft"]
+    assert stages(*resume, stopped_in="evaluate_model") == ["run_sft", "evaluate_model"]
+    assert stages(*resume, stopped_in="training") == ["evaluate_model", "post_train"]
+    trained_at.clear()
+    after = ["evaluate_model", "record_comparison"]
+    assert stages(*resume, stopped_in="record_comparison") == ["resume_training", *after]
+    assert trained_at == [48], "the updates before are not done again"
+    assert stages(*resume) == ["record_comparison"]
+    assert json.loads(run.results.read_text()).keys() == {"SFT", "post-trained"}
+
     changed = run.config_file.read_text().replace("total_timesteps: 48", "total_timesteps: 64")
     run.config_file.write_text(changed.replace("  eval:\n    n_goals: 1", "  eval:\n    n_goals: 2"))
-    assert main(["quickstart", "--resume", str(run.path)]) == 0
+    stages(*resume)
     assert PPOSelfBC.load(run.model).num_timesteps == 64
     sft, trained = (EvaluationResult.from_dict(result) for result in json.loads(run.results.read_text()).values())
     assert trained.settings["model_timesteps"] == 64 and trained.settings["n_goals"] == 2

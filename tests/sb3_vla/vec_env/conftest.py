@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite(f"{__package__}.common_checks")
+
 
 @pytest.fixture
 def no_memory_left():

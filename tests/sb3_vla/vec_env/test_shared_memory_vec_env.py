@@ -19,74 +19,27 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_vla import PPOSelfBC, RayVecEnv, SharedMemoryVecEnv
+from sb3_vla import PPOSelfBC, SharedMemoryVecEnv
 from sb3_vla.vec_env.shared_memory_vec_env import balance
+from sb3_vla.vec_env.shared_memory_worker import StepArrays
 from sb3_vla.vec_env.worker_vec_env import WorkerTraceback
+
+from .common_checks import (
+    AN_ERROR_BESIDE_WORK,
+    SPACES,
+    ToyEnv,
+    assert_same,
+    check_an_error_is_not_held_up_by_other_workers,
+    check_attributes_and_methods_by_index,
+    check_every_step,
+    check_reset_drops_the_step_under_way,
+    check_seeds_and_options_hold_for_one_reset,
+    fail,
+    toy_env_fns,
+)
 
 # Workers can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-SPACES = {
-    "box": spaces.Box(-1, 1, (3,), np.float32),
-    "image": spaces.Box(0, 255, (5, 4, 3), np.uint8),
-    "float64": spaces.Box(-1, 1, (), np.float64),
-    "discrete": spaces.Discrete(7),
-    "multi_discrete": spaces.MultiDiscrete([3, 4]),
-    "multi_binary": spaces.MultiBinary([2, 3]),
-    "dict": spaces.Dict(
-        {"image": spaces.Box(0, 255, (5, 4, 3), np.uint8), "number": spaces.Discrete(4), "state": spaces.Box(-1, 1, (3,))}
-    ),
-    "tuple": spaces.Tuple((spaces.Box(-1, 1, (3,)), spaces.MultiBinary(2))),
-}
-
-
-class ToyEnv(gym.Env):
-    """Observes and is rewarded at random; episodes end at random, in both ways."""
-
-    def __init__(self, number=0, space="box", action_space=None, render_mode=None, fault=None):
-        self.number, self.render_mode, self.fault = number, render_mode, fault
-        self.observation_space = SPACES[space] if isinstance(space, str) else space
-        self.action_space = action_space or spaces.Box(-1, 1, (2,), np.float32)
-        self.happens("build")
-
-    def happens(self, where):
-        """Do what ``fault`` says, if it says it of this place."""
-        if self.fault and self.fault[0] == where:
-            self.fault[1]()
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.happens("reset")
-        return self._observe(), {"seed": seed, "options": options, "draw": self.np_random.random()}
-
-    def step(self, action):
-        self.happens("step")
-        terminated, truncated = (bool(self.np_random.random() < 0.15) for _ in range(2))
-        reward = float(self.np_random.normal() + np.sum(action))
-        return self._observe(), reward, terminated, truncated, {"number": self.number, "action": action}
-
-    def render(self):
-        return np.full((4, 4, 3), self.number, np.uint8) if self.render_mode == "rgb_array" else f"<{self.number}>"
-
-    def pid(self):
-        return os.getpid()
-
-    def settings(self):
-        ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
-        return os.environ["LP_NUM_THREADS"], th.get_num_threads(), all(ignored)
-
-    def _observe(self):
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
-        return self.observation_space.sample()
-
-
-def toy_env_fns(n=5, **kwargs):
-    return [partial(ToyEnv, number, **kwargs) for number in range(n)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_import_once():
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sb3_vla.api"])
 
 
 @pytest.fixture
@@ -103,82 +56,29 @@ def make():
         assert not any(process.is_alive() for process in env.processes)
 
 
-@pytest.fixture(params=["shared memory", "ray"])
-def make_either(request):
-    """For what :class:`RayVecEnv` has in common."""
-    if request.param == "shared memory":
-        yield request.getfixturevalue("make")
-        return
-    request.getfixturevalue("ray_cluster")
-    made = []
-
-    def make(env_fns, *args):
-        made.append(RayVecEnv(env_fns, *args))
-        return made[-1]
-
-    yield make
-    for env in made:
-        env.close()
-
-
-def assert_same(one, two):
-    """Equal in value, type, shape and dtype."""
-    assert isinstance(one, type(two)) or isinstance(two, type(one))
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_same(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            assert_same(left, right)
-    else:
-        np.testing.assert_array_equal(one, two, strict=isinstance(one, np.ndarray))
-
-
-ON_RAY = [("ray", "dict", 2), ("ray", "tuple", 1)]  # where a worker starts for seconds
 IN_PROCESSES = [*zip(SPACES, [1, 2, 5, 2, 1, 2, 2, 2], strict=True), ("dict", 1), ("dict", 5), ("tuple", 4)]
 
 
-@pytest.mark.parametrize(
-    ("make_either", "space", "n_workers"),
-    [*(("shared memory", *case) for case in IN_PROCESSES), *ON_RAY],
-    indirect=["make_either"],
-)
-def test_every_step_is_that_of_dummy_vec_env(make_either, space, n_workers):
+@pytest.mark.parametrize(("space", "n_workers"), IN_PROCESSES)
+def test_every_step_is_that_of_dummy_vec_env(make, space, n_workers):
     env_fns = toy_env_fns(space=space)
-    shared, dummy = make_either(env_fns, n_workers), DummyVecEnv(env_fns)
-    assert shared.observation_space == dummy.observation_space and shared.action_space == dummy.action_space
+    check_every_step(make(env_fns, n_workers), DummyVecEnv(env_fns))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_packed_steps_are_unpacked_elsewhere(space):
+    here, there = (StepArrays(3, ToyEnv(space=space).observation_space) for _ in range(2))
     rng = np.random.default_rng(0)
-    n_ends = {"terminated": 0, "truncated": 0}
-    for seed in (3, None):
-        for env in (shared, dummy):
-            if seed is not None:
-                assert list(env.seed(seed)) == [3, 4, 5, 6, 7]
-                env.set_options([{"goal": number} for number in range(5)])
-        assert_same(shared.reset(), dummy.reset())
-        assert_same(shared.reset_infos, dummy.reset_infos)
-        for _ in range(30):
-            actions = rng.uniform(-1, 1, (5, 2))  # float64, which arrives as such
-            results = shared.step(actions)
-            assert_same(results, dummy.step(actions))
-            assert_same(shared.reset_infos, dummy.reset_infos)
-            for done, info in zip(*results[2:], strict=True):
-                assert done == ("terminal_observation" in info)
-                n_ends["truncated" if info["TimeLimit.truncated"] else "terminated"] += int(done)
-    assert min(n_ends.values()) > 5
+    for array in here.arrays:
+        array[...] = rng.integers(0, 2, array.shape)
+    there.unpack([0, 2], here.pack([0, 2]))
+    for packed, unpacked in zip(here.arrays, there.arrays, strict=True):
+        assert_same(unpacked[[0, 2]], packed[[0, 2]])
+        assert not unpacked[1].any(), "nobody has written this one"
 
 
-def test_seeds_and_options_hold_for_one_reset(make_either):
-    env = make_either(toy_env_fns(3), 2)
-    env.seed(10)
-    env.set_options({"goal": 1})
-    first = env.reset()
-    assert [info["seed"] for info in env.reset_infos] == [10, 11, 12]
-    assert [info["options"] for info in env.reset_infos] == [{"goal": 1}] * 3
-    second = env.reset()
-    assert [(info["seed"], info["options"]) for info in env.reset_infos] == [(None, None)] * 3
-    assert (first != second).all()
+def test_seeds_and_options_hold_for_one_reset(make):
+    check_seeds_and_options_hold_for_one_reset(make(toy_env_fns(3, space="dict"), 2))
 
 
 def test_discrete_actions_and_lists_of_actions_arrive(make):
@@ -204,23 +104,9 @@ def test_what_is_returned_belongs_to_the_caller(make):
     assert_same(second[1], rewards)
 
 
-def test_attributes_and_methods_by_index(make_either):
-    env = make_either([partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)], 2)
-    assert env.get_attr("number") == [0, 1, 2, 3]
-    assert env.get_attr("number", indices=[3, 0, 3, -1]) == [3, 0, 3, 3]
-    assert env.get_attr("number", indices=2) == [2]
-    assert env.has_attr("number") and not env.has_attr("nummer")
-    env.set_attr("mark", "here", indices=[1, 2])
-    assert env.get_attr("mark", indices=[1, 2]) == ["here"] * 2
-    with pytest.raises(AttributeError, match="mark"):
-        env.get_attr("mark")
-    assert env.get_attr("number") == [0, 1, 2, 3], "a query that failed leaves everything open and in order"
-    assert env.env_method("get_wrapper_attr", "number", indices=1) == [1]
-    assert env.env_method("get_wrapper_attr", name="number", indices=range(1, 3)) == [1, 2]
-    assert env.env_is_wrapped(TimeLimit, indices=[0, 3]) == [True, True]
-    assert env.env_is_wrapped(Monitor) == [False] * 4
-    with pytest.raises(IndexError):
-        env.get_attr("number", indices=4)
+def test_attributes_and_methods_by_index(make):
+    env_fns = [partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)]
+    check_attributes_and_methods_by_index(make(env_fns, 2))
 
 
 def test_renders_like_dummy_vec_env(make):
@@ -233,16 +119,12 @@ def test_renders_like_dummy_vec_env(make):
         assert texts.get_images() == [None, None]
 
 
-@pytest.mark.parametrize(
-    ("make_either", "algorithm"),
-    [*(("shared memory", algorithm) for algorithm in (PPO, PPOSelfBC, SAC)), ("ray", PPOSelfBC)],
-    indirect=["make_either"],
-)
-def test_algorithms_learn_the_same_as_with_dummy_vec_env(make_either, algorithm):
+@pytest.mark.parametrize("algorithm", [PPO, PPOSelfBC, SAC])
+def test_algorithms_learn_the_same_as_with_dummy_vec_env(make, algorithm):
     env_fns = [partial(_pendulum, number) for number in range(3)]
     settings = {"learning_starts": 30} if algorithm is SAC else {"n_steps": 16, "batch_size": 24, "n_epochs": 2}
     parameters = []
-    for env in (make_either(env_fns, 2), DummyVecEnv(env_fns)):
+    for env in (make(env_fns, 2), DummyVecEnv(env_fns)):
         model = algorithm("MlpPolicy", VecNormalize(env), seed=0, device="cpu", policy_kwargs={"net_arch": [16]}, **settings)
         model.learn(100)
         parameters.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
@@ -256,10 +138,6 @@ def _pendulum(number):
 class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
-
-
-def fail(error=ValueError, *args):
-    raise error(*(args or ["the spring broke"]))
 
 
 def faulty_env_fns(where, what=fail, n=4, at=2):
@@ -286,33 +164,23 @@ def test_an_environments_error_is_raised_here_and_everything_closed(make, where)
                 call()
 
 
-def test_an_error_is_not_held_up_by_other_workers(make_either):
-    env_fns = faulty_env_fns("step")
-    env_fns[1] = partial(ToyEnv, 1, fault=("step", partial(time.sleep, 60)))
-    env = make_either(env_fns, 2)
-    env.reset()
-    start = time.monotonic()
-    with pytest.raises(ValueError, match="the spring broke"):
-        env.step(np.zeros((4, 2)))
-    assert time.monotonic() - start < 15
-    with pytest.raises(RuntimeError, match="closed"):
-        env.reset()
-    with pytest.raises(RuntimeError, match="no step to wait for"):
-        env.step_wait()
+def test_an_error_is_not_held_up_by_other_workers(make):
+    env_fns = [partial(ToyEnv, number, fault=AN_ERROR_BESIDE_WORK.get(number)) for number in range(4)]
+    check_an_error_is_not_held_up_by_other_workers(make(env_fns, 2))
 
 
-def test_an_error_that_cannot_be_pickled_keeps_its_text(make_either):
-    env = make_either(faulty_env_fns("step", partial(fail, Unpicklable, "rust", "dust")), 2)
+def test_an_error_that_cannot_be_pickled_keeps_its_text(make):
+    env = make(faulty_env_fns("step", partial(fail, Unpicklable, "rust", "dust")), 2)
     env.reset()
     with pytest.raises(RuntimeError, match="Unpicklable: rust and dust"):
         env.step(np.zeros((4, 2)))
 
 
-def test_observations_that_do_not_fit_are_named(make_either):
+def test_observations_that_do_not_fit_are_named(make):
     narrow = spaces.Dict({**SPACES["dict"].spaces, "state": spaces.Box(-1, 1, (1,))})
     fewer = spaces.Dict({"image": SPACES["dict"]["image"]})
     for space, text in ((narrow, r"'state' has shape \(1,\).*says \(3,\)"), (fewer, "'number' is missing")):
-        env = make_either([partial(ToyEnv, space="dict"), partial(ToyEnv, space=space)], 1)
+        env = make([partial(ToyEnv, space="dict"), partial(ToyEnv, space=space)], 1)
         with pytest.raises(ValueError, match=text) as caught:
             env.reset()
         assert "environment 1" in str(caught.value.__cause__)
@@ -358,20 +226,9 @@ def test_can_be_closed_in_the_middle_of_a_step_and_again(make, tmp_path):
     assert [process.exitcode for process in env.processes] == [0, 0]
 
 
-def test_reset_drops_the_step_under_way(make_either):
+def test_reset_drops_the_step_under_way(make):
     env_fns = toy_env_fns(3)
-    env, dummy = make_either(env_fns, 2), DummyVecEnv(env_fns)
-    for venv in (env, dummy):
-        venv.seed(0)
-        venv.reset()
-    actions = np.zeros((3, 2))
-    env.step_async(actions)
-    with pytest.raises(RuntimeError, match="in the middle of a step"):
-        env.get_attr("number")
-    env.seed(1)
-    dummy.seed(1)
-    assert_same(env.reset(), dummy.reset())
-    assert_same(env.step(actions), dummy.step(actions))
+    check_reset_drops_the_step_under_way(make(env_fns, 2), DummyVecEnv(env_fns))
 
 
 class OldStyleEnv(ToyEnv):
@@ -468,9 +325,10 @@ def test_workers_end_when_the_parent_is_killed(no_memory_left):
 
 
 SCRIPT = """
+import sys
 import gymnasium as gym
 import numpy as np
-from sb3_vla.vec_env import SharedMemoryVecEnv
+from sb3_vla import SharedMemoryVecEnv
 
 if __name__ == "__main__":
     envs = []
@@ -478,6 +336,7 @@ if __name__ == "__main__":
         envs.append(SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 3, n_workers, start_method=method))
         envs[-1].reset()
         assert envs[-1].step(np.ones(3, int))[0].shape == (3, 4)
+    assert "transformers" not in sys.modules, "nothing here has a backbone"
     print(*[process.pid for env in envs for process in env.processes], flush=True)
 """
 
@@ -496,14 +355,13 @@ WITHOUT_GUARD = """
 import gymnasium as gym
 from sb3_vla.vec_env import SharedMemoryVecEnv
 
-SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 2, n_workers=2, start_method="{method}")
+SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")], n_workers=1)
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_script_without_a_main_guard_is_told_so(method, tmp_path):
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(WITHOUT_GUARD.format(method=method))
+    script.write_text(WITHOUT_GUARD)
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
