@@ -100,13 +100,21 @@ def _head(**settings: Any) -> dict[str, Any]:
     return _train(policy_kwargs={"head_kwargs": settings})
 
 
+def _chunks_of(size: int) -> Variant:
+    """As many primitive steps and updates as the recipe's chunks of 8 have."""
+    recipe = yaml.safe_load(BASE.read_text(encoding="utf-8"))["train"]
+    n_steps = round(recipe["n_steps"] * 8 / size)
+    of_rollout = {name: recipe[name] // recipe["n_steps"] * n_steps for name in ("total_timesteps", "critic_warmup_steps")}
+    batches = {name: round(recipe[name] * 8 / size) for name in ("batch_size", "bc_batch_size")}
+    train = {"n_steps": n_steps, **of_rollout, **batches, "checkpoint_every": of_rollout["total_timesteps"]}
+    return Variant(f"chunks of {size} steps", {"wrapping": {"chunk_size": size}, "train": train})
+
+
 VARIANTS = {
     "recipe": Variant("the recipe"),
-    "chunks_of_4": Variant("chunks of 4 steps", {"wrapping": {"chunk_size": 4}, "train": {"n_steps": 192, "batch_size": 512}}),
-    "chunks_of_5": Variant("chunks of 5 steps", {"wrapping": {"chunk_size": 5}, "train": {"n_steps": 154, "batch_size": 410}}),
-    "chunks_of_16": Variant(
-        "chunks of 16 steps", {"wrapping": {"chunk_size": 16}, "train": {"n_steps": 48, "batch_size": 128}}
-    ),
+    "chunks_of_4": _chunks_of(4),
+    "chunks_of_5": _chunks_of(5),
+    "chunks_of_16": _chunks_of(16),
     "independent_noise": Variant("noise drawn for each step", _head(noise_correlation=0.0)),
     "ratio_per_chunk": Variant(
         "ratio per chunk (and noise for each step)", deep_update(_head(noise_correlation=0.0), _train(ratio_per="chunk"))

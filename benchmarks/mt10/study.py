@@ -20,6 +20,7 @@ RUNS, RESULTS = ROOT / "runs" / "mt10", ROOT / "results" / "mt10"
 CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
 # What of a run is kept beside its evaluations
 KEPT = ("config.yaml", "versions.json", "progress.csv", "validation.csv", "curves.png")
+SFT_LOSSES, SFT_RESULT, PROBE, RESULT = "sft_losses.json", "sft.json", "probe.json", "post_trained.json"
 # Of others (docs/howto/metaworld.md): post-trained policies are evaluated by them, too
 PROTOCOLS = tuple(get_suite("metaworld").protocols)
 # By demonstrations a task: epochs of a first SFT, and episodes a task that its policy then plays, from which the second one
@@ -57,32 +58,38 @@ class Run:
         self.demos = self.run / "demos.npz"
         self.sft_model = self.run / "sft" / "sft_model.zip"
         self.model = self.run / "post_trained" / "best_model.zip"
+        #: Evaluations, until all are there: none of another run stays among them
+        self.evaluations = self.run / "evaluations"
 
     def complete(self) -> None:
-        """Do what is missing, in order."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        self.results.mkdir(parents=True, exist_ok=True)
+        """Do what is missing, in order; nothing where all results are there."""
+        by_protocol = {protocol: f"post_trained_{protocol}.json" for protocol in PROTOCOLS}
+        kept = (SFT_LOSSES, SFT_RESULT, PROBE, RESULT, *by_protocol.values(), *KEPT)
+        if all((self.results / name).exists() for name in kept):
+            return
+        self.evaluations.mkdir(parents=True, exist_ok=True)
         if not self.sft_model.exists():
             if not self.demos.exists():
                 self.call("demos", "--out", self.demos)
             self.fine_tune()
-        shutil.copy(self.sft_model.with_suffix(".json"), self.results / "sft_losses.json")
-        self.evaluate(self.sft_model, "sft.json")
-        if not (self.results / "probe.json").exists():
-            self.call("probe", self.sft_model, "--out", self.results / "probe.json")
+        shutil.copy(self.sft_model.with_suffix(".json"), self.evaluations / SFT_LOSSES)
+        self.evaluate(self.sft_model, SFT_RESULT)
+        if not (self.evaluations / PROBE).exists():
+            self.call("probe", self.sft_model, "--out", self.evaluations / PROBE)
         post_trained = self.model.parent
         if not (post_trained / "model.zip").exists():  # which is written last
-            if any((post_trained / "checkpoints").glob("[0-9]*")):
+            if RunFolder(post_trained).has_checkpoints:
                 self.resume("train", post_trained)
             else:
                 shutil.rmtree(post_trained, ignore_errors=True)
                 # Without the demonstrations: from here on it learns from its own episodes alone
                 self.call("train", "--init", self.sft_model, "--out", post_trained)
-        self.evaluate(self.model, "post_trained.json")
-        for protocol in PROTOCOLS:
-            self.evaluate(self.model, f"post_trained_{protocol}.json", "--protocol", protocol)
-        for name in KEPT:
-            shutil.copy(post_trained / name, self.results)
+        self.evaluate(self.model, RESULT)
+        for protocol, name in by_protocol.items():
+            self.evaluate(self.model, name, "--protocol", protocol)
+        self.results.mkdir(parents=True, exist_ok=True)
+        for name in kept:
+            shutil.copy((post_trained if name in KEPT else self.evaluations) / name, self.results)
 
     def fine_tune(self) -> None:
         """SFT, in one round or two."""
@@ -118,8 +125,8 @@ class Run:
         :param name: Of the result file
         :param options: Of ``sb3-vla eval``
         """
-        if not (self.results / name).exists():
-            self.call("eval", model, *options, "--out", self.results / name)
+        if not (self.evaluations / name).exists():
+            self.call("eval", model, *options, "--out", self.evaluations / name)
 
     def call(self, command: str, *arguments: str | Path) -> None:
         """
