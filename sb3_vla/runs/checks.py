@@ -47,6 +47,7 @@ def check_training(
     :raises RuntimeError: If no OpenGL library is installed, or there is too little shared memory
     """
     check_device(config.device)
+    check_tasks(config, demonstrations)
     # All tasks in one environment, and as many chunks an update as from n_envs of them
     arguments = config.train.model_arguments()
     arguments["n_steps"] *= config.train.n_envs
@@ -69,6 +70,20 @@ def check_training(
     check_goals(config, config.eval.split, config.eval.n_goals)
     if config.train.validate_every is not None:
         check_goals(config, "train", config.train.n_validation_goals)
+
+
+def check_tasks(config: Config, demonstrations: Sequence[Demonstration]) -> None:
+    """
+    :param config: Configuration
+    :param demonstrations: What it comes with
+    :raises ValueError: If some are of other tasks
+    """
+    others = sorted({demonstration.task for demonstration in demonstrations} - {*config.tasks})
+    if others:
+        raise ValueError(
+            f"there are demonstrations of the tasks {', '.join(others)}, but those of this run are {', '.join(config.tasks)}: "
+            "say it by --tasks, or give demonstrations of these alone"
+        )
 
 
 def _check_takes_over(config: Config, model: PPOSelfBC) -> None:

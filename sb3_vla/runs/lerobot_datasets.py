@@ -9,7 +9,7 @@ import gymnasium as gym
 from sb3_vla_envs import Demonstration, load_demonstrations, make_vla_env, read_lerobot, save_demonstrations, write_lerobot
 from sb3_vla_envs.suite import get_suite
 
-from .checks import refusals
+from .checks import check_tasks, refusals
 from .config import Config
 
 
@@ -63,8 +63,9 @@ def export_lerobot(config: Config, demonstrations: Sequence[Demonstration], fold
     :param demonstrations: The demonstrations
     :param folder: Where to write, new or empty
     :raises FileExistsError: If the folder holds something
-    :raises ValueError: If there are no demonstrations
+    :raises ValueError: If there are no demonstrations, or some are not of the configuration's tasks
     """
+    check_tasks(config, demonstrations)
     with _environment(config) as env:
         fps = config.lerobot.fps or _steps_a_second(env)
     steps_a_frame = max((int(demo.chunk_lengths.max()) for demo in demonstrations), default=1)

@@ -152,6 +152,12 @@ def test_demonstrations_that_cannot_be_read(command, commands, config, fail, mad
         assert name in line and named in line
 
 
+@pytest.mark.parametrize("command", ["sft", "train"])
+def test_demonstrations_of_other_tasks(command, commands, config, fail):
+    line = fail(*commands[command], "--config", config(tasks=[TASKS[0], "reach-v3"]))
+    assert f"demonstrations of the tasks {TASKS[1]}, but those of this run are {TASKS[0]}, reach-v3: say it by --tasks" in line
+
+
 def test_demonstrations_of_other_cameras(commands, config, fail):
     camera = SETTINGS["wrapping"]["cameras"][0]
     line = fail(*commands["sft"], "--config", config(wrapping={"cameras": [{**camera, "height": 64, "width": 64}]}))

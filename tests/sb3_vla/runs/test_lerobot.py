@@ -40,6 +40,14 @@ def config_file(folder, **sections):
     return str(folder / "config.yml")
 
 
+def test_demonstrations_of_other_tasks_are_not_written_as_the_configurations(tmp_path, capsys):
+    save_demonstrations(tmp_path / "demos.npz", [episode(6)])
+    written = ["--demos", str(tmp_path / "demos.npz"), "--to-lerobot", str(tmp_path / "set")]
+    assert main(["demos", "--suite", "fetch", *written]) == 2
+    assert f"demonstrations of the tasks {TASK}, but those of this run are FetchReach-v4" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
 @pytest.mark.parametrize(("chunk_size", "fps"), [(1, 80), (5, 16)])
 def test_there_and_back(tmp_path, capsys, chunk_size, fps):
     demos, folder, again = (str(tmp_path / name) for name in ("demos.npz", "set", "new/again.npz"))
