@@ -158,7 +158,9 @@ class RunFolder:
 
     @property
     def _logs(self) -> tuple[Path, ...]:
-        return (self.progress, self.log, self.tensorboard)
+        """What a run has left of which nothing can go on, if that is all there is."""
+        incomplete = () if self.has_checkpoints else (self.checkpoints,)
+        return (self.progress, self.log, self.tensorboard, self.validation, self.best_model, *incomplete)
 
     def _is_free(self) -> bool:
         """:return: Whether a run may begin here: there is nothing, or what one that made nothing but logs has left"""

@@ -40,11 +40,17 @@ def test_create_never_overwrites_another_run(tmp_path: Path) -> None:
 def test_a_run_that_made_nothing_but_logs_is_in_nobodys_way(tmp_path: Path) -> None:
     failed = RunFolder.create(tmp_path, "train", CONFIG)
     failed.tensorboard.mkdir()
-    for file in (failed.log, failed.progress, failed.tensorboard / "events", tmp_path / ".model.zip.x.part"):
+    incomplete = failed.checkpoints / "16.part"  # as a full disk leaves it
+    incomplete.mkdir(parents=True)
+    logs = (failed.log, failed.progress, failed.validation, failed.best_model)
+    for file in (*logs, failed.tensorboard / "events", incomplete / "model.zip", tmp_path / ".model.zip.x.part"):
         file.write_text("of the first try")
     again = RunFolder.create(tmp_path, "train", {"seed": 1})
     assert yaml.safe_load(again.config_file.read_text())["config"] == {"seed": 1}
-    assert not again.log.exists() and not again.progress.exists() and not again.tensorboard.exists()
+    assert not any(path.exists() for path in (*logs, again.tensorboard, again.checkpoints))
+    (again.checkpoints / "16").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="--resume"):
+        RunFolder.create(tmp_path, "train", CONFIG)
 
 
 def test_create_refuses_a_folder_of_something_else_and_a_file(tmp_path: Path) -> None:
