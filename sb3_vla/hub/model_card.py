@@ -137,7 +137,7 @@ def _introduction(content: CardContent) -> str:
         )
     else:
         lines.append(f"A `{type(model.policy).__name__}` for the action space `{model.action_space}`.")
-    if model.num_timesteps:
+    if model.lifetime_timesteps:
         how = "without" if model.replay_buffer is None else "with"
         lines.append(f"It was trained by reinforcement learning with `PPOSelfBC` of sb3-vla, {how} self behaviour cloning")
         lines.append("([arXiv 2509.25718](https://arxiv.org/abs/2509.25718)).")
@@ -210,10 +210,13 @@ def _training(content: CardContent) -> str:
     lines = ["## Training\n"]
     if content.command:
         lines.append(f"Made by\n\n```bash\n{content.command}\n```\n")
-    if model.num_timesteps:
+    if model.lifetime_timesteps:
+        # Of primitive steps only those of the last learn() are counted
+        is_one = model.lifetime_timesteps == model.num_timesteps
+        primitive = f", {model.num_primitive_steps:,} primitive steps" if is_one else ""
         lines.append(
-            f"{model.num_timesteps:,} timesteps of `PPOSelfBC` (decisions of the policy), {model.num_primitive_steps:,} "
-            f"primitive steps, in {model.n_envs} environments:\n\n```yaml\n{_dump(_hyperparameters(model))}```\n"
+            f"{model.lifetime_timesteps:,} timesteps of `PPOSelfBC` (decisions of the policy){primitive}, in {model.n_envs} "
+            f"environments:\n\n```yaml\n{_dump(_hyperparameters(model))}```\n"
         )
     # Without the backbone's own configuration, which is long, and in the zip file
     policy_kwargs: dict[str, Any] = {

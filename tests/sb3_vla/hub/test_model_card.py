@@ -185,6 +185,9 @@ def test_hyperparameters_that_are_objects_are_recognised(card, make_model):
 def test_training_is_told_as_it_was(card, make_model):
     assert "without self behaviour cloning" in card(make_model(bc_weight=0).learn(16)).text
     assert "with self behaviour cloning" in card(make_model().learn(16)).text
+    once = make_model().learn(16)
+    assert f"16 timesteps of `PPOSelfBC` (decisions of the policy), {once.num_primitive_steps} primitive" in card(once).text
+    assert "32 timesteps of `PPOSelfBC` (decisions of the policy), in 2 environments" in card(once.learn(16)).text
     fresh = card(make_model()).text
     assert "not yet trained by reinforcement learning" in fresh and "timesteps" not in fresh and "learning_rate" not in fresh
 
