@@ -76,6 +76,26 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         sync_folder(each.parent)
 
 
+def name_folder(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """
+    Give a folder that is complete its name, once all that is in it is on the disk.
+
+    :param temporary: The folder, beside its place
+    :param path: Its name; nothing, or an empty folder, is there
+    """
+    folder = Path(temporary)
+    for each in folder.rglob("*"):
+        if each.is_file():
+            with each.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(each)
+    sync_folder(folder)
+    folder.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    folder.rename(path)
+    sync_folder(Path(path).parent)
+
+
 def sweep(folder: str | os.PathLike[str]) -> None:
     """
     Remove what a process that was killed while it was :func:`replacing` files left of them in a folder and those in it.

@@ -218,13 +218,13 @@ def _episodes_v3(root: Path, info: Mapping[str, Any], videos: Iterable[str]) -> 
     columns = [*_COLUMNS, *(f"videos/{name}/{part}" for name in videos for part in _VIDEO_COLUMNS)]
     for file in files:  # without statistics, which are most of it
         for row in read_table(file, columns).to_pylist():
-            data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            data = _file(root, info, "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
             parts = {}
             for name in videos:
                 chunk, number, start = (row[f"videos/{name}/{part}"] for part in _VIDEO_COLUMNS)
-                video = info["video_path"].format(video_key=name, chunk_index=chunk, file_index=number)
-                parts[name] = VideoPart(root / video, start)
-            yield Episode(row["episode_index"], row["length"], tuple(row["tasks"]), root / data, parts)
+                video = _file(root, info, "video_path", video_key=name, chunk_index=chunk, file_index=number)
+                parts[name] = VideoPart(video, start)
+            yield Episode(row["episode_index"], row["length"], tuple(row["tasks"]), data, parts)
 
 
 def _episodes_v2(root: Path, info: Mapping[str, Any], videos: Iterable[str]) -> Iterable[Episode]:
@@ -238,6 +238,24 @@ def _episodes_v2(root: Path, info: Mapping[str, Any], videos: Iterable[str]) -> 
             raise ValueError(f"{path} is damaged ({error}): download it again") from error
         index = row["episode_index"]
         numbers = {"episode_index": index, "episode_chunk": index // info["chunks_size"]}
-        data = info["data_path"].format(**numbers)
-        parts = {name: VideoPart(root / info["video_path"].format(video_key=name, **numbers), 0.0) for name in videos}
-        yield Episode(index, row["length"], tuple(row["tasks"]), root / data, parts)
+        data = _file(root, info, "data_path", **numbers)
+        parts = {name: VideoPart(_file(root, info, "video_path", video_key=name, **numbers), 0.0) for name in videos}
+        yield Episode(index, row["length"], tuple(row["tasks"]), data, parts)
+
+
+def _file(root: Path, info: Mapping[str, Any], kind: str, **names: Any) -> Path:
+    """
+    :param root: Folder of the dataset
+    :param info: What its ``info.json`` says
+    :param kind: ``data_path`` or ``video_path``
+    :param names: What the file's name is made of
+    :return: The file
+    :raises ValueError: If it is made of something else, or lies elsewhere
+    """
+    try:
+        path = Path(info[kind].format(**names))
+    except (AttributeError, LookupError, ValueError) as error:
+        raise ValueError(f"{root / INFO}: {kind} {info[kind]!r} can't be read ({error}): download it again") from error
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{root / INFO}: {kind} {info[kind]!r} leads out of the dataset: such a file is not read")
+    return root / path

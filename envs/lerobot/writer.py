@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..argument_checks import Limits
 from ..demonstrations import Demonstration
+from ..durable_files import name_folder
 from ..wrappers.instruction_observation import decode_instruction
 from .libraries import import_library
 from .metadata import (
@@ -95,8 +96,7 @@ def write_lerobot(
         writer.write_metadata()
         if target.exists():
             target.rmdir()
-        temporary.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp's folders are for their owner alone
-        temporary.rename(target)
+        name_folder(temporary, target)
     except BaseException:
         shutil.rmtree(temporary)
         raise

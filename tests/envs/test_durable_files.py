@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from sb3_vla_envs.durable_files import make_folder, replace_text, replacing, sweep
+from sb3_vla_envs.durable_files import make_folder, name_folder, replace_text, replacing, sweep
 
 
 def test_replaces_a_file_and_makes_its_folders(tmp_path):
@@ -32,6 +32,19 @@ def test_the_file_is_for_whom_the_user_lets_read_it(tmp_path):
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "b.txt").stat().st_mode) == 0o640
+
+
+def test_a_complete_folder_gets_its_name_and_is_for_whom_the_user_lets_read_it(tmp_path):
+    made = tmp_path / "set.part"
+    (made / "meta").mkdir(parents=True, mode=0o700)
+    (made / "meta/info.json").write_text("{}")
+    mask = os.umask(0o027)
+    try:
+        name_folder(made, tmp_path / "set")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "set/meta/info.json").read_text() == "{}" and not made.exists()
+    assert stat.S_IMODE((tmp_path / "set").stat().st_mode) == 0o750
 
 
 def test_a_folder_that_is_there_is_no_error(tmp_path):

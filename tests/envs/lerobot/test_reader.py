@@ -298,6 +298,19 @@ def test_other_formats_and_tasks_that_are_not_there(make_dataset, tmp_path):
         read_lerobot(tmp_path, OBSERVATIONS, CHUNKS)
 
 
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/etc/{0}.parquet", "can't be read"), ("{", "can't be read"), ("/etc/x", "leads out"), ("../x.parquet", "leads out")],
+)
+def test_names_of_files_that_lead_elsewhere_or_nowhere(make_dataset, version, path, message):
+    dataset = make_dataset(version)
+    info = dataset.folder / "meta/info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "data_path": path}))
+    with pytest.raises(ValueError, match=rf"info\.json: data_path .*{message}"):
+        read(dataset, every_step=True)
+
+
 def test_an_episode_of_several_tasks_is_refused(make_dataset):
     dataset = make_dataset()
     path = dataset.folder / "meta/episodes/chunk-000/file-000.parquet"
