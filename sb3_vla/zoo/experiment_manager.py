@@ -102,12 +102,15 @@ class ChunkExperimentManager(ExperimentManager):
         if not self.trust:  # what the command line says is the user's own
             typed = self.custom_hyperparams or {}
             check_hyperparams({name: value for name, value in hyperparams.items() if name not in typed}, self.config)
-        hyperparams["env_kwargs"] = {**(hyperparams.get("env_kwargs") or {}), **given}
+        hyperparams["env_kwargs"] = dict(hyperparams.get("env_kwargs") or {})
+        configured = self._steps_a_chunk(copy.deepcopy(hyperparams))
+        hyperparams["env_kwargs"].update(given)
         chunk_size = hyperparams.pop("chunk_size", None)
         changed = self._with_chunks(hyperparams, chunk_size, hyperparams.get("gamma"))
         saved.pop("chunk_size", None)
-        if chunk_size is not None:
-            self._discount_chunks(changed, chunk_size)
+        n_steps = self._steps_a_chunk(changed)
+        if n_steps is not None and n_steps != configured:
+            self._discount_chunks(changed, n_steps)
         saved.update({key: copy.deepcopy(changed[key]) for key in ("env_kwargs", "env_wrapper", "gamma") if key in changed})
         return changed, saved
 
@@ -130,20 +133,31 @@ class ChunkExperimentManager(ExperimentManager):
             raise refusal(self.storage, "may hold a pickled sampler, which --sampler auto loads")
         return super()._create_sampler(sampler_method)
 
-    def _discount_chunks(self, hyperparams: Hyperparams, chunk_size: int) -> None:
+    def _steps_a_chunk(self, hyperparams: Hyperparams) -> int | None:
         """
-        Let an algorithm that discounts once a chunk follow a new chunk size, unless the user gave its discount, too.
+        :param hyperparams: Hyperparameters as in a configuration file, with ``env_kwargs``
+        :return: How many primitive steps of a chunk are executed, ``None`` without chunks
+        """
+        settings, defaults = chunk_settings(hyperparams, self.env_name.gym_id)
+        if settings is None:
+            return None
+        known = {**defaults, **settings}
+        return known.get("n_action_steps") or known["chunk_size"]
 
-        :param hyperparams: Hyperparameters with the new chunk size, changed in place
-        :param chunk_size: The chunk size
+    def _discount_chunks(self, hyperparams: Hyperparams, n_steps: int) -> None:
+        """
+        Let an algorithm that discounts once a chunk follow its new length, unless the user gave its discount, too.
+
+        :param hyperparams: Hyperparameters with the new chunks, changed in place
+        :param n_steps: Primitive steps of a chunk that are executed
         """
         settings, defaults = chunk_settings(hyperparams, self.env_name.gym_id)
         assert settings is not None
         gamma = settings.get("gamma", defaults.get("gamma"))
         if self._is_self_bc or gamma is None or "gamma" in (self.custom_hyperparams or {}):
             return
-        hyperparams["gamma"] = gamma**chunk_size
-        print(f"chunk_size={chunk_size}: a chunk is discounted by gamma={hyperparams['gamma']:.4f}")
+        hyperparams["gamma"] = gamma**n_steps
+        print(f"{n_steps} steps of a chunk are executed: it is discounted by gamma={hyperparams['gamma']:.4f}")
 
     def _with_chunks(self, hyperparams: Hyperparams, chunk_size: int | None, gamma: float | None) -> Hyperparams:
         """

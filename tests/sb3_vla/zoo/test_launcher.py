@@ -151,6 +151,7 @@ def test_environment_arguments_reach_a_configuration_of_the_users_own(tmp_path):
     assert PPO.load(folder / "MetaWorldVLA-drawer-close-v3.zip").action_space.shape == (3, 4)
     config = yaml.unsafe_load((folder / folder.name[:-2] / "config.yml").read_text())
     assert config["env_kwargs"] == {"horizon": 40, "chunk_size": 3}
+    assert config["gamma"] == pytest.approx(0.99**3), "which PPO discounts a chunk by"
 
 
 def test_enjoy_plays_what_was_trained(capsys):
@@ -342,6 +343,15 @@ def test_algorithms_that_discount_once_a_chunk_follow_its_size(given, gamma, tmp
     assert SAC.load(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip").gamma == pytest.approx(gamma)
     config = yaml.unsafe_load((tmp_path / "sac/Pendulum-v1_1/Pendulum-v1/config.yml").read_text())
     assert config["gamma"] == pytest.approx(gamma)
+
+
+def test_the_discount_follows_the_steps_that_are_executed(tmp_path):
+    config = read_config("sac")["Pendulum-v1"]
+    chunks_of(config).update(chunk_size=4, n_action_steps=2)
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"Pendulum-v1": {**config, "gamma": 0.9}}))
+    options = ["--conf-file", str(tmp_path / "own.yml"), "-n", "8", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)]
+    main(["train", "--algo", "sac", "--env", "Pendulum-v1", *options, "-params", *TINY["sac"], "chunk_size:3"])
+    assert SAC.load(tmp_path / "sac/Pendulum-v1_1/Pendulum-v1.zip").gamma == 0.9, "as many steps as before"
 
 
 def test_a_search_in_threads_is_refused_where_it_would_draw(tmp_path):
