@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _read_run(path: str, name: str) -> RunLog:
     written = (folder.progress, folder.validation, folder.results, folder.sft_checkpoint, folder.config_file)
     logs = [file for file in written if file.is_file()]
     results = load_results(folder, "post-trained" if folder.progress.is_file() else "SFT")
-    return RunLog(
+    run = RunLog(
         name=name,
         path=folder.path,
         command=command,
@@ -99,6 +99,8 @@ def _read_run(path: str, name: str) -> RunLog:
         is_complete=_is_complete(folder, results),
         seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
     )
+    # One that trains on has the model of before
+    return run if run.done is None or run.done == 1 else replace(run, is_complete=False)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

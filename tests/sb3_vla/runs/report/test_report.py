@@ -25,7 +25,7 @@ def evaluation(steps):
 
 
 def make_run(path, seed=0, rate=1e-4, is_complete=True, elapsed=(1800, 3600, 5400), iterations=(1, 2, 3)) -> Path:
-    settings = {"seed": seed, "train": {"learning_rate": rate, "total_timesteps": 400}}
+    settings = {"seed": seed, "train": {"learning_rate": rate, "total_timesteps": 300}}
     folder = RunFolder.create(path, f"sb3-vla train --out {path} --seed {seed}", settings)
     names = ("time/primitive_steps", "time/total_timesteps", "time/time_elapsed", "rollout/success_rate", "demos/pairs")
     lines = [",".join([*names, "demos/episodes", "demos/mean_steps", "demos/mean_steps/push", "time/iterations"])]
@@ -58,7 +58,7 @@ def section(text, title):
 
 def test_one_run_says_all_that_its_folder_holds(tmp_path):
     text = report(tmp_path, make_run(tmp_path / "runs" / "a"))
-    assert cells(section(text, "Runs"))[6:] == ["runs/a", "complete", "0", "75%", "2,400", "90 min"]
+    assert cells(section(text, "Runs"))[6:] == ["runs/a", "complete", "0", "100%", "2,400", "90 min"]
     # Three of four episodes: Wilson's interval by hand
     assert cells(section(text, "Results"))[5:10] == ["runs/a", "SFT", "0.75 (0.30\N{EN DASH}0.95)", "40.0", "4"]
     assert section(text, "By task").count("<svg") == 2 and "pull &lt;fast&gt;" in section(text, "By task")
@@ -190,6 +190,14 @@ def test_runs_of_one_seed_or_with_other_beginnings_are_not_seeds_of_an_experimen
     config.write_text(config.read_text().replace("sb3-vla train", "sb3-vla train --init sft.zip"))
     groups = group_by_experiment(read_runs([str(path) for path in paths]))
     assert sorted(len(runs) for runs in groups.values()) == [1, 1, 2]
+
+
+def test_a_run_that_trains_on_is_not_complete_by_the_model_of_before(tmp_path):
+    path = make_run(tmp_path / "a")
+    assert read_runs([str(path)])[0].is_complete
+    config = RunFolder(path).config_file
+    config.write_text(config.read_text().replace("total_timesteps: 300", "total_timesteps: 600"))
+    assert not read_runs([str(path)])[0].is_complete
 
 
 @pytest.mark.parametrize("command", ["quickstart", "sft", "train"])
