@@ -22,7 +22,7 @@ def prepare(arguments: Namespace) -> Work:
     config, model = load_to_act(arguments)
     check_goals(config, "test", arguments.goal + 1)
     prefix = Path(arguments.model).stem
-    gif_paths(config.tasks, arguments.out, prefix)
+    gif_paths(config.tasks, arguments.out, prefix, config.suite)
     check_writable(arguments.out)
 
     def work() -> None:
