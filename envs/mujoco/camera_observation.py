@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .rendering import SceneRenderer
 
 
+# Whose renderers are kept: more than MetaWorld has tasks. An environment may make a new model with each reset
+_MOST_MODELS = 64
+
+
 class CameraObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstructorArgs):
     """
     Adds a picture per camera to a dictionary observation: ``image`` for the first one, ``image_<camera>`` for the others.
@@ -82,9 +86,11 @@ class CameraObservation(NoShallowCopy, gym.ObservationWrapper, RecordConstructor
 
         model = self.env.get_wrapper_attr("model")
         # A renderer holds its model, so no other can get the same id while it is here.
-        if id(model) not in self._renderers:
-            self._renderers[id(model)] = SceneRenderer(model, self.cameras, self.quality)
-        return self._renderers[id(model)]
+        renderer = self._renderers.pop(id(model), None) or SceneRenderer(model, self.cameras, self.quality)
+        self._renderers[id(model)] = renderer  # as the latest
+        if len(self._renderers) > _MOST_MODELS:
+            del self._renderers[next(iter(self._renderers))]
+        return renderer
 
 
 def _suites_cameras(env: gym.Env) -> Sequence[CameraLike]:

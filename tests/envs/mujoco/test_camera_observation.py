@@ -56,3 +56,15 @@ def test_unknown_camera_lists_those_of_the_scene():
 def test_observation_that_is_no_dictionary_is_refused():
     with pytest.raises(TypeError, match="Dict observation space, got Box"):
         CameraObservation(gym.make("CartPole-v1"))
+
+
+def test_models_that_come_and_go_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr("sb3_vla_envs.mujoco.camera_observation._MOST_MODELS", 2)
+    tasks = ["window-open-v3", "drawer-close-v3", "reach-v3"]
+    env = CameraObservation(MetaWorldEnv(tasks, n_goals=1), [Camera("corner4", height=16, width=16)])
+    pictures = [env.reset(seed=0, options={"task": task})[0]["image"] for task in tasks * 2]
+    assert len(env._renderers) == 2
+    for first, again in zip(pictures[:3], pictures[3:], strict=True):
+        np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(pictures[0], pictures[1])
+    env.close()
