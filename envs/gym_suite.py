@@ -236,7 +236,7 @@ class GymTaskEnv(MultiTaskEnv):
         return {key: value for key, value in self._seen.items() if key != "privileged"}
 
     def _privileged_state(self) -> NDArray[np.float32]:
-        return self._seen["privileged"].ravel() if "privileged" in self._seen else np.zeros(0, np.float32)
+        return self._seen["privileged"].ravel()
 
     def _expert_action(self) -> NDArray[Any]:
         if self.suite.expert is None:

@@ -48,7 +48,7 @@ class SimulationSettings:
     :param settle_steps: Steps with a zero action at the beginning of an episode, which the policy does not see and nothing
         counts
     :param paraphrases: Whether each reset draws one of the task's wordings, or always takes the first
-    :param privileged: Whether to observe ``privileged``, for a critic
+    :param privileged: Whether to observe ``privileged``, for a critic, where the suite knows anything to put there
     :param task_ids: The tasks among which ``privileged`` tells which one it is, by default those of the environment; give the
         whole list to environments that share a policy and each have a part of it
     :raises TypeError: If a setting is of another type
@@ -116,7 +116,7 @@ class MultiTaskEnv(gym.Env):
     :param tasks: Some of its tasks, see :meth:`Suite.resolve_tasks`
     :param observed: Spaces of what :meth:`_observe` gives, by key
     :param action_space: Of a primitive step
-    :param privileged_size: Length of :meth:`_privileged_state`; 0 without
+    :param privileged_size: Length of :meth:`_privileged_state`; with 0 there is no ``privileged``, whatever the setting says
     :param render_mode: ``None`` or ``"rgb_array"``
     :param settings: Of the suite's :class:`SimulationSettings`
     :raises TypeError: If a setting is unknown or of another type

@@ -69,7 +69,7 @@ def test_no_import_cycle():
         pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
 
 
-def test_nothing_but_a_backbone_imports_transformers():
+def test_importing_sb3_vla_does_not_import_transformers():
     seen, new = set(), {"sb3_vla.api"}
     while new:
         seen |= new

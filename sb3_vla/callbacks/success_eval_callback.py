@@ -56,7 +56,7 @@ class SuccessEvalCallback(EvalCallback):
     :param render: Whether to render or not the environment during evaluation
     :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
     :param warn: Passed to ``evaluate_policy`` (warns if ``eval_env`` has not been wrapped with a Monitor wrapper)
-    :raises ValueError: If some tasks would be played more often than others
+    :raises ValueError: If environments with tasks of their own would not all play as many episodes
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SuccessEvalCallback(EvalCallback):
             verbose=verbose,
             warn=warn,
         )
-        self._check_that_all_tasks_are_played()
+        self._check_that_all_play_alike()
         self.evaluations_steps: list[list[int]] = []
         self.evaluations_steps_to_success: list[list[float]] = []
         # The evaluated episodes, each with the name of its task, and by environment those under way
@@ -95,10 +95,10 @@ class SuccessEvalCallback(EvalCallback):
         # Success rate, minus the steps to success, reward
         self._best_quality = (-np.inf, -np.inf, -np.inf)
 
-    def _check_that_all_tasks_are_played(self) -> None:
+    def _check_that_all_play_alike(self) -> None:
         n_envs = self.eval_env.num_envs
         if self.n_eval_episodes % n_envs and self.eval_env.has_attr("tasks"):
-            tasks = {tuple(names) for names in self.eval_env.get_attr("tasks")}
+            tasks = set(map(str, self.eval_env.get_attr("tasks")))  # whatever they are
             if len(tasks) > 1:  # of which SB3 plays some less often, or never
                 raise ValueError(
                     f"n_eval_episodes={self.n_eval_episodes} can't be shared out evenly among the {n_envs} environments of "

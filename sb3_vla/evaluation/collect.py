@@ -31,7 +31,7 @@ def collect_episodes(
 ) -> list[Demonstration]:
     """
     Let a policy act, and keep all of its episodes, failures too, each up to its success or its end. Their observations hold
-    ``privileged``, too: they are what :func:`~sb3_vla.fine_tune` takes as ``auxiliary_episodes``.
+    ``privileged``, too, where the suite knows any: they are what :func:`~sb3_vla.fine_tune` takes as ``auxiliary_episodes``.
 
     :param model: A model trained, or fine-tuned, on :func:`sb3_vla_envs.make_vla_env`'s environments
     :param tasks: Task, group of tasks, comma-separated names or a sequence of them

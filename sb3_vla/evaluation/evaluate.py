@@ -46,7 +46,7 @@ def evaluate(
     :raises ValueError: If there are no jobs, an environment has no schedule, or the model has lost its ``VecNormalize``
     :raises TypeError: If ``settings`` can't be written as JSON
     :raises RuntimeError: If an environment plays another task than it was told to, or its infos don't say which of several
-        tasks it plays, or whether it succeeded
+        tasks it plays, or whether it succeeded; or a worker of the environments is lost
     """
     if not jobs:
         raise ValueError("There are no episodes to run: give at least one job, for example episode_jobs([''], n_goals=10).")

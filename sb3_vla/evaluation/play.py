@@ -82,7 +82,7 @@ def play(model: PolicyPredictor, venv: VecEnv, jobs: Sequence[EpisodeJob], deter
         )
         observations, rewards, episode_starts, infos = venv.step(actions)
         if any(map(is_lost, infos)):
-            raise RuntimeError("a worker of the environments was lost in the midst of its episodes: evaluate once more")
+            raise RuntimeError("a worker of the environments was lost in mid-episode: play all episodes once more")
         for index in map(int, np.flatnonzero(playing < len(jobs))):
             observation = {key: values[index] for key, values in seen.items()} if isinstance(seen, dict) else seen[index]
             done = bool(episode_starts[index])

@@ -221,8 +221,8 @@ class DemonstrationBuffer:
         """
         Offer episodes, e.g. those of an expert.
 
-        :param demonstrations: The episodes; their rewards, if they have any, must be discounted inside chunks by the buffer's
-            ``gamma``, as those of ``collect_demonstrations(..., gamma=...)`` are by that one
+        :param demonstrations: The episodes; rewards of chunks must be discounted inside by the buffer's ``gamma``:
+            ``collect_demonstrations(..., gamma=...)``
         :return: How many were admitted
         :raises TypeError: If these are not episodes
         :raises ValueError: If one does not fit, see :meth:`add`

@@ -200,7 +200,7 @@ class PolicyAdapter:
         :param batch: Observations
         :return: What :meth:`critic_values` reads of them in their place, where it :attr:`critic_reads_features`
         """
-        return batch.encoded
+        raise NotImplementedError(f"{type(self).__name__} has no features that its critic reads")
 
     def precompute(self, obs: PyTorchObs) -> EncodedObservations:
         """

@@ -50,7 +50,8 @@ def check_chunk_lengths(infos: Sequence[Mapping[str, Any]], chunk_size: int | No
             if "chunk_length" not in info:
                 raise ValueError(
                     f"environment {number} takes chunks of {chunk_size} actions, but info['chunk_length'] does not say how "
-                    f"many of them it executed: wrap it in ChunkedActionWrapper, or see which wrapper drops the key of {info}"
+                    "many of them it executed: wrap it in ChunkedActionWrapper, or see which wrapper drops the key; there are "
+                    f"{sorted(map(str, info))}"
                 )
     return np.array([info.get("chunk_length", 1) for info in infos])
 

@@ -189,9 +189,9 @@ class ChunkRolloutBuffer(RolloutBuffer):
 
     def encode(self, encode: Callable[[PolicyInput], EncodedObservations], batch_size: int) -> EncodedObservations:
         """
-        :param encode: What makes something of some observations
-        :param batch_size: How many at a time
-        :return: The same of all of them, in the order in which :meth:`get` wants it
+        :param encode: Makes features of a batch of observations
+        :param batch_size: How many observations at a time
+        :return: The features of all of them, ``(n_envs * n_steps, ...)``, for :meth:`get` as ``in_place`` with ``keys=()``
         """
         if not self.generator_ready:
             next(self.get(1))  # puts the samples in order

@@ -43,7 +43,18 @@ class Line(gym.Env):
         return self.picture()
 
 
+class Rewriting(Line):
+    """Writes what it observes into the same array again."""
+
+    def observe(self):
+        observation = super().observe()
+        self.way = getattr(self, "way", observation["way"])
+        self.way[...] = observation["way"]
+        return {**observation, "way": self.way}
+
+
 gym.register("Line-v0", entry_point=Line, max_episode_steps=4)
+gym.register("Rewriting-v0", entry_point=Rewriting, max_episode_steps=20)
 KEYS = {"agent_pos": "state", "way": "privileged", "pixels/top": "image"}
 
 
@@ -73,6 +84,12 @@ def test_observation_keys_are_mapped():
 @pytest.mark.filterwarnings("ignore")  # advice on spaces, not failures
 def test_gymnasiums_checker_passes():
     check_env(line().make_simulation("go", privileged=False), skip_render_check=True)
+
+
+def test_demonstrations_keep_what_an_environment_writes_over():
+    suite = line({"way": "state", "pixels/top": "image"}, tasks={"go": GymTask("Rewriting-v0", "go")})
+    (demo,) = collect_demonstrations("go", 1, suite=suite, chunk_size=2, progress=False)
+    assert len({row.tobytes() for row in demo.observations["state"]}) == len(demo) > 1
 
 
 def test_without_a_picture_render_draws_one_a_chunk():

@@ -10,6 +10,7 @@ from sb3_vla import make_vla_vec_env
 from sb3_vla.evaluation.gif import record_tasks
 from sb3_vla.runs.cli import main
 from sb3_vla_envs import collect_demonstrations, get_suite, load_demonstrations
+from sb3_vla_envs import suite as suite_module
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SUITE = "own_suite:hills"
@@ -56,5 +57,8 @@ def test_films(example, tmp_path):
 
 def test_command_line_takes_the_suite_by_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    # As if no test before this one had imported it
+    monkeypatch.setattr(suite_module, "_SUITES", {k: suite for k, suite in suite_module._SUITES.items() if k != "hills"})
+    monkeypatch.delitem(sys.modules, "own_suite", raising=False)
     assert main(["demos", "--suite", SUITE, "--n-per-task", "1", "--out", str(tmp_path / "demos.npz")]) == 0
     assert [demo.task for demo in load_demonstrations(tmp_path / "demos.npz")] == ["climb", "race"]

@@ -245,9 +245,12 @@ def _quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     :return: Values that stand for equally many samples each, ascending, float32; where several would be nearly the same, as at
         the bounds, the widest gaps between others are halved instead
     """
-    bins = np.unique(np.quantile(values, (np.arange(n_bins) + 0.5) / n_bins).astype(np.float32))
+    quantiles = np.quantile(values, (np.arange(n_bins) + 0.5) / n_bins).astype(np.float32)
     # A bin's centre in the environment's units, rounded, has to be nearest to that bin
-    bins = bins[np.diff(bins, prepend=-np.inf) > _LEAST_GAP]
+    bins = quantiles[:1]
+    for value in quantiles[1:]:
+        if value - bins[-1] > _LEAST_GAP:
+            bins = np.append(bins, value)
     while len(bins) < n_bins:
         known = np.union1d(bins, np.array([-1, 1], np.float32))
         widest = np.diff(known).argmax()

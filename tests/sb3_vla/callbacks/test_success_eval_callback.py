@@ -113,7 +113,7 @@ class HasTasks(Scripted):
         self.tasks = tasks
 
 
-def test_tasks_in_environments_of_their_own_are_played_equally_often():
+def test_environments_with_tasks_of_their_own_must_share_the_episodes_evenly():
     def make(*tasks):
         return DummyVecEnv([lambda name=name: Monitor(HasTasks(*name)) for name in tasks])
 
@@ -121,6 +121,7 @@ def test_tasks_in_environments_of_their_own_are_played_equally_often():
         SuccessEvalCallback(make("a", "b", "c"))
     SuccessEvalCallback(make("a", "b", "c"), n_eval_episodes=6)
     SuccessEvalCallback(make("ab", "ab", "ab"))
+    SuccessEvalCallback(make([{"name": "a"}], [{"name": "a"}]))
 
 
 YES, NO = (True, 9, 1.0), (False, 9, 0.0)

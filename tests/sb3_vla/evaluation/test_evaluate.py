@@ -93,7 +93,7 @@ def test_an_episode_whose_worker_is_lost_is_an_error() -> None:
                 return observation, 0.0, False, True, {**info, **lost_info(observation)}
             return observation, reward, terminated, truncated, info
 
-    with pytest.raises(RuntimeError, match="a worker of the environments was lost"):
+    with pytest.raises(RuntimeError, match="a worker of the environments was lost in mid-episode"):
         evaluate(ConstantPolicy(), DummyVecEnv([partial(scheduled, LosesOne)]), episode_jobs(["far"], 2), progress=False)
 
 

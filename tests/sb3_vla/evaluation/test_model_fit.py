@@ -33,6 +33,8 @@ def test_model_must_fit_the_environment() -> None:
     for name, env in misfits.items():
         with pytest.raises(ValueError, match=f"{name}: the model has"):
             check_model_fits(model, env)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="observation 'privileged': the model has none"):  # but VLAPolicy, which reads it not
+        check_model_fits(Spaces(dict_space()), Spaces(dict_space(privileged=privileged)))  # type: ignore[arg-type]
 
 
 def test_sb3_turning_images_to_channels_first_is_no_misfit() -> None:

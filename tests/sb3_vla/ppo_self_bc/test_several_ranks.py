@@ -114,14 +114,13 @@ def test_two_ranks_take_the_step_of_one_process_with_both_rollouts(
 
 
 def rate_otherwise(make_model, make_vec_env, demonstrations):
-    """With a critic whose values are rounded otherwise on each rank."""
+    """With a critic that expects more on the second rank than there is to be had."""
     model = make_model(make_vec_env(goal=3, horizon=5), replay_buffer_kwargs={"episodes_per_task": 3})
     critic_values = model.adapter.critic_values
-    model.adapter.critic_values = lambda batch: critic_values(batch) + (model.ranks.rank - 0.5) * th.rand(1)
+    model.adapter.critic_values = lambda batch: critic_values(batch) + 2.0 * model.ranks.rank
     model.replay_buffer.extend(demonstrations)
     model.lifetime_timesteps = 10**6
-    for _ in range(5):
-        model._rate_demonstrations()
+    model._rate_demonstrations()
     return {task: [demo.actions for demo in held] for task, held in model.replay_buffer.episodes.items()}
 
 

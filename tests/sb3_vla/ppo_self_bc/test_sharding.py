@@ -23,15 +23,17 @@ CASES = {
     "accumulated": {"n_epochs": 2, "micro_batch_size": 5},
     "kl-stop": {"n_epochs": 20, "target_kl": 0.02, "normalize_advantage": "task"},
     "critic": {"n_epochs": 1, "critic_epochs": 3, "bc_weight": 0},
+    "features": {"n_epochs": 1, "critic_epochs": 3, "bc_weight": 0, "micro_batch_size": 3, "privileged": False},
     "frozen": {"n_epochs": 2, "policy_kwargs": {**POLICY, "frozen": ("vision", "connector")}},
 }
 
 
 def make(make_model, make_vec_env, **kwargs):
+    env = make_vec_env(goal=3, horizon=5, privileged=kwargs.pop("privileged", True))
     settings = {"n_steps": 8, "batch_size": 8, "learning_rate": 0.01, "policy_kwargs": POLICY, **kwargs}
     # By advantage the toy's episodes, which are nearly alike, would be ordered by rounding
     settings["replay_buffer_kwargs"] = {"rule": "shortest"}
-    return make_model(make_vec_env(goal=3, horizon=5, privileged=kwargs.pop("privileged", True)), **settings)
+    return make_model(env, **settings)
 
 
 def watch_steps(model):

@@ -244,11 +244,8 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
 
 
 def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd):
-    run, update, number = (
-        str(tmp_path / "run"),
-        PPOSelfBC.train,
-        signal.SIGINT,
-    )  # others: tests/sb3_vla/runs/test_interruption.py
+    # The other signals: tests/sb3_vla/runs/test_interruption.py
+    run, update, number = str(tmp_path / "run"), PPOSelfBC.train, signal.SIGINT
 
     def train(model):
         if model.num_timesteps == 32:

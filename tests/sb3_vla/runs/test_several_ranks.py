@@ -126,10 +126,9 @@ def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, co
     # Nothing is learned from the rollout in which a rank is lost, and a rank alone can't save what is sharded
     newest = "32" if when == "rollout" and not shard else "16"
     assert max(path.name for path in (run / "checkpoints").iterdir()) == newest
-    if when == "rollout":
-        status, out, _ = command("train", "--resume", str(run))
-        assert status == 0 and f"checkpoints/{newest}" in out
-        assert PPOSelfBC.load(run / "model.zip").num_timesteps == 64
+    status, out, _ = command("train", "--resume", str(run))
+    assert status == 0 and f"checkpoints/{newest}" in out
+    assert PPOSelfBC.load(run / "model.zip").num_timesteps == 64
 
 
 def resume(run):

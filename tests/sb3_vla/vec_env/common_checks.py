@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing
 from stable_baselines3.common.monitor import Monitor
 
 # Workers can't import this file
@@ -135,7 +135,7 @@ def check_seeds_and_options_hold_for_one_reset(env):
 
 
 def check_attributes_and_methods_by_index(env):
-    """Of at least four environments in a ``TimeLimit``."""
+    """Of at least four environments in an ``OrderEnforcing``."""
     numbers = list(range(env.num_envs))
     assert env.get_attr("number") == numbers
     assert env.get_attr("number", indices=[3, 0, 3, -1]) == [3, 0, 3, numbers[-1]]
@@ -148,7 +148,7 @@ def check_attributes_and_methods_by_index(env):
     assert env.get_attr("number") == numbers, "a query that failed leaves everything open and in order"
     assert env.env_method("get_wrapper_attr", "number", indices=1) == [1]
     assert env.env_method("get_wrapper_attr", name="number", indices=range(1, 3)) == [1, 2]
-    assert env.env_is_wrapped(TimeLimit, indices=[0, 3]) == [True, True]
+    assert env.env_is_wrapped(OrderEnforcing, indices=[0, 3]) == [True, True]
     assert env.env_is_wrapped(Monitor) == [False] * len(numbers)
     with pytest.raises(IndexError):
         env.get_attr("number", indices=len(numbers))

@@ -42,6 +42,14 @@ def test_several_share_workers_with_memory_for_observations():
         env.close()
 
 
+def test_workers_fork_from_a_process_that_has_imported_what_scripts_need(monkeypatch):
+    preloaded = []
+    method = "multiprocessing.context.ForkServerContext.set_forkserver_preload"
+    monkeypatch.setattr(method, lambda _, names: preloaded.extend(names))
+    make_vec_env_from_fns([partial(gym.make, "Pendulum-v1")] * 2).close()
+    assert preloaded == ["sb3_vla.api"]
+
+
 def test_metaworld_as_vla_policy_sees_it():
     env = make_vla_vec_env("drawer-close-v3", n_envs=1, seed=3, chunk_size=4, gamma=0.9)
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -87,12 +87,12 @@ def make(ray_cluster):
         env.close()
 
 
-def with_time_limit(number):
-    return TimeLimit(ToyEnv(number, "dict", fault=AN_ERROR_BESIDE_WORK.get(number), armed=False), 1000)
+def wrapped(number):
+    return OrderEnforcing(ToyEnv(number, "dict", fault=AN_ERROR_BESIDE_WORK.get(number), armed=False))
 
 
 def test_it_is_like_other_vectorised_environments(make):
-    env_fns = [partial(with_time_limit, number) for number in range(5)]
+    env_fns = [partial(wrapped, number) for number in range(5)]
     env, dummy = make(env_fns, n_workers=2), DummyVecEnv(env_fns)
     check_every_step(env, dummy)
     for array in (*env.reset().values(), *env.step(np.zeros((5, 2)))[1:3]):

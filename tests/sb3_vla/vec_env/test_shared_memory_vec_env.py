@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -105,7 +105,7 @@ def test_what_is_returned_belongs_to_the_caller(make):
 
 
 def test_attributes_and_methods_by_index(make):
-    env_fns = [partial(TimeLimit, env_fn(), max_episode_steps=9) for env_fn in toy_env_fns(4)]
+    env_fns = [partial(OrderEnforcing, env_fn()) for env_fn in toy_env_fns(4)]
     check_attributes_and_methods_by_index(make(env_fns, 2))
 
 

@@ -153,6 +153,12 @@ def test_no_two_quantile_bins_are_so_close_that_rounding_confuses_them(space):
     assert th.equal(head.to_tokens(head.from_tokens(tokens)), tokens)
 
 
+def test_of_many_close_quantiles_those_stay_that_are_apart():
+    head = make_head(spaces.Box(-1, 1, (1, 1), np.float32), bins="quantile", n_bins=64)
+    head.fit(np.linspace(0.5, 0.506, 6400, dtype=np.float32)[:, None])  # quantiles 9.4e-5 apart: every second one
+    assert ((head.unit_bins[0] >= 0.5) & (head.unit_bins[0] <= 0.506)).sum() == 32
+
+
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_fine_tuned_trained_saved_and_loaded(decoding, make_model, make_demonstrations, record_logs, tmp_path):
     head_kwargs = {"decoding": decoding, "n_bins": 8, "hidden_dim": 16, "bins": "quantile"}
