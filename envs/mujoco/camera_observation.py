@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .rendering import SceneRenderer
 
 
-# Whose renderers are kept: more than MetaWorld has tasks. An environment may make a new model with each reset
+# Whose renderers are kept: a suite has a model for each task, and an environment may make a new one with each reset
 _MOST_MODELS = 64
 
 
