@@ -98,7 +98,7 @@ def write_lerobot(
             target.rmdir()
         name_folder(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # which may have its name by now
         raise
     return len(writer.episodes)
 

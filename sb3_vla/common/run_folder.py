@@ -54,7 +54,7 @@ class RunFolder:
         """
         Start a run in a new or empty folder, and write into it ``config.yaml``, ``versions.json``, and the configuration once
         more as ``began.yaml``: the first may be edited to change a run on its way. The folder of a run that failed before it
-        had made anything but logs counts as empty.
+        had made anything but logs and part of a checkpoint counts as empty.
 
         :param path: The folder; its parents are made too
         :param command: The command that makes the run, as one would type it
@@ -160,7 +160,7 @@ class RunFolder:
     def _logs(self) -> tuple[Path, ...]:
         """What a run has left of which nothing can go on, if that is all there is."""
         incomplete = () if self.has_checkpoints else (self.checkpoints,)
-        return (self.progress, self.log, self.tensorboard, self.validation, self.best_model, *incomplete)
+        return (self.progress, self.log, self.tensorboard, *incomplete)
 
     def _is_free(self) -> bool:
         """:return: Whether a run may begin here: there is nothing, or what one that made nothing but logs has left"""

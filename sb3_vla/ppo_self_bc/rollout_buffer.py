@@ -187,9 +187,9 @@ class ChunkRolloutBuffer(RolloutBuffer):
             if len(advantages) > 1:
                 self.advantages[of_task] = (self.advantages[of_task] - advantages.mean()) / (advantages.std() + 1e-8)
 
-    def encode(self, encode: Callable[[PolicyInput], EncodedObservations], batch_size: int) -> EncodedObservations:
+    def encode(self, featurize: Callable[[PolicyInput], EncodedObservations], batch_size: int) -> EncodedObservations:
         """
-        :param encode: Makes features of a batch of observations
+        :param featurize: Makes features of a batch of observations
         :param batch_size: How many observations at a time
         :return: The features of all of them, ``(n_envs * n_steps, ...)``, for :meth:`get` as ``in_place`` with ``keys=()``
         """
@@ -198,7 +198,7 @@ class ChunkRolloutBuffer(RolloutBuffer):
         self._keys, self._in_place = None, NOT_ENCODED
         n = self.buffer_size * self.n_envs
         batches = (self._get_samples(np.arange(start, min(start + batch_size, n))) for start in range(0, n, batch_size))
-        return EncodedObservations.join(encode(batch.policy_input) for batch in batches)
+        return EncodedObservations.join(featurize(batch.policy_input) for batch in batches)
 
     def get(  # type: ignore[override]
         self,

@@ -112,7 +112,8 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     checkpoints = _checkpoints(Path(folder))
     if not checkpoints:
         raise FileNotFoundError(
-            f"there is no checkpoint in '{folder}': the run stopped before its first; repeat the command that began it"
+            f"there is no checkpoint in '{folder}': the run stopped before its first; repeat the command that began it, with "
+            "another --out if it has kept a best_model.zip"
         )
     damaged: list[str] = []
     for checkpoint in checkpoints:

@@ -38,8 +38,7 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
         folder.sft_checkpoint.unlink(missing_ok=True)
     else:
         sft_model = run_sft(config, demonstrations, folder)
-    unseen = " that training does not see" if config.eval.split == "test" else f" of the split {config.eval.split!r}"
-    say(f"3/5  Evaluating the SFT policy on goals{unseen}")
+    say(f"3/5  Evaluating the SFT policy on goals of the {config.eval.split} split")
     results = load_results(folder)
     if "SFT" not in results:
         results["SFT"] = evaluate_model(config, sft_model)

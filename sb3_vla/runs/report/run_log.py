@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class RunLog:
     :param progress: What SB3's logger recorded, with ``hours``
     :param validation: Evaluations during training, with ``hours``
     :param films: GIFs by name
-    :param is_complete: Whether the model that it was to make is there
+    :param is_made: Whether the model that it was to make is there, of this training or of one before it was prolonged
     :param seconds_since: Since it last wrote anything into a log
     """
 
@@ -48,7 +48,7 @@ class RunLog:
     progress: Columns
     validation: Columns
     films: Mapping[str, Path]
-    is_complete: bool
+    is_made: bool
     seconds_since: float
 
     @property
@@ -64,6 +64,11 @@ class RunLog:
         """Which part of its training is behind it, 0..1, if it trains."""
         timesteps, total = self.progress.get("time/total_timesteps"), self.config.get("train.total_timesteps")
         return None if timesteps is None or not total else min(1.0, float(np.nanmax(timesteps)) / total)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has done all that it was to do."""
+        return self.is_made and self.done in (None, 1.0)
 
 
 def read_runs(paths: Sequence[str]) -> list[RunLog]:
@@ -86,7 +91,7 @@ def _read_run(path: str, name: str) -> RunLog:
     written = (folder.progress, folder.validation, folder.results, folder.sft_checkpoint, folder.config_file)
     logs = [file for file in written if file.is_file()]
     results = load_results(folder, "post-trained" if folder.progress.is_file() else "SFT")
-    run = RunLog(
+    return RunLog(
         name=name,
         path=folder.path,
         command=command,
@@ -96,11 +101,9 @@ def _read_run(path: str, name: str) -> RunLog:
         progress=_logged(folder.progress, "time/time_elapsed"),
         validation=_logged(folder.validation, "seconds"),
         films=_find_films(folder),
-        is_complete=_is_complete(folder, results),
+        is_made=_is_made(folder, results),
         seconds_since=max(0.0, time.time() - max(file.stat().st_mtime for file in logs)),
     )
-    # One that trains on has the model of before
-    return run if run.done is None or run.done == 1 else replace(run, is_complete=False)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,7 +114,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _is_complete(folder: RunFolder, results: Collection[str]) -> bool:
+def _is_made(folder: RunFolder, results: Collection[str]) -> bool:
     """
     :param folder: Of a run
     :param results: What was evaluated

@@ -165,7 +165,7 @@ def draw_in_any_order_of_life():
 
     rng = random.Random(0)
     alive = []
-    for _ in range(24):
+    for _ in range(40):
         task = rng.choice(tasks)
         alive.append((task, make_vla_env(task, quality=rng.choice(["fast", "fast", "full"]), **arguments)))
         if len(alive) > 6:

@@ -42,15 +42,22 @@ def test_a_run_that_made_nothing_but_logs_is_in_nobodys_way(tmp_path: Path) -> N
     failed.tensorboard.mkdir()
     incomplete = failed.checkpoints / "16.part"  # as a full disk leaves it
     incomplete.mkdir(parents=True)
-    logs = (failed.log, failed.progress, failed.validation, failed.best_model)
+    logs = (failed.log, failed.progress)
     for file in (*logs, failed.tensorboard / "events", incomplete / "model.zip", tmp_path / ".model.zip.x.part"):
         file.write_text("of the first try")
     again = RunFolder.create(tmp_path, "train", {"seed": 1})
     assert yaml.safe_load(again.config_file.read_text())["config"] == {"seed": 1}
     assert not any(path.exists() for path in (*logs, again.tensorboard, again.checkpoints))
-    (again.checkpoints / "16").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match="--resume"):
+
+
+@pytest.mark.parametrize("made", ["checkpoints/16/model.zip", "best_model.zip"])
+def test_what_a_failed_run_has_made_is_kept(tmp_path: Path, made: str) -> None:
+    path = RunFolder.create(tmp_path, "train", CONFIG).path / made
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("of the first try")
+    with pytest.raises(FileExistsError, match="Give another folder"):
         RunFolder.create(tmp_path, "train", CONFIG)
+    assert path.exists()
 
 
 def test_create_refuses_a_folder_of_something_else_and_a_file(tmp_path: Path) -> None:

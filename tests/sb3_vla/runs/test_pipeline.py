@@ -243,9 +243,9 @@ def test_killed_run_is_resumed_where_its_checkpoint_left_it(killed, monkeypatch)
 # A run that is asked to stop
 
 
-def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd):
-    # The other signals: tests/sb3_vla/runs/test_interruption.py
-    run, update, number = str(tmp_path / "run"), PPOSelfBC.train, signal.SIGINT
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_training_that_is_asked_to_stop_says_how_to_go_on(config_file, tmp_path, monkeypatch, capfd, number):
+    run, update = str(tmp_path / "run"), PPOSelfBC.train
 
     def train(model):
         if model.num_timesteps == 32:

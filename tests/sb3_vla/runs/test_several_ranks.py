@@ -113,7 +113,7 @@ def train_until_one_is_killed(config_file, run, when):
     return command("train", "--config", config_file, "--out", run)
 
 
-@pytest.mark.parametrize(("when", "shard"), [("rollout", False), ("update", False), ("rollout", True)])
+@pytest.mark.parametrize(("when", "shard"), [("rollout", False), ("update", False), ("rollout", True), ("update", True)])
 def test_a_killed_rank_stops_the_other_and_the_run_goes_on_alone(start_ranks, config_file, tmp_path, when, shard):
     change(config_file, shard=shard)
     run = tmp_path / "run"

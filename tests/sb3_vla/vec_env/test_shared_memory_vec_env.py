@@ -355,13 +355,14 @@ WITHOUT_GUARD = """
 import gymnasium as gym
 from sb3_vla.vec_env import SharedMemoryVecEnv
 
-SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")], n_workers=1)
+SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 2, n_workers=2, start_method="{method}")
 """
 
 
-def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_script_without_a_main_guard_is_told_so(method, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(WITHOUT_GUARD)
+    script.write_text(WITHOUT_GUARD.format(method=method))
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
