@@ -1,13 +1,14 @@
 """Supervised fine-tuning as the first thing of a training run."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_vla_envs import Demonstration, collect_demonstrations, load_demonstrations
-from sb3_vla_envs.argument_checks import SEED, Limits, check_count
+from sb3_vla_envs.argument_checks import FLAG, SEED, Limits, check_count
 
 from ..imitation.sft import SFT_LIMITS, fine_tune
 from ..policies.vla_policy import VLAPolicy
@@ -29,10 +30,14 @@ class SFTCallback(BaseCallback):
     :param n_per_task: Demonstrations that the experts give of each task
     :param demonstrations: File of demonstrations (``sb3-vla demos``, :func:`sb3_vla_envs.save_demonstrations`) instead
     :param action_noise: Standard deviation of the noise on the expert's executed actions
+    :param every_step: Whether the experts' demonstrations are observed before every primitive step, see
+        :func:`sb3_vla_envs.collect_demonstrations`
     :param n_workers: Processes that collect
     :param n_epochs: Passes over the demonstrations
     :param batch_size: Pairs in a batch
     :param learning_rate: Peak learning rate
+    :param max_shift: Augmentation: each image is shifted by up to so many pixels, at random
+    :param auxiliary_targets: Numbers that the policy's features are to know, too, see :func:`~sb3_vla.fine_tune`
     :param seed: Seed of goals, noise, split and order, by default the model's
     :param verbose: 1 shows progress bars
     :raises TypeError: If an argument that must be a number is not one
@@ -44,10 +49,13 @@ class SFTCallback(BaseCallback):
         n_per_task: int = 50,
         demonstrations: str | Path | None = None,
         action_noise: float = 0.1,
+        every_step: bool = False,
         n_workers: int = 1,
         n_epochs: int = 30,
         batch_size: int = 64,
         learning_rate: float = 1e-3,
+        max_shift: int = 4,
+        auxiliary_targets: Mapping[str, Sequence[int] | None] | None = None,
         seed: int | None = None,
         verbose: int = 1,
     ) -> None:
@@ -55,16 +63,22 @@ class SFTCallback(BaseCallback):
         check_count("n_per_task", n_per_task)
         check_count("n_workers", n_workers)
         Limits(at_least=0).check("action_noise", action_noise)
-        for name, value in {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate}.items():
-            SFT_LIMITS[name].check(name, value)
+        self.sft_kwargs: dict[str, Any] = {
+            "n_epochs": n_epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "max_shift": max_shift,
+            "auxiliary_targets": auxiliary_targets,
+        }
+        for name in self.sft_kwargs.keys() & SFT_LIMITS.keys():
+            SFT_LIMITS[name].check(name, self.sft_kwargs[name])
+        FLAG.check("every_step", every_step)
         SEED.check("seed", seed)
         self.n_per_task = n_per_task
         self.demonstrations = demonstrations
         self.action_noise = action_noise
+        self.every_step = every_step
         self.n_workers = n_workers
-        self.n_epochs = n_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
         self.seed = seed
 
     def _on_training_start(self) -> None:
@@ -84,15 +98,7 @@ class SFTCallback(BaseCallback):
         seed = self.seed if self.seed is not None else model.seed or 0
         demonstrations = self._demonstrations(seed)
         student = _unfrozen_copy(model) if model.policy.frozen else model
-        fine_tune(
-            student,
-            demonstrations,
-            n_epochs=self.n_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=seed,
-            progress=self.verbose > 0,
-        )
+        fine_tune(student, demonstrations, **self.sft_kwargs, seed=seed, progress=self.verbose > 0)
         if student is not model:
             model.policy.load_state_dict(student.policy.state_dict())
         if model.replay_buffer is not None:
@@ -123,6 +129,7 @@ class SFTCallback(BaseCallback):
         return collect_demonstrations(
             n_per_task=self.n_per_task,
             action_noise=self.action_noise,
+            every_step=self.every_step,
             n_workers=self.n_workers,
             seed=seed,
             progress=self.verbose > 0,

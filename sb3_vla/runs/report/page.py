@@ -166,8 +166,9 @@ def _results(experiments: Mapping[str, Sequence[RunLog]]) -> str:
         head = ["experiment", "policy", "success, interquartile mean", "steps, interquartile mean", "runs"]
         text += _table(head, together, n_text=2)
         text += (
-            '<p class="quiet">The mean of the middle half of all runs and tasks, with the 95 % interval of a bootstrap over '
-            "runs, stratified by task (Agarwal et al. 2021).</p>"
+            '<p class="quiet">The mean of the middle half: of success over all runs and tasks, of steps over runs, each the '
+            "mean of its tasks. With the 95 % interval of a bootstrap over runs, for success stratified by task (Agarwal et "
+            "al. 2021).</p>"
         )
     return text
 
@@ -186,6 +187,8 @@ def _aggregate_cells(results: Sequence[EvaluationResult]) -> tuple[str, str]:
         if not np.isfinite(scores).all():  # a task without a success has no steps
             cells.append("\N{EN DASH}")
             continue
+        if field == "steps_to_success":  # on a scale of each task's own: the middle half would be some of the tasks
+            scores = scores.mean(axis=1, keepdims=True)
         low, high = bootstrap_interval(scores) or (np.nan, np.nan)
         cells.append(f"{interquartile_mean(scores):.{places}f} ({low:.{places}f}\N{EN DASH}{high:.{places}f})")
     return cells[0], cells[1]

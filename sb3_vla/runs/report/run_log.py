@@ -1,6 +1,7 @@
 """What a run's folder tells, whether the run has ended or goes on."""
 
 import json
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class RunLog:
     :param name: What to call it
     :param path: Its folder
     :param command: The command that made it
+    :param command_name: Which of ``sb3-vla`` that is
     :param config: Its settings by full name, e.g. ``train.learning_rate``
     :param versions: Of its software
     :param results: Its evaluations, by what was evaluated
@@ -42,6 +44,7 @@ class RunLog:
     name: str
     path: Path
     command: str
+    command_name: str
     config: Mapping[str, Any]
     versions: Mapping[str, Any]
     results: Mapping[str, EvaluationResult]
@@ -53,11 +56,14 @@ class RunLog:
 
     @property
     def experiment(self) -> str:
-        """The same for runs that differ by their seed alone: in settings, and in what they were given to begin with."""
+        """
+        The same for runs that differ by their seed alone: in settings, and in what they were given to begin with, where paths
+        may differ by the number behind ``seed``.
+        """
         settings = {key: value for key, value in self.config.items() if key != "seed"}
-        words = [word.split("=")[0] for word in self.command.split()]
-        given = [word in words for word in ("quickstart", "sft", "train", "--init", "--demos", "--auxiliary")]
-        return json.dumps([settings, given], sort_keys=True, default=str)
+        words = iter(re.sub(r"(?i)(seed[_=-]?)\d+", r"\1", self.command).replace("=", " ").split())
+        given = [[word, next(words, "")] for word in words if word in ("--init", "--demos", "--auxiliary")]
+        return json.dumps([settings, self.command_name, sorted(given)], sort_keys=True, default=str)
 
     @property
     def done(self) -> float | None:
@@ -95,6 +101,7 @@ def _read_run(path: str, name: str) -> RunLog:
         name=name,
         path=folder.path,
         command=command,
+        command_name=folder.command_name(),
         config=dict(_flat(config)),
         versions=folder.read_versions(),
         results=results,

@@ -11,7 +11,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_vla import PPOSelfBC, SFTCallback, fine_tune, make_vla_vec_env
-from sb3_vla_envs import GymSuite, GymTask, load_demonstrations, make_vla_env, register_suite, save_demonstrations
+from sb3_vla_envs import (
+    GymSuite,
+    GymTask,
+    collect_demonstrations,
+    load_demonstrations,
+    make_vla_env,
+    register_suite,
+    save_demonstrations,
+)
 
 # Ranks can't import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -93,6 +101,16 @@ def test_it_is_fine_tune_of_the_whole_model_through_its_normalisation(make_model
         assert np.allclose(seen[0], statistics.mean), (
             "the training environment's statistics are those of the demonstrations, too"
         )
+
+
+def test_it_learns_to_look_as_fine_tune_does(make_model, demonstrations):
+    how = {"n_epochs": 2, "batch_size": 4, "max_shift": 1, "auxiliary_targets": {"state": [0, 2]}}
+    plain, expected, model = (make_model(learning_rate=0.0, critic_learning_rate=0.0) for _ in range(3))
+    fine_tune(plain, load_demonstrations(demonstrations), **{**how, "auxiliary_targets": None}, progress=False)
+    fine_tune(expected, load_demonstrations(demonstrations), **how, progress=False)
+    model.learn(16, callback=SFTCallback(demonstrations=demonstrations, **how, verbose=0))
+    assert all(th.equal(value, weights(expected)[name]) for name, value in weights(model).items())
+    assert any(not th.equal(value, weights(plain)[name]) for name, value in weights(model).items())
 
 
 def learn_on_a_rank(make_model, make_vec_env, path, head, **kwargs):
@@ -181,6 +199,22 @@ def test_the_suites_experts_demonstrate_in_the_training_environment(make_env, ta
     held = model.replay_buffer.episodes
     assert set(held) == tasks
     assert all(len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4) for demos in held.values())
+
+
+def test_the_experts_demonstrate_as_they_are_told():
+    settings = {"chunk_size": 16, "horizon": 150, "cameras": ["corner4"]}
+    how = {"action_noise": 0.2, "every_step": True}
+    env = by_function(**settings)
+    model, expected = (
+        PPOSelfBC("VLAPolicy", env, 0.0, n_steps=2, batch_size=2, critic_learning_rate=0.0, seed=0) for _ in range(2)
+    )
+    model.learn(2, callback=SFTCallback(n_per_task=2, n_epochs=1, **how, verbose=0))
+    env.close()
+    demonstrations = collect_demonstrations("drawer-close-v3", 2, **how, seed=0, progress=False, **settings)
+    fine_tune(expected, demonstrations, n_epochs=1, progress=False)
+    assert all(th.equal(value, weights(expected)[name]) for name, value in weights(model).items())
+    held = model.replay_buffer.episodes["drawer-close-v3"]
+    assert [demo.actions.shape[1:] for demo in held] == [(16, 4)] * 2
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

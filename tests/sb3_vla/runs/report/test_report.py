@@ -79,7 +79,7 @@ def test_runs_that_differ_by_their_seed_are_one_experiment(tmp_path):
     together = cells(section(text, "Results").split("<table>")[2])
     sft, trained = together[5:10], together[10:]
     assert sft == ["runs/small (3 seeds)", "SFT", "0.75 (0.75\N{EN DASH}0.75)", "40.0 (40.0\N{EN DASH}40.0)", "3"]
-    # Steps are 20 + seed in both tasks: of six numbers the lowest and the highest are left out, (20 + 21 + 21 + 22) / 4
+    # 20 + seed in both tasks, and of three runs none is left out
     assert trained[:2] == ["runs/small (3 seeds)", "post-trained"] and trained[3].startswith("21.0 (20.")
     differences = cells(section(text, "Settings that differ"))
     assert differences[5:] == ["seed", "0", "1", "2", "0", "train.learning_rate", *["0.0001"] * 3, "0.001"]
@@ -190,6 +190,36 @@ def test_runs_of_one_seed_or_with_other_beginnings_are_not_seeds_of_an_experimen
     config.write_text(config.read_text().replace("sb3-vla train", "sb3-vla train --init sft.zip"))
     groups = group_by_experiment(read_runs([str(path) for path in paths]))
     assert sorted(len(runs) for runs in groups.values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "n_experiments"),
+    [
+        ("runs/large-seed{}/sft_model.zip", "runs/large-seed{}/sft_model.zip", 1),
+        ("runs/large/sft_model.zip", "runs/large/sft_model.zip", 1),
+        ("runs/large-seed{}/sft_model.zip", "runs/small-seed{}/sft_model.zip", 2),
+        ("runs/demos30/sft_model.zip", "runs/demos100/sft_model.zip", 2),
+    ],
+)
+def test_runs_from_other_models_are_not_seeds_of_an_experiment(first, second, n_experiments, tmp_path):
+    paths = [make_run(tmp_path / f"a{seed}", seed) for seed in range(2)]
+    for seed, (path, given) in enumerate(zip(paths, (first, second), strict=True)):
+        config = RunFolder(path).config_file
+        config.write_text(config.read_text().replace("sb3-vla train", f"sb3-vla train --init {given.format(seed)}"))
+    assert len(group_by_experiment(read_runs([str(path) for path in paths]))) == n_experiments
+
+
+def test_steps_of_every_task_count(tmp_path):
+    def of_tasks(seed):
+        steps = {"quick": 10, "slow": 100, "slower": 190, "slowest": 300 + seed}
+        return EvaluationResult([EpisodeRecord(task, 0, True, n, n, 1.0) for task, n in steps.items()])
+
+    paths = [make_run(tmp_path / "runs" / f"a-seed{seed}", seed) for seed in range(2)]
+    for seed, path in enumerate(paths):
+        RunFolder(path).results.write_text(json.dumps({"post-trained": of_tasks(seed).to_dict()}))
+    together = cells(section(report(tmp_path, *paths), "Results").split("<table>")[2])
+    # Means over tasks of 150 and 150.25
+    assert together[8] == "150.1 (150.0\N{EN DASH}150.2)"
 
 
 def test_a_run_that_trains_on_is_not_complete_by_the_model_of_before(tmp_path):
