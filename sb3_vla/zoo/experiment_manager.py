@@ -80,7 +80,8 @@ class ChunkExperimentManager(ExperimentManager):
 
         :return: Hyperparameters, and those that are saved
         :raises UntrustedError: If the configuration could run anything, and is not trusted
-        :raises ValueError: If there is a ``chunk_size``, but the environment has no chunks
+        :raises ValueError: If there is a ``chunk_size``, but the environment has no chunks, or ``--env-kwargs`` discount them
+            otherwise than PPOSelfBC
         """
         if not self.trust:
             check_config_file(self.config)
@@ -105,6 +106,7 @@ class ChunkExperimentManager(ExperimentManager):
         hyperparams["env_kwargs"] = dict(hyperparams.get("env_kwargs") or {})
         configured = self._steps_a_chunk(copy.deepcopy(hyperparams))
         hyperparams["env_kwargs"].update(given)
+        self._check_discount(hyperparams, given)
         chunk_size = hyperparams.pop("chunk_size", None)
         changed = self._with_chunks(hyperparams, chunk_size, hyperparams.get("gamma"))
         saved.pop("chunk_size", None)
@@ -143,6 +145,21 @@ class ChunkExperimentManager(ExperimentManager):
             return None
         known = {**defaults, **settings}
         return known.get("n_action_steps") or known["chunk_size"]
+
+    def _check_discount(self, hyperparams: Hyperparams, given: Hyperparams) -> None:
+        """
+        :param hyperparams: Hyperparameters as in a configuration file, with ``env_kwargs``
+        :param given: ``--env-kwargs``
+        :raises ValueError: If these discount inside chunks otherwise than PPOSelfBC does
+        """
+        settings, _ = chunk_settings(hyperparams, self.env_name.gym_id)
+        if self._is_self_bc and settings is hyperparams["env_kwargs"] and "gamma" in given:
+            gamma = hyperparams.get("gamma", given["gamma"])
+            if given["gamma"] != gamma:
+                raise ValueError(
+                    f"--env-kwargs gamma:{given['gamma']} is not the gamma={gamma} of PPOSelfBC, which discounts each "
+                    f"primitive step as the environment's chunks do: give both of them -params gamma:{given['gamma']}"
+                )
 
     def _discount_chunks(self, hyperparams: Hyperparams, n_steps: int) -> None:
         """

@@ -321,6 +321,11 @@ def test_the_discount_reaches_the_chunks(tmp_path):
     assert config["env_wrapper"] == [{"sb3_vla_envs.ChunkedActionWrapper": {"chunk_size": 2, "gamma": 0.9}}]
 
 
+def test_a_discount_of_the_chunks_alone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"gamma:0.95 is not the gamma=0.99.*-params gamma:0.95"):
+        main(["train", "--algo", "ppo_self_bc", "--env", VLA, "-f", str(tmp_path), "--env-kwargs", "gamma:0.95"])
+
+
 @pytest.mark.parametrize(
     ("algo", "env_id"), [("ppo_self_bc", "CartPole-v1"), ("ppo_self_bc", "MetaWorldVLA/MT50"), ("sac", "MetaWorldState/MT10")]
 )
