@@ -67,17 +67,20 @@ class Run:
         kept = (SFT_LOSSES, SFT_RESULT, PROBE, RESULT, *by_protocol.values(), *KEPT)
         if all((self.results / name).exists() for name in kept):
             return
-        self.evaluations.mkdir(parents=True, exist_ok=True)
         if not self.sft_model.exists():
+            shutil.rmtree(self.evaluations, ignore_errors=True)  # of a model before
             if not self.demos.exists():
                 self.call("demos", "--out", self.demos)
             self.fine_tune()
+        self.evaluations.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.sft_model.with_suffix(".json"), self.evaluations / SFT_LOSSES)
         self.evaluate(self.sft_model, SFT_RESULT)
         if not (self.evaluations / PROBE).exists():
             self.call("probe", self.sft_model, "--out", self.evaluations / PROBE)
         post_trained = self.model.parent
         if not (post_trained / "model.zip").exists():  # which is written last
+            for name in (RESULT, *by_protocol.values()):
+                (self.evaluations / name).unlink(missing_ok=True)
             if RunFolder(post_trained).has_checkpoints:
                 self.resume("train", post_trained)
             else:

@@ -40,16 +40,14 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
         sft_model = run_sft(config, demonstrations, folder)
     say(f"3/5  Evaluating the SFT policy on goals of the {config.eval.split} split")
     results = load_results(folder)
-    if "SFT" not in results:
+    if not _is_current(results.get("SFT"), config, sft_model):
         results["SFT"] = evaluate_model(config, sft_model)
         save_results(folder, results)
     say("4/5  Post-training with PPOSelfBC")
     model = _post_train_on(config, folder, demonstrations)
     say("5/5  Evaluating the post-trained policy on the same goals")
-    if not _is_of(results.get("post-trained"), model):
+    if not _is_current(results.get("post-trained"), config, model):
         results["post-trained"] = evaluate_model(config, model)
-        if not results["post-trained"].is_comparable_to(results["SFT"]):  # the configuration has changed in between
-            results["SFT"] = evaluate_model(config, sft_model)
     say("\n" + results_table(results))  # before it is saved: a disk may be full
     save_results(folder, results)
     draw_curves(folder, baseline=results["SFT"])
@@ -58,9 +56,12 @@ def quickstart(config: Config, folder: RunFolder, say: Callable[[str], None] = p
     return results
 
 
-def _is_of(result: EvaluationResult | None, model: PPOSelfBC) -> bool:
-    """Whether a result is of a model as it is now."""
-    return result is not None and result.settings.get(MODEL_TIMESTEPS) == model.lifetime_timesteps
+def _is_current(result: EvaluationResult | None, config: Config, model: PPOSelfBC) -> bool:
+    """Whether a result is of a model as it is now, on the goals that the configuration names now."""
+    if result is None:
+        return False
+    now = {MODEL_TIMESTEPS: model.lifetime_timesteps, "n_goals": config.eval.n_goals, "goal_split": config.eval.split}
+    return now.items() <= result.settings.items()
 
 
 def _post_train_on(config: Config, folder: RunFolder, demonstrations: Sequence[Demonstration]) -> PPOSelfBC:
