@@ -24,8 +24,8 @@ STAMP := $(VENV)/.installed
 quickstart: setup  ## Demonstrations, SFT, post-training and evaluation on three tasks (TASKS=, SEED=, OUT=)
 	$(BIN)/sb3-vla quickstart --tasks $(TASKS) --seed $(SEED) --out $(OUT)
 
-results: setup  ## The quickstart with three seeds, and the README's table of them; what is there is not done again
-	set -e; for seed in 0 1 2; do \
+results: setup  ## The quickstart with five seeds, and the README's table of them; what is there is not done again
+	set -e; for seed in 0 1 2 3 4; do \
 		run=runs/results-seed$$seed; kept=results/quickstart/seed$$seed; \
 		if test -e $$run/config.yaml; then $(BIN)/sb3-vla quickstart --resume $$run; \
 		else $(BIN)/sb3-vla quickstart --seed $$seed --out $$run; fi; \
