@@ -152,14 +152,15 @@ class ChunkExperimentManager(ExperimentManager):
         :param given: ``--env-kwargs``
         :raises ValueError: If these discount inside chunks otherwise than PPOSelfBC does
         """
+        if not self._is_self_bc or "gamma" not in given or "gamma" not in hyperparams:
+            return
         settings, _ = chunk_settings(hyperparams, self.env_name.gym_id)
-        if self._is_self_bc and settings is hyperparams["env_kwargs"] and "gamma" in given:
-            gamma = hyperparams.get("gamma", given["gamma"])
-            if given["gamma"] != gamma:
-                raise ValueError(
-                    f"--env-kwargs gamma:{given['gamma']} is not the gamma={gamma} of PPOSelfBC, which discounts each "
-                    f"primitive step as the environment's chunks do: give both of them -params gamma:{given['gamma']}"
-                )
+        gamma = hyperparams["gamma"]
+        if settings is hyperparams["env_kwargs"] and given["gamma"] != gamma:
+            raise ValueError(
+                f"--env-kwargs gamma:{given['gamma']} is not the gamma={gamma} of PPOSelfBC, which discounts each "
+                f"primitive step as the environment's chunks do: give both of them -params gamma:{given['gamma']}"
+            )
 
     def _discount_chunks(self, hyperparams: Hyperparams, n_steps: int) -> None:
         """
