@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_vla_envs import Demonstration, collect_demonstrations, load_demonstrations
 from sb3_vla_envs.argument_checks import FLAG, SEED, Limits, check_count
 
-from ..imitation.sft import SFT_LIMITS, fine_tune
+from ..imitation.sft import check_sft_arguments, fine_tune
 from ..policies.vla_policy import VLAPolicy
 from ..ppo_self_bc.ppo_self_bc import PPOSelfBC
 
@@ -40,7 +40,7 @@ class SFTCallback(BaseCallback):
     :param auxiliary_targets: Numbers that the policy's features are to know, too, see :func:`~sb3_vla.fine_tune`
     :param seed: Seed of goals, noise, split and order, by default the model's
     :param verbose: 1 shows progress bars
-    :raises TypeError: If an argument that must be a number is not one
+    :raises TypeError: If an argument that must be a number is not one, or ``auxiliary_targets`` is no dictionary
     :raises ValueError: If one is out of range
     """
 
@@ -70,8 +70,7 @@ class SFTCallback(BaseCallback):
             "max_shift": max_shift,
             "auxiliary_targets": auxiliary_targets,
         }
-        for name in self.sft_kwargs.keys() & SFT_LIMITS.keys():
-            SFT_LIMITS[name].check(name, self.sft_kwargs[name])
+        check_sft_arguments(self.sft_kwargs)
         FLAG.check("every_step", every_step)
         SEED.check("seed", seed)
         self.n_per_task = n_per_task

@@ -39,6 +39,20 @@ SFT_LIMITS = {
 }
 
 
+def check_sft_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: Some of the arguments of :func:`fine_tune`, by name
+    :raises TypeError: If one that must be a number, or the dictionary of targets, is none
+    :raises ValueError: If one is out of range
+    """
+    for name, value in arguments.items():
+        if name in SFT_LIMITS:
+            SFT_LIMITS[name].check(name, value)
+    targets = arguments.get("auxiliary_targets")
+    if not (targets is None or isinstance(targets, Mapping)):
+        raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
+
+
 def fine_tune(
     model: BaseAlgorithm | VLAPolicy,
     demonstrations: Sequence[Demonstration],
@@ -109,15 +123,12 @@ def fine_tune(
     # On use only: it brings PEFT with it, where that is installed, which takes a second to import
     from transformers import get_cosine_schedule_with_warmup
 
-    for name, limits in SFT_LIMITS.items():
-        limits.check(name, arguments[name])
+    check_sft_arguments(arguments)
     policy, normalizer = _policy_and_normalizer(model)
     adapter = adapt(policy, loss)
     rng = np.random.default_rng(seed)
     generator = th.Generator().manual_seed(seed)
     targets = {} if auxiliary_targets is None else auxiliary_targets
-    if not isinstance(targets, Mapping):
-        raise TypeError(f"auxiliary_targets must be a dictionary of indices by observation, got {targets!r:.200}")
     train, held_out = split_episodes(adapter, demonstrations, targets, held_out_fraction, rng, normalizer)
     warn_of_units(demonstrations, policy.action_space)
     others = other_pairs(adapter, auxiliary_episodes, targets, normalizer)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ class RunLog:
     :param name: What to call it
     :param path: Its folder
     :param command: The command that made it
-    :param command_name: Which of ``sb3-vla`` that is
     :param config: Its settings by full name, e.g. ``train.learning_rate``
     :param versions: Of its software
     :param results: Its evaluations, by what was evaluated
@@ -44,7 +44,6 @@ class RunLog:
     name: str
     path: Path
     command: str
-    command_name: str
     config: Mapping[str, Any]
     versions: Mapping[str, Any]
     results: Mapping[str, EvaluationResult]
@@ -61,9 +60,9 @@ class RunLog:
         may differ by the number behind ``seed``.
         """
         settings = {key: value for key, value in self.config.items() if key != "seed"}
-        words = iter(re.sub(r"(?i)(seed[_=-]?)\d+", r"\1", self.command).replace("=", " ").split())
-        given = [[word, next(words, "")] for word in words if word in ("--init", "--demos", "--auxiliary")]
-        return json.dumps([settings, self.command_name, sorted(given)], sort_keys=True, default=str)
+        words = re.sub(r"(?i)(seed[_=-]?)\d+", r"\1", self.command).replace("=", " ").split()
+        given = sorted(pair for pair in pairwise(words) if pair[0] in ("sb3-vla", "--init", "--demos", "--auxiliary"))
+        return json.dumps([settings, given], sort_keys=True, default=str)
 
     @property
     def done(self) -> float | None:
@@ -101,7 +100,6 @@ def _read_run(path: str, name: str) -> RunLog:
         name=name,
         path=folder.path,
         command=command,
-        command_name=folder.command_name(),
         config=dict(_flat(config)),
         versions=folder.read_versions(),
         results=results,

@@ -201,6 +201,13 @@ def test_the_suites_experts_demonstrate_in_the_training_environment(make_env, ta
     assert all(len(demos) == 2 and demos[0].actions.shape[1:] == (16, 4) for demos in held.values())
 
 
+def test_what_it_is_told_is_checked_before_any_work():
+    with pytest.raises(TypeError, match=r"auxiliary_targets must be a dictionary.*\[4, 5\]"):
+        SFTCallback(auxiliary_targets=[4, 5])
+    with pytest.raises(ValueError, match=r"max_shift.*-1"):
+        SFTCallback(max_shift=-1)
+
+
 def test_the_experts_demonstrate_as_they_are_told():
     settings = {"chunk_size": 16, "horizon": 150, "cameras": ["corner4"]}
     how = {"action_noise": 0.2, "every_step": True}
