@@ -39,6 +39,11 @@ def main() -> None:
         ppo_settings: dict[str, Any] = {"policy_kwargs": policy_kwargs, **{name: settings[name] for name in names}}
         sb3 = PPO(VLAPolicy, env, **ppo_settings).learn(1)
         ours_as_ppo = PPOSelfBC("VLAPolicy", env, bc_weight=0, **ppo_settings).learn(1)
+        half_explores = {**policy_kwargs, "head_kwargs": {**policy_kwargs.get("head_kwargs", {}), "noise_probability": 0.5}}
+        half = PPOSelfBC("VLAPolicy", env, policy_kwargs=half_explores, **settings)
+        assert half.replay_buffer is not None
+        half.replay_buffer.extend(demonstrations)
+        half.learn(1)
         as_they_are = dict(vars(config.policy))
         float32 = PPOSelfBC("VLAPolicy", env, policy_kwargs={**as_they_are, "autocast": None}, n_steps=4, batch_size=4)
         auto = PPOSelfBC("VLAPolicy", env, policy_kwargs=as_they_are, n_steps=4, batch_size=4)
@@ -47,6 +52,7 @@ def main() -> None:
     raw = {
         "plain_loop": alternate({"ours": clock(ours.train), "other": clock(plain_loop(ours))}, N_ROUNDS),
         "ppo": alternate({"ours": clock(ours_as_ppo.train), "other": clock(sb3.train)}, N_ROUNDS),
+        "half_explores": alternate({"ours": clock(half.train), "other": clock(ours.train)}, N_ROUNDS),
         "precision": alternate(
             {
                 name: clock(partial(fine_tune, model.policy, demonstrations, n_epochs=1, progress=False))
@@ -64,6 +70,7 @@ def main() -> None:
             "at least 0.91",
         ),
         ("ppo", "update: 960 chunks, 2 epochs, image encoder frozen, no BC", "SB3's `PPO`, same network", ""),
+        ("half_explores", "update: 960 chunks as above with BC, noise in half of them", "noise in all of them", ""),
         ("precision", 'an epoch of SFT, `autocast="auto"`', "float32", ""),
     ):
         seconds = raw[name]

@@ -146,6 +146,14 @@ class PolicyAdapter:
             actions, values, log_prob = self.policy(obs)
         return RolloutStep(actions, values, log_prob)
 
+    def needed_features(self, extras: Mapping[str, th.Tensor]) -> th.Tensor | None:
+        """
+        :param extras: What :meth:`act` gave beside actions
+        :return: ``(batch,)`` bool: of which of them :meth:`evaluate` needs the features, ``None`` for all: see
+            :class:`PolicyInput`
+        """
+        return None
+
     def evaluate(
         self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = NO_EXTRAS
     ) -> ActionEvaluation:

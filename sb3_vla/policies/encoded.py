@@ -1,6 +1,6 @@
 """What frozen parts of a backbone have made of observations."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch as th
@@ -67,7 +67,32 @@ class PolicyInput(NamedTuple):
 
     :param observations: As SB3 hands them over, without what ``encoded`` stands for
     :param encoded: What frozen parts have made of the rest
+    :param needed: ``(batch,)`` bool: whose features something depends on, ``None`` for all. Those of the others need not be
+        computed and are zeros
     """
 
     observations: PyTorchObs
     encoded: EncodedObservations = NOT_ENCODED
+    needed: th.Tensor | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Length of the batch, where observations are a dictionary."""
+        return len(next(iter({**self.encoded.tensors, **self.observations}.values())))  # type: ignore[dict-item]
+
+    @staticmethod
+    def join(batches: Sequence["PolicyInput"]) -> "PolicyInput":
+        """
+        :param batches: Of dictionary observations, which all are encoded alike
+        :return: One after the other, with the keys that all of them have
+        """
+        keys = set.intersection(*(set(batch.observations) for batch in batches))
+        observations = {key: th.cat([batch.observations[key] for batch in batches]) for key in sorted(keys)}  # type: ignore[index]
+        encoded = EncodedObservations.join(batch.encoded for batch in batches)
+        marks = [batch.needed for batch in batches]
+        if all(mark is None for mark in marks):
+            return PolicyInput(observations, encoded)
+        device = next(mark.device for mark in marks if mark is not None)
+        every = (th.ones(batch.n_samples, dtype=th.bool, device=device) for batch in batches)
+        needed = th.cat([ones if mark is None else mark for mark, ones in zip(marks, every, strict=True)])
+        return PolicyInput(observations, encoded, needed)

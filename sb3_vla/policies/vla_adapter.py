@@ -102,6 +102,9 @@ class VLAPolicyAdapter(PolicyAdapter):
         values = self.policy.values(obs, features)
         return RolloutStep(sample.actions, values, distribution.drawn_log_prob(sample), encoded, sample.extras)
 
+    def needed_features(self, extras: Mapping[str, th.Tensor]) -> th.Tensor | None:
+        return self.policy.head.has_likelihood(extras) if self.policy.privileged else None  # else the critic reads them, too
+
     def evaluate(
         self, batch: PolicyInput, actions: th.Tensor, extras: Mapping[str, th.Tensor] = NO_EXTRAS
     ) -> ActionEvaluation:

@@ -341,16 +341,21 @@ class VLAPolicy(ActorCriticPolicy):
         enabled = self.autocast == "bfloat16" or (self.autocast == "auto" and _has_bfloat16(self.device))
         return th.autocast(self.device.type, dtype=th.bfloat16, enabled=enabled)
 
-    def encode(self, obs: PyTorchObs, encoded: EncodedObservations = NOT_ENCODED) -> BackboneFeatures:
+    def encode(
+        self, obs: PyTorchObs, encoded: EncodedObservations = NOT_ENCODED, needed: th.Tensor | None = None
+    ) -> BackboneFeatures:
         """
         Run the backbone.
 
         :param obs: Observation, each key ``(batch, ...)``; of what ``encoded`` stands for nothing is read
         :param encoded: What :meth:`precompute` made of it
+        :param needed: ``(batch,)`` bool: for which it has to run, by default all; zeros are the features of the others
         :return: Features for both heads, float32
         """
         if encoded.features is not None:
             return encoded.features
+        if needed is not None:
+            return self._encode_needed(obs, encoded, needed)
         image_tokens = self._encode_images(obs) if encoded.image_tokens is None else encoded.image_tokens
         instructions = _bytes(obs, "instruction").cpu().numpy()[:, -self.instruction_bytes :]
         prompts = [_decode_cached(row.tobytes()) for row in instructions]
@@ -365,6 +370,19 @@ class VLAPolicy(ActorCriticPolicy):
             )
         return BackboneFeatures(features.action.float(), features.value.float(), features.prefix.float())
 
+    def _encode_needed(self, obs: PyTorchObs, encoded: EncodedObservations, needed: th.Tensor) -> BackboneFeatures:
+        rows = needed.nonzero().flatten()
+        if len(rows) == 0:  # ranks that share out layers have to call them all the same
+            rows = rows.new_zeros(1)
+        read = {key: value[rows.to(value.device)] for key, value in obs.items()}  # type: ignore[union-attr]
+        features = self.encode(read, encoded.map(lambda tensor: tensor[rows]))
+
+        def among_zeros(part: th.Tensor) -> th.Tensor:
+            return part.new_zeros(len(needed), *part.shape[1:]).index_copy(0, rows, part)
+
+        prefix = None if features.prefix is None else among_zeros(features.prefix)
+        return BackboneFeatures(among_zeros(features.action), among_zeros(features.value), prefix)
+
     def encode_together(self, *batches: PolicyInput) -> tuple[PolicyInput, ...]:
         """
         Run the backbone once for several batches of observations.
@@ -372,15 +390,16 @@ class VLAPolicy(ActorCriticPolicy):
         :param batches: Observations, raw or with what :meth:`precompute` made
         :return: For each batch its privileged observations and, with one graph for all, its features
         """
-        known = [encoded if encoded.tensors else self.precompute(obs) for obs, encoded in batches]
-        keys = set.intersection(*(set(obs) for obs, _ in batches)) - {"privileged"}  # type: ignore[arg-type]
-        joined = {key: th.cat([obs[key] for obs, _ in batches]) for key in sorted(keys)}  # type: ignore[index]
-        features = self.encode(joined, EncodedObservations.join(known))
-        sizes = [len(next(iter({**part.tensors, **obs}.values()))) for (obs, _), part in zip(batches, known, strict=True)]  # type: ignore[dict-item]
+        known = [
+            batch if batch.encoded.tensors else batch._replace(encoded=self.precompute(batch.observations))
+            for batch in batches
+        ]
+        sizes = [batch.n_samples for batch in known]
+        features = self.encode(*PolicyInput.join(known))
         parts = zip(*(tensor.split(sizes) if tensor is not None else [None] * len(sizes) for tensor in features), strict=True)
         return tuple(
             PolicyInput({"privileged": obs["privileged"]} if self.privileged else {}, EncodedObservations(None, *part))  # type: ignore[index]
-            for (obs, _), part in zip(batches, parts, strict=True)
+            for (obs, *_), part in zip(batches, parts, strict=True)
         )
 
     def imitation_loss(

@@ -442,16 +442,22 @@ class PPOSelfBC(ChunkedPPO):
         together = None
         if demonstrations is not None and self.micro_batch_size is None:
             # One pass over both is quicker than two, but then they have one graph
-            together = self.adapter.encode_together(rollout_data.policy_input, demonstrations.policy_input)
+            together = self.adapter.encode_together(self._read(rollout_data), demonstrations.policy_input)
         if together is not None:
-            rollout_data = rollout_data._replace(**together[0]._asdict())
-            demonstrations = demonstrations._replace(**together[1]._asdict())  # type: ignore[union-attr]
+            seen, demonstrated = together
+            rollout_data = rollout_data._replace(observations=seen.observations, encoded=seen.encoded)
+            demonstrations = demonstrations._replace(  # type: ignore[union-attr]
+                observations=demonstrated.observations, encoded=demonstrated.encoded
+            )
         terms: _Terms = defaultdict(lambda: th.zeros((), device=self.device))
         losses = self._losses(rollout_data, demonstrations, clip_range, clip_range_vf, weights, terms)
         for loss in losses if together is None else [th.stack(list(losses)).sum()]:
             self._sharding.backward(loss)
         self._add_up_gradients(*terms.values())
         return terms
+
+    def _read(self, batch: ChunkRolloutBufferSamples) -> PolicyInput:
+        return batch.policy_input._replace(needed=self.adapter.needed_features(batch.extras))
 
     def _add_up_gradients(self, *terms: th.Tensor) -> None:
         """
@@ -484,7 +490,7 @@ class PPOSelfBC(ChunkedPPO):
         # Which part of the minibatch of all ranks this one's is
         samples_here, steps_here = self._shares(rollout_data, self._weighs_steps)
         for piece in split_batch(rollout_data, self.micro_batch_size):
-            evaluation = self.adapter.evaluate(piece.policy_input, piece.actions, piece.extras)
+            evaluation = self.adapter.evaluate(self._read(piece), piece.actions, piece.extras)
             ppo = ppo_loss(evaluation, piece, clip_range, clip_range_vf, ratio_per_step)
             samples = samples_here * batch_share(piece, rollout_data)
             steps = steps_here * batch_share(piece, rollout_data, self._weighs_steps)
@@ -585,7 +591,7 @@ class PPOSelfBC(ChunkedPPO):
             piece = next(split_batch(rollout_data, self.micro_batch_size))
             demonstrations = self._sample_demonstrations(len(piece.advantages))
             bc_loss = self._shares(demonstrations, self.adapter.imitates_steps)[1] * self._bc_loss(demonstrations)
-            evaluation = self.adapter.evaluate(piece.policy_input, piece.actions, piece.extras)
+            evaluation = self.adapter.evaluate(self._read(piece), piece.actions, piece.extras)
             policy_loss = ppo_loss(evaluation, piece, clip_range, None, self.ratio_per == "step").policy
             losses = [self._shares(piece, self._weighs_steps)[1] * policy_loss, bc_loss]
             ppo_grad_norm, bc_grad_norm = gradient_norms(losses, self.policy.parameters(), self.ranks)

@@ -175,6 +175,15 @@ class ActionHead(nn.Module, ABC):
             )
         return -masked_mean(self(features).step_log_prob(ChunkSample(actions)), mask)
 
+    def has_likelihood(self, extras: Mapping[str, th.Tensor]) -> th.Tensor | None:
+        """
+        Where some chunks are drawn without noise, PPO has nothing to learn from these: their features need not be computed.
+
+        :param extras: What chunks were drawn with
+        :return: ``(batch,)`` bool: whose log-probability depends on the features, ``None`` if all do
+        """
+        return None
+
     def use_expert(self, expert: ActionExpert) -> None:
         """
         :param expert: The network with which the backbone's checkpoint draws actions; heads of another kind leave it

@@ -1,6 +1,6 @@
 """The Gaussian head: a distribution over chunks of primitive actions."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch as th
@@ -80,7 +80,8 @@ class GaussianHead(ActionHead):
     :param noise_probability: Part of the chunks that explore, in (0, 1]. Noise in every chunk can keep a precise task from
         ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
         to stands out more clearly. PPO learns from the noisy ones, and its KL divergence and clip fraction count the others
-        as zero; the critic and self behaviour cloning learn from all
+        as zero (they cost no update either, unless the critic reads the backbone's features); the critic and self behaviour
+        cloning learn from all
     :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If an argument is out of range
     """
@@ -124,6 +125,10 @@ class GaussianHead(ActionHead):
         if kind not in ("auto", "mse"):
             return super().imitation_loss(features, actions, mask, kind)
         return masked_mse(self._unit_mean(features), self.to_unit(actions), mask)
+
+    def has_likelihood(self, extras: Mapping[str, th.Tensor]) -> th.Tensor | None:
+        has_noise = extras.get("has_noise")
+        return None if has_noise is None else has_noise > 0
 
     def restart(self, changed: Collection[str]) -> None:
         if "log_std_init" in changed:

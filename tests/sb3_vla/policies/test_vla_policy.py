@@ -303,6 +303,21 @@ def test_batches_encoded_together_are_as_if_encoded_alone(frozen, privileged, ma
         assert all(th.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("needed", [[True, False, True, True], [False] * 4])
+@pytest.mark.parametrize("frozen", [(), FROZEN["image_tokens"]])
+def test_features_are_computed_where_they_are_needed(needed, frozen, make_model):
+    policy = make_model(policy_kwargs={"frozen": frozen}).policy
+    obs = tensors(policy, 4, prompts=("push", "pull the lever"))
+    stored, encoded = {key: obs[key] for key in policy.stored_keys}, policy.precompute(obs)
+    read = []
+    policy.backbone.register_forward_hook(lambda module, args, output: read.append(len(args[1])))
+    features, expected = policy.encode(stored, encoded, th.tensor(needed)), policy.encode(stored, encoded)
+    assert read == [sum(needed) or 1, 4], "ranks with sharded layers wait for each other, so that it always runs"
+    for part, whole in zip(features[:2], expected[:2], strict=True):
+        assert th.allclose(part[needed], whole[needed], atol=1e-5)
+        assert not part[[not each for each in needed]][1:].any()
+
+
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("text",)])
 def test_nothing_is_precomputed_where_the_image_encoder_learns(frozen, make_model):
     policy = make_model(policy_kwargs={"frozen": frozen}).policy

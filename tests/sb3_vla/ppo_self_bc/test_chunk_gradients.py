@@ -153,6 +153,42 @@ def unexecuted_demonstrations() -> list[Demonstration]:
     ]
 
 
+# --- Chunks without noise ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+@pytest.mark.parametrize("privileged", [True, False])
+def test_the_backbone_reads_only_chunks_with_noise_and_learns_the_same(
+    privileged, micro_batch_size, make_model, make_vec_env, make_demonstrations
+):
+    models, n_read = [], []
+    for reads_all in (False, True):
+        model = make_model(
+            make_vec_env(privileged=privileged),
+            policy_kwargs={"head_kwargs": {"noise_probability": 0.5}},
+            micro_batch_size=micro_batch_size,
+            ent_coef=0.01,
+            batch_size=16,
+            bc_batch_size=5,
+        )
+        model.replay_buffer.extend(make_demonstrations(2, privileged=privileged))
+        collect(model)
+        (data,) = model.rollout_buffer.get()
+        if reads_all:
+            model.adapter.needed_features = lambda extras: None
+        read = []
+        model.policy.backbone.register_forward_hook(lambda module, args, output, read=read: read.append(len(args[1])))
+        models.append(only_gradients(model))
+        n_read.append(sum(read))
+    with_noise = int(data.extras["has_noise"].sum())
+    assert 0 < with_noise < 16
+    assert n_read == [(with_noise if privileged else 16) + 5, 16 + 5]
+    for (name, a), b in zip(models[0].policy.named_parameters(), models[1].policy.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            assert th.allclose(a.grad, b.grad, atol=1e-6, rtol=1e-4), name
+
+
 @pytest.mark.parametrize("ratio_per", ["step", "chunk"])
 @pytest.mark.parametrize("target_kl", [None, 1e-4])
 def test_micro_batches_learn_the_same_and_stop_as_early(ratio_per, target_kl, make_model, make_demonstrations, record_logs):
