@@ -68,9 +68,6 @@ class Run:
         if all((self.results / name).exists() for name in kept):
             return
         if not self.sft_model.exists():
-            shutil.rmtree(self.evaluations, ignore_errors=True)  # of a model before
-            if not self.demos.exists():
-                self.call("demos", "--out", self.demos)
             self.fine_tune()
         self.evaluations.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.sft_model.with_suffix(".json"), self.evaluations / SFT_LOSSES)
@@ -95,7 +92,12 @@ class Run:
             shutil.copy((post_trained if name in KEPT else self.evaluations) / name, self.results)
 
     def fine_tune(self) -> None:
-        """SFT, in one round or two."""
+        """Demonstrations and SFT, in one round or two."""
+        if self.model.parent.exists():
+            sys.exit(f"{self.model.parent} began with {self.sft_model}, which is gone: put it back, or move the former away")
+        shutil.rmtree(self.evaluations, ignore_errors=True)  # of a model before
+        if not self.demos.exists():
+            self.call("demos", "--out", self.demos)
         if self.first_round is None:
             self.sft(self.sft_model.parent)
             return
