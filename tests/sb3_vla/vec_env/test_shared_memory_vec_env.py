@@ -305,26 +305,9 @@ def test_impossible_arguments_are_refused():
         SharedMemoryVecEnv(toy_env_fns(2), n_workers=0)
 
 
-def end_without_closing(pids):
-    env = SharedMemoryVecEnv(toy_env_fns(3), n_workers=2, start_method="fork")
-    env.reset()
-    pids.send([process.pid for process in env.processes])
-    die()
-
-
-def test_workers_end_when_the_parent_is_killed(no_memory_left):
-    # Forked workers, which inherit this side of each other's pipes
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    parent = context.Process(target=end_without_closing, args=(there,))
-    parent.start()
-    pids = here.recv()
-    parent.join(10)
-    assert parent.exitcode == -signal.SIGKILL and len(pids) == 2
-    assert_have_ended(pids)
-
-
 SCRIPT = """
+import os
+import signal
 import sys
 import gymnasium as gym
 import numpy as np
@@ -342,10 +325,24 @@ if __name__ == "__main__":
 
 
 def test_a_script_that_does_not_close_ends_in_silence_and_leaves_nothing(tmp_path, no_memory_left):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    result = run_script(tmp_path / "script.py", SCRIPT)
     assert (result.returncode, result.stderr) == (0, ""), "no complaint of the tracker of shared memory either"
+    assert_left_nothing(result)
+
+
+def test_workers_end_when_the_parent_is_killed(tmp_path, no_memory_left):
+    # The forked ones inherit this side of each other's pipes
+    result = run_script(tmp_path / "script.py", f"{SCRIPT}    os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert result.returncode == -signal.SIGKILL
+    assert_left_nothing(result)
+
+
+def run_script(path, text):
+    path.write_text(text)
+    return subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
+
+
+def assert_left_nothing(result):
     pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 3
     assert_have_ended(pids)
@@ -361,9 +358,7 @@ SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 2, n_workers=2, start_met
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_script_without_a_main_guard_is_told_so(method, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(WITHOUT_GUARD.format(method=method))
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    result = run_script(tmp_path / "script.py", WITHOUT_GUARD.format(method=method))
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("RuntimeError: The worker process of environments [") and "ended with exit code 1" in last
