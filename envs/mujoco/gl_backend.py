@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
@@ -57,10 +59,26 @@ def configure_gl_backend() -> None:
     MuJoCo reads the variable when it is imported and without it takes GLFW, which needs a display. A missing library is
     no error here: environments without pictures do not need one.
     """
-    if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL"):
+    if not sys.platform.startswith("linux"):
+        return
+    if not os.environ.get("MUJOCO_GL"):
         found = find_gl_backend()
         if found is not None:
             os.environ["MUJOCO_GL"] = found
+    _load_triton_before_mesa()
+
+
+def _load_triton_before_mesa() -> None:
+    """
+    Import triton where it is installed, as torch does with the first optimizer of a process.
+
+    Mesa comes with LLVM, whose symbols MuJoCo's way of loading it hands to every library that is loaded later. triton (3.7 and
+    later) takes them for those of its own LLVM and crashes the process; see https://github.com/tensorflow/tensorflow/issues/124205,
+    of another library that does so. Loaded before Mesa it has its own.
+    """
+    if os.environ.get("MUJOCO_GL") in _LIBRARIES and "OpenGL" not in sys.modules:  # else it is too late, and would crash here
+        with suppress(ImportError):  # torch for CPUs comes without it
+            importlib.import_module("triton")
 
 
 def has_gpu() -> bool:

@@ -132,3 +132,37 @@ def test_import_alone_loads_no_simulator():
     code = "import sys, sb3_vla_envs; print(sorted({'mujoco', 'metaworld', 'torch', 'stable_baselines3'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def run_beside_triton(tmp_path, code, **environment):
+    """:return: What it prints, in a process in which a package of triton's name prints whether OpenGL was there before it"""
+    (tmp_path / "triton.py").write_text("import sys; print('triton', 'OpenGL' in sys.modules)")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment, "PYTHONPATH": path}
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+@pytest.mark.parametrize("chosen", ["", "osmesa"])
+def test_triton_is_loaded_before_mesa_whose_llvm_it_would_take_for_its_own(chosen, tmp_path):
+    code = "import sb3_vla_envs as envs; envs.make_vla_env('window-open-v3', n_goals=1).reset(seed=0)"
+    assert run_beside_triton(tmp_path, code, MUJOCO_GL=chosen) == ["triton", "False"]
+
+
+def test_triton_is_not_loaded_where_mesa_is_there_already_or_not_needed(tmp_path):
+    assert run_beside_triton(tmp_path, "import mujoco, sb3_vla_envs", MUJOCO_GL="osmesa") == []
+    assert run_beside_triton(tmp_path, "import sb3_vla_envs", MUJOCO_GL="disable") == []
+
+
+def test_an_optimizer_can_be_made_beside_an_environment_with_pictures():
+    code = """
+import sb3_vla_envs as envs
+envs.make_vla_env("window-open-v3", n_goals=1).reset(seed=0)
+import torch
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+"""
+    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, f"torch's triton, where it has one, crashed: {run.stderr}"
