@@ -31,19 +31,18 @@ def main() -> None:
     demonstrations = collect_demonstrations(config.tasks, n_per_task=8, progress=False, **env_settings)
     env = make_vla_vec_env(config.tasks, config.train.n_envs, **env_settings)
     try:
-        ours = PPOSelfBC("VLAPolicy", env, policy_kwargs=policy_kwargs, **settings)
-        assert ours.replay_buffer is not None
-        ours.replay_buffer.extend(demonstrations)
-        ours.learn(1)
+        ours, half = (
+            PPOSelfBC("VLAPolicy", env, policy_kwargs={**policy_kwargs, "head_kwargs": head_kwargs}, **settings)
+            for head_kwargs in (config.policy.head_kwargs, {**config.policy.head_kwargs, "noise_probability": 0.5})
+        )
+        for model in (ours, half):
+            assert model.replay_buffer is not None
+            model.replay_buffer.extend(demonstrations)
+            model.learn(1)
         names = ("n_steps", "batch_size", "n_epochs", "learning_rate", "gae_lambda", "gamma", "seed")
         ppo_settings: dict[str, Any] = {"policy_kwargs": policy_kwargs, **{name: settings[name] for name in names}}
         sb3 = PPO(VLAPolicy, env, **ppo_settings).learn(1)
         ours_as_ppo = PPOSelfBC("VLAPolicy", env, bc_weight=0, **ppo_settings).learn(1)
-        half_explores = {**policy_kwargs, "head_kwargs": {**policy_kwargs.get("head_kwargs", {}), "noise_probability": 0.5}}
-        half = PPOSelfBC("VLAPolicy", env, policy_kwargs=half_explores, **settings)
-        assert half.replay_buffer is not None
-        half.replay_buffer.extend(demonstrations)
-        half.learn(1)
         as_they_are = dict(vars(config.policy))
         float32 = PPOSelfBC("VLAPolicy", env, policy_kwargs={**as_they_are, "autocast": None}, n_steps=4, batch_size=4)
         auto = PPOSelfBC("VLAPolicy", env, policy_kwargs=as_they_are, n_steps=4, batch_size=4)

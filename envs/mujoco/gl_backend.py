@@ -21,7 +21,7 @@ def select_gl_backend() -> str:
     :return: A value for ``MUJOCO_GL``; on other systems than Linux ``"default"``, MuJoCo's own choice
     :raises RuntimeError: If the library needed is not installed
     """
-    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    chosen = _chosen()
     if not sys.platform.startswith("linux"):
         return chosen or "default"
     if not chosen:
@@ -54,18 +54,23 @@ def find_gl_backend() -> str | None:
 
 def configure_gl_backend() -> None:
     """
-    Set ``MUJOCO_GL`` where it is unset and a backend is there; called when the package is imported.
+    Set ``MUJOCO_GL`` where it is unset and a backend is there, and load what must come before it; called when the package is
+    imported.
 
     MuJoCo reads the variable when it is imported and without it takes GLFW, which needs a display. A missing library is
     no error here: environments without pictures do not need one.
     """
     if not sys.platform.startswith("linux"):
         return
-    if not os.environ.get("MUJOCO_GL"):
+    if not _chosen():
         found = find_gl_backend()
         if found is not None:
             os.environ["MUJOCO_GL"] = found
     _load_triton_before_mesa()
+
+
+def _chosen() -> str:
+    return os.environ.get("MUJOCO_GL", "").strip().lower()  # as MuJoCo reads it
 
 
 def _load_triton_before_mesa() -> None:
@@ -76,7 +81,7 @@ def _load_triton_before_mesa() -> None:
     later) takes them for those of its own LLVM and crashes the process; see https://github.com/tensorflow/tensorflow/issues/124205,
     of another library that does so. Loaded before Mesa it has its own.
     """
-    if os.environ.get("MUJOCO_GL") in _LIBRARIES and "OpenGL" not in sys.modules:  # else it is too late, and would crash here
+    if _chosen() in _LIBRARIES and "OpenGL" not in sys.modules:  # else it is too late, and would crash here
         with suppress(ImportError):  # torch for CPUs comes without it
             importlib.import_module("triton")
 

@@ -180,7 +180,7 @@ class ActionHead(nn.Module, ABC):
         Where some chunks are drawn without noise, PPO has nothing to learn from these: their features need not be computed.
 
         :param extras: What chunks were drawn with
-        :return: ``(batch,)`` bool: whose log-probability depends on the features, ``None`` if all do
+        :return: ``(batch,)`` bool: whose log-probability or entropy depends on the features, ``None`` if all do
         """
         return None
 

@@ -145,7 +145,7 @@ def run_beside_triton(tmp_path, code, **environment):
     return run.stdout.split()
 
 
-@pytest.mark.parametrize("chosen", ["", "osmesa"])
+@pytest.mark.parametrize("chosen", ["", "osmesa", " OSMesa"])
 def test_triton_is_loaded_before_mesa_whose_llvm_it_would_take_for_its_own(chosen, tmp_path):
     code = "import sb3_vla_envs as envs; envs.make_vla_env('window-open-v3', n_goals=1).reset(seed=0)"
     assert run_beside_triton(tmp_path, code, MUJOCO_GL=chosen) == ["triton", "False"]
