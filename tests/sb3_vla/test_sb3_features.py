@@ -211,9 +211,8 @@ def leveldb_content(log: bytes) -> bytes:
 
 def logged_offline(make_model, folder: Path) -> bytes:
     """:return: What W&B has written of a run"""
-    run = wandb.init(
-        project="sb3-vla", mode="offline", dir=folder, sync_tensorboard=True, settings=wandb.Settings(console="off")
-    )
+    settings = wandb.Settings(console="off")
+    run = wandb.init(project="sb3-vla", mode="offline", dir=str(folder), sync_tensorboard=True, settings=settings)
     time.sleep(1.1)  # it passes over event files that are older than the run, in whole seconds
     try:
         model = make_model(tensorboard_log=str(folder / "tb"))
