@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +27,8 @@ from sb3_vla.runs.settings import deep_update
 from sb3_vla_envs.durable_files import replace_text
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- heads: begin -->\n", "<!-- heads: end -->"
 CLI = [sys.executable, "-c", "import sys; from sb3_vla.runs.cli import main; sys.exit(main())"]
 SMALL: dict[str, Any] = {
     "tasks": "drawer-close-v3",
@@ -34,12 +37,13 @@ SMALL: dict[str, Any] = {
     "train": {"total_timesteps": 960, "n_envs": 8, "n_steps": 40, "critic_warmup_steps": 320, "critic_epochs": 5},
     "eval": {"n_goals": 20, "n_envs": 8},
 }
+# What the table calls it, and its decimals
 MEASURES = {
-    "sft_success": "success after SFT",
-    "success": "success after post-training",
-    "steps": "steps to success",
-    "minutes": "minutes of post-training",
-    "peak_gib": "GiB at the peak of it",
+    "sft_success": ("success after SFT", 2),
+    "success": ("success after post-training", 2),
+    "steps": ("steps to success", 1),
+    "minutes": ("minutes of post-training", 0),
+    "peak_gib": ("GiB at the peak of it", 1),
 }
 
 
@@ -72,14 +76,17 @@ HEADS = {
 
 
 def main() -> None:
-    """Run what is missing, then write the summary and the picture, and print the table."""
+    """Run what is missing, then write the summary, the picture and the table in the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="of everything random")
     parser.add_argument("--only", nargs="+", choices=HEADS, default=list(HEADS), metavar="NAME")
     parser.add_argument("--small", action="store_true", help="one task, little of everything; all of it in runs/heads_small")
     arguments = parser.parse_args()
-    runs = ROOT / "runs" / ("heads_small" if arguments.small else "heads")
-    study = Study(runs, runs / "results" if arguments.small else ROOT / "results" / "heads", SMALL if arguments.small else {})
+    if arguments.small:
+        runs = ROOT / "runs" / "heads_small"
+        study = Study(runs, runs / "results", SMALL, writes_page=False)
+    else:
+        study = Study(ROOT / "runs" / "heads", ROOT / "results" / "heads", {}, writes_page=True)
     for seed in arguments.seeds:
         for name in arguments.only:
             study.run(name, seed)
@@ -92,11 +99,13 @@ class Study:
     :param runs: Where models go
     :param results: Where result files go
     :param settings: What differs from the quickstart's
+    :param writes_page: Whether the table in the documentation is of it
     """
 
     runs: Path
     results: Path
     settings: dict[str, Any]
+    writes_page: bool
 
     def run(self, name: str, seed: int) -> None:
         """
@@ -135,18 +144,21 @@ class Study:
         replace_text(result, json.dumps(content, indent=1) + "\n")
 
     def summarise(self) -> None:
-        """Put what there is together, in the order of the heads."""
+        """Put what there is together, in the order of the heads: a file, a picture, and the table."""
         rows = []
         for name, head in HEADS.items():
             found = [self._row(path) for path in sorted(self.results.glob(f"{name}_seed*.json"))]
             if found:
                 rows.append({"label": head.label, **{measure: [row[measure] for row in found] for measure in MEASURES}})
-        (self.results / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        print("| head | " + " | ".join(MEASURES.values()) + " |")
-        print("|---" * (1 + len(MEASURES)) + "|")
-        for row in rows:
-            print(f"| {row['label']} | " + " | ".join(_spread(row[measure]) for measure in MEASURES) + " |")
+        replace_text(self.results / "summary.json", json.dumps(rows, indent=1) + "\n")
         draw(rows, self.results / "summary.png")
+        lines = [_line("head", (label for label, _ in MEASURES.values())), "|---" * (1 + len(MEASURES)) + "|"]
+        for row in rows:
+            lines.append(_line(row["label"], (_spread(row[measure], digits) for measure, (_, digits) in MEASURES.items())))
+        print("\n".join(lines))
+        if self.writes_page:
+            before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+            replace_text(PAGE, before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1])
 
     def _row(self, path: Path) -> dict[str, float | None]:
         """
@@ -179,9 +191,13 @@ def _call(*command: str | Path) -> dict[str, float]:
     return {"minutes": (time.monotonic() - began) / 60, "peak_gib": usage.ru_maxrss / 2**20}
 
 
-def _spread(values: list[float | None]) -> str:
+def _line(label: str, cells: Iterable[str]) -> str:
+    return f"| {label} | " + " | ".join(cells) + " |"
+
+
+def _spread(values: list[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
-    return f"{fmean(known):.2f} ({min(known):.2f} to {max(known):.2f})" if known else "none"
+    return f"{fmean(known):.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f})" if known else "none"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -190,7 +206,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     :param path: Where the picture goes
     """
     figure, all_axes = plt.subplots(1, len(MEASURES), figsize=(15, 0.5 * len(rows) + 1), sharey=True, constrained_layout=True)
-    for axes, (measure, label) in zip(all_axes, MEASURES.items(), strict=True):
+    for axes, (measure, (label, _)) in zip(all_axes, MEASURES.items(), strict=True):
         for y, row in enumerate(rows):
             values = [value for value in row[measure] if value is not None]
             axes.plot(values, [y] * len(values), "o", color="#0072B2", ms=5, alpha=0.6)

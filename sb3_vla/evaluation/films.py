@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
@@ -15,6 +16,7 @@ from sb3_vla_envs.argument_checks import check_count
 from sb3_vla_envs.wrappers.episode_progress import EpisodeProgress
 
 from ..common.observation_normalization import normalize_observations, observation_normalizer
+from ..common.random_states import forked_random
 from .episode_schedule import episode_seed
 from .model_fit import check_model_fits, model_settings
 
@@ -96,7 +98,8 @@ def record_task_episode(
     **settings: Any,
 ) -> Recording:
     """
-    Record one of the episodes that :func:`~sb3_vla.evaluate_on_tasks` runs with the same arguments.
+    Record one of the episodes that :func:`~sb3_vla.evaluate_on_tasks` runs with the same arguments; with sampled actions one
+    like it, as there samples depend on what is played beside it. It changes no random numbers of a training that goes on.
 
     :param model: A model trained on :func:`sb3_vla_envs.make_vla_env`'s environments
     :param task: Name of the task
@@ -118,7 +121,9 @@ def record_task_episode(
     try:
         check_model_fits(model, env)
         options = {"task": task, "goal_index": goal_index}
-        return record_episode(model, env, options, episode_seed(seed, task, goal_index), deterministic)
+        with forked_random(getattr(model, "device", None)):
+            th.manual_seed(seed)
+            return record_episode(model, env, options, episode_seed(seed, task, goal_index), deterministic)
     finally:
         env.close()
 

@@ -20,13 +20,14 @@ _FILE_FORMAT = "sb3-vla evaluation"
 _FILE_VERSION = 1
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """
     Wilson's score interval of a success probability (Wilson 1927, "Probable inference, the law of succession, and
     statistical inference"). Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and n successes.
 
     :param successes: Number of successes, 0..n
-    :param n: Number of trials, at least 1
+    :param n: Number of trials, at least 1; no whole number where trials count differently, see
+        :attr:`EvaluationResult.overall`
     :param confidence: Coverage, in (0, 1)
     :return: Lower and upper end
     :raises ValueError: If an argument is out of its range
@@ -120,17 +121,20 @@ class EvaluationResult:
     def overall(self) -> EvaluationSummary:
         """
         All tasks count alike: the means over tasks of success and (where a task has a success) of steps to success. The
-        interval is that of all episodes pooled.
+        interval is that of as many episodes as count alike (Kish 1965, "Survey Sampling": the effective sample size), which
+        are all where tasks have equally many.
         """
         tasks = list(self.tasks.values())
-        pooled = _summarize(self.episodes)
+        success = fmean(task.success for task in tasks)
+        n_effective = len(tasks) ** 2 / sum(1 / task.n_episodes for task in tasks)
+        low, high = wilson_interval(success * n_effective, n_effective)
         steps = [task.steps_to_success for task in tasks if task.steps_to_success is not None]
         return EvaluationSummary(
-            success=fmean(task.success for task in tasks),
-            success_low=pooled.success_low,
-            success_high=pooled.success_high,
+            success=success,
+            success_low=low,
+            success_high=high,
             steps_to_success=fmean(steps) if steps else None,
-            n_episodes=pooled.n_episodes,
+            n_episodes=len(self.episodes),
         )
 
     def is_comparable_to(self, other: "EvaluationResult") -> bool:

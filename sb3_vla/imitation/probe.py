@@ -70,7 +70,7 @@ class ProbeResult:
         """
         :param path: JSON file to write
         """
-        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        replace_text(path, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
 
 
 def probe(
@@ -94,7 +94,8 @@ def probe(
     :param key: Which observation
     :param settings: What determines the figures, to be kept in the result
     :return: Shares of variance explained
-    :raises ValueError: If a task has one episode to fit on or none that is held out, or an episode lacks the observation
+    :raises ValueError: If a task has one episode to fit on or none that is held out, an episode lacks the observation, or what
+        varies in the episodes to fit on does not in those that are held out
     :raises TypeError: If the model has no VLAPolicy
     """
     if not isinstance(model.policy, VLAPolicy):
@@ -107,7 +108,7 @@ def probe(
         if len(episodes) < 2:
             raise ValueError(f"there is one episode of task {task!r} to fit on: two or more are needed, of several goals")
         fit, test = (_Samples.of(model, demos, targets, key) for demos in (episodes, tested_on[task]))
-        explained[task] = {name: _explained(fit, test, name) for name in targets}
+        explained[task] = {name: _explained(fit, test, name, task) for name in targets}
     return ProbeResult(explained, dict(settings or {}))
 
 
@@ -158,10 +159,15 @@ def _features(model: BaseAlgorithm, episodes: Sequence[Demonstration]) -> np.nda
     return np.concatenate(parts).astype(np.float64)
 
 
-def _explained(fit: _Samples, test: _Samples, name: str) -> Explained | None:
+def _explained(fit: _Samples, test: _Samples, name: str, task: str) -> Explained | None:
     varies = fit.numbers[name].std(axis=0) >= MINIMUM_STD
     if not varies.any():
         return None
+    if not (test.numbers[name][:, varies].std(axis=0) >= MINIMUM_STD).any():
+        raise ValueError(
+            f"{name!r} does not vary in the held-out episodes of task {task!r}, so that no share of it can be explained: hold "
+            "out two or more, of several goals"
+        )
     shares = []
     for fit_x, test_x in ((fit.features, test.features), (fit.state, test.state)):
         fit_y, test_y = fit.numbers[name][:, varies], test.numbers[name][:, varies]

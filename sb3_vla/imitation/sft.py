@@ -230,7 +230,8 @@ class _Learner:
     def end_epoch(self, held_out: Pairs, batch_size: int) -> None:
         """
         Note the mean losses: of training, and on held-out pairs, of imitation each executed step counting the same, of the
-        targets each number.
+        targets each number. A loss that draws random numbers (flow matching) draws the same ones after each epoch, so that
+        the epochs can be compared.
 
         :param held_out: Held-out pairs
         :param batch_size: Pairs in a batch
@@ -240,7 +241,8 @@ class _Learner:
         self.state.losses = []
         total = n_executed = unexplained = n_numbers = 0.0
         self.state.policy.set_training_mode(False)
-        with th.no_grad():
+        with th.no_grad(), forked_random(self.state.policy.device):
+            th.manual_seed(0)
             for batch, targets in held_out.batches(np.arange(len(held_out.pairs)), batch_size):
                 imitation, auxiliary = self._losses(batch, targets)
                 executed = batch.chunk_lengths.sum().item()

@@ -28,13 +28,14 @@ class Normalizer(nn.Module):
         """
         Take over the statistics of a data set, unless :meth:`use` gave others.
 
-        :param x: ``(samples, dim)``
+        :param x: ``(samples, dim)``, of any type of numbers
         :param minimum_std: Lower bound of the standard deviation, so that a number that hardly ever changes in the data is
             not blown up when it does later; one that never changes (the id of a task that the data lack) keeps its scale
         """
         self.fitted.fill_(True)
         if self._given:
             return
+        x = x.float()
         std = x.std(dim=0, correction=0)
         self.mean.copy_(x.mean(dim=0))
         self.std.copy_(th.where(std < 1e-6, 1.0, std.clamp(min=minimum_std)))

@@ -32,7 +32,8 @@ def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> di
     """
     :param data: Attributes of a saved model
     :param given: ``policy_kwargs`` to change; those that the model was made with change nothing. Of the arguments of a class,
-        such as ``head_kwargs``, those can be changed that it names as :attr:`~sb3_vla.ActionHead.adjustable`
+        such as ``head_kwargs``, those can be changed that it names as :attr:`~sb3_vla.ActionHead.adjustable`, and likewise of
+        ``backbone_kwargs``, if no others are given
     :return: All ``policy_kwargs``
     :raises ValueError: If they would make another network than the saved one, or are what its weights began with
     """
@@ -42,6 +43,8 @@ def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> di
     for name, value in given.items():
         if name == "backbone" and needs_checkpoint(saved):
             merged[name] = value  # which may have moved; adapters know their base
+        elif name == "backbone_kwargs" and value and value.keys() <= _adjustable_of(saved.get("backbone")):
+            merged[name] = {**(saved[name] or {}), **value}
         elif name in _NETWORKS:
             if not any(name in known and _same(value, known[name]) for known in (at_first, saved)):
                 raise _refusal(repr(name), at_first.get(name))
@@ -52,6 +55,14 @@ def merge_policy_kwargs(data: Mapping[str, Any], given: Mapping[str, Any]) -> di
                 _check_adjustable(name, owner, value, saved[name], at_first.get(name) or {})
             merged[name] = {**saved[name], **value} if is_both else value
     return merged
+
+
+def _adjustable_of(backbone: Any) -> set[str]:
+    if isinstance(backbone, str):  # what its class does not rebuild is loaded from a checkpoint of this name
+        from ..policies.backbones.pretrained import PretrainedBackbone  # which takes long to import
+
+        backbone = PretrainedBackbone
+    return set(getattr(backbone, "adjustable", ()))
 
 
 def _defaults(maker: Any) -> dict[str, Any]:

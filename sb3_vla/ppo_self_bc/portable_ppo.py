@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_system_
 
 from sb3_vla_envs.durable_files import replacing
 
-from ..common.argument_checks import check_keywords
+from ..common.argument_checks import check_keywords, check_known
 from ..common.ranks import Ranks
 from ..policies.adapter import PolicyAdapter
 from ..policies.finite import check_weights
@@ -92,6 +92,7 @@ class PortablePPO(PPO):
             change are its networks. Optimizer groups that are no longer the same begin anew, e.g. after
             ``policy_kwargs=dict(frozen=("vision",))``
         :return: The model
+        :raises TypeError: If there is no such argument
         :raises ValueError: If the file is truncated or damaged, is pickled, or names a class that is not trusted (see
             :func:`sb3_vla.trust`), ``policy_kwargs`` would make another network, or ``env`` lacks the ``VecNormalize`` that
             the model has learned with, or has one that it has not
@@ -107,6 +108,8 @@ class PortablePPO(PPO):
         if data.get("rollout_buffer_class") in (RolloutBuffer, DictRolloutBuffer):
             data["rollout_buffer_class"] = None
         data.setdefault("lifetime_timesteps", data.get("num_timesteps", 0))
+        given = {name: value for name, value in kwargs.items() if name not in data}
+        check_known("load", given, cls, ("policy", "env", "device", "_init_setup_model"))
         if missing := {name: text for name, text in left_out.items() if name not in kwargs}:
             warnings.warn(
                 f"The file could not hold {missing}: what is an argument has its default, unless you give it, as in "
@@ -116,8 +119,7 @@ class PortablePPO(PPO):
         if wrong := [name for name in data if callable(getattr(cls, name, None))]:
             raise ValueError(f"{str(path)!r:.200} can't be read: it has {wrong} in place of methods")
         if "policy_kwargs" in kwargs:
-            given = check_keywords("policy_kwargs", kwargs.pop("policy_kwargs"))
-            data["policy_kwargs"] = merge_policy_kwargs(data, given)
+            data["policy_kwargs"] = merge_policy_kwargs(data, check_keywords("policy_kwargs", kwargs.pop("policy_kwargs")))
         check_checkpoint(data.get("policy_kwargs") or {})
         if env is not None:
             env = cls._wrap_env(env, data["verbose"])

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
@@ -88,6 +88,9 @@ class VLABackbone(nn.Module, ABC):
 
     :param features_dim: Length of each of the two feature vectors
     """
+
+    #: Arguments that can be changed when a saved model is loaded, as they make neither its networks nor its weights
+    adjustable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, features_dim: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PI0ForConditionalGeneration
 from .base import ActionExpert, BackboneFeatures, Normalization
 from .expert_backbone import ExpertBackbone
 from .key_value_prefix import KeyValuePrefix
-from .pretrained import FILTERS, read_image_processor, read_processor
+from .pretrained import filter_of, read_image_processor, read_processor
 from .stored_config import restore_config
 
 # What PI0ImageProcessor does where its file says nothing else
@@ -107,7 +107,7 @@ class PI0Backbone(ExpertBackbone):
         return {
             "image_mean": says["image_mean"],
             "image_std": says["image_std"],
-            "resample": FILTERS[int(says["resample"])],
+            "resample": filter_of(says["resample"], name_or_path),
             "pads": bool(says["do_pad"]),
         }
 

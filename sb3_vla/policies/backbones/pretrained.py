@@ -34,7 +34,7 @@ _N_SUFFIX = 3
 # What all families' text models call their linear layers
 _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Numbers of PIL's filters, which image processors have; bicubic is the nearest that torch has to Lanczos (1)
-FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
+_FILTERS = {1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
 
 class PretrainedBackbone(TransformersBackbone):
@@ -61,6 +61,7 @@ class PretrainedBackbone(TransformersBackbone):
     """
 
     image_size: int
+    adjustable: ClassVar[tuple[str, ...]] = ("gradient_checkpointing",)
     _auto_class: ClassVar[Any] = AutoModel
 
     def __init__(
@@ -75,7 +76,7 @@ class PretrainedBackbone(TransformersBackbone):
         gradient_checkpointing: bool = False,
         model: PreTrainedModel | None = None,
     ) -> None:
-        check_choice("resample", resample, tuple(sorted(set(FILTERS.values()))))
+        check_choice("resample", resample, tuple(sorted(set(_FILTERS.values()))))
         FLAG.check("gradient_checkpointing", gradient_checkpointing)
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             _check_channels(name, values)
@@ -134,7 +135,7 @@ class PretrainedBackbone(TransformersBackbone):
         :return: Those arguments of the constructor that the image processor tells
         """
         processor = load_pretrained(AutoImageProcessor, name_or_path)
-        resample = FILTERS[int(processor.resample)]
+        resample = filter_of(processor.resample, name_or_path)
         return {"image_mean": processor.image_mean, "image_std": processor.image_std, "resample": resample}
 
     @classmethod
@@ -331,6 +332,21 @@ def read_image_processor(name_or_path: str) -> dict[str, Any]:
     """
     processor, _ = _load(ImageProcessingMixin.get_image_processor_dict, "preprocessor_config.json", name_or_path)
     return dict(processor)
+
+
+def filter_of(number: int, name_or_path: str) -> str:
+    """
+    :param number: By which an image processor names the filter with which it resizes
+    :param name_or_path: Of its checkpoint
+    :return: torch's name of it
+    :raises ValueError: If torch has none like it
+    """
+    if int(number) not in _FILTERS:
+        raise ValueError(
+            f"the image processor of {name_or_path!r} resizes by PIL's filter {int(number)}, known are {sorted(_FILTERS)}: "
+            "write '\"resample\": 2' (bilinear) or 3 (bicubic) into its preprocessor_config.json"
+        )
+    return _FILTERS[int(number)]
 
 
 def _load(load: Callable[..., Any], what: str, name_or_path: str, **kwargs: Any) -> Any:

@@ -62,6 +62,10 @@ class GaussianChunkDistribution(ChunkDistribution):
     def step_entropy(self) -> th.Tensor:
         return self.distribution.entropy().sum(dim=-1)
 
+    def evaluate(self, sample: ChunkSample) -> tuple[th.Tensor, th.Tensor]:
+        entropy, has_noise = self.step_entropy(), sample.extras.get("has_noise")
+        return self.step_log_prob(sample), entropy if has_noise is None else entropy * has_noise.unsqueeze(1)
+
 
 class GaussianHead(ActionHead):
     """
@@ -79,9 +83,9 @@ class GaussianHead(ActionHead):
         :class:`GaussianChunkDistribution`
     :param noise_probability: Part of the chunks that explore, in (0, 1]. Noise in every chunk can keep a precise task from
         ever succeeding in a rollout; with noise in some, the others act as well as the policy can, and what a noisy chunk led
-        to stands out more clearly. PPO learns from the noisy ones, and its KL divergence and clip fraction count the others
-        as zero (they cost no update either, unless the critic reads the backbone's features); the critic and self behaviour
-        cloning learn from all
+        to stands out more clearly. PPO learns from the noisy ones, and its KL divergence, clip fraction and entropy count the
+        others as zero (they cost no update either, unless the critic reads the backbone's features); the critic and self
+        behaviour cloning learn from all
     :raises TypeError: If an argument that must be a number is not one
     :raises ValueError: If an argument is out of range
     """

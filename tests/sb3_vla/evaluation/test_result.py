@@ -40,7 +40,7 @@ def test_wilson_interval_refuses_impossible_counts(successes: int, n: int, confi
         wilson_interval(successes, n, confidence)
 
 
-def test_summary_weighs_tasks_alike_and_pools_the_interval() -> None:
+def test_summary_weighs_tasks_alike_in_success_and_interval() -> None:
     result = mixed_result()
     assert result.tasks["a"].success == pytest.approx(2 / 3)
     assert result.tasks["a"].steps_to_success == 15.0
@@ -48,8 +48,21 @@ def test_summary_weighs_tasks_alike_and_pools_the_interval() -> None:
     overall = result.overall
     assert overall.success == pytest.approx((2 / 3 + 1) / 2)
     assert overall.steps_to_success == pytest.approx((15 + 60) / 2)
-    assert (overall.success_low, overall.success_high) == wilson_interval(3, 4)
+    # 1 / (1/4 * 1/3 + 1/4 * 1/1): tasks of three and of one episode are worth three that count alike
+    assert (overall.success_low, overall.success_high) == pytest.approx(wilson_interval(5 / 6 * 3, 3))
     assert overall.n_episodes == 4
+
+
+def test_the_interval_of_equally_many_episodes_a_task_is_that_of_all() -> None:
+    records = [record(task, goal, 5 if goal < n else None) for task, n in (("a", 1), ("b", 4)) for goal in range(5)]
+    overall = EvaluationResult(records).overall
+    assert (overall.success_low, overall.success_high) == pytest.approx(wilson_interval(5, 10))
+
+
+@pytest.mark.parametrize("n", [1, 10, 99])
+def test_the_interval_is_around_the_success(n: int) -> None:
+    overall = EvaluationResult([record("a", 0, None), *(record("b", goal, 5) for goal in range(n))]).overall
+    assert overall.success_low < overall.success == 0.5 < overall.success_high
 
 
 def test_steps_to_success_are_none_without_success() -> None:

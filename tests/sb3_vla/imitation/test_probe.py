@@ -55,6 +55,10 @@ def test_what_can_not_be_asked_is_refused(make_model, make_demonstrations):
         probe(model, make_demonstrations(1), make_demonstrations(5), {"time": [0]})
     with pytest.raises(ValueError, match="has no 'depth'"):
         probe(model, make_demonstrations(5), make_demonstrations(5), {"time": [0]}, key="depth")
+    still = make_demonstrations(1)
+    still[0].observations["privileged"][:] = 0.5
+    with pytest.raises(ValueError, match=r"'time' does not vary in the held-out episodes of task 'push'.*several goals"):
+        probe(model, make_demonstrations(5), still, {"time": [0]})
     other = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     with pytest.raises(TypeError, match="VLAPolicy, got ActorCriticPolicy"):
         probe(other, make_demonstrations(5), make_demonstrations(5), {"time": [0]})

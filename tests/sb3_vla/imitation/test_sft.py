@@ -92,6 +92,13 @@ def test_held_out_loss_is_that_of_the_held_out_episodes(policy, make_demonstrati
     assert min(abs(error - result.held_out_losses[0]) for error in errors) < 1e-5
 
 
+def test_the_held_out_loss_of_an_epoch_can_be_compared_with_the_next(make_model, make_demonstrations):
+    """Flow matching draws noise, and without learning it draws the same."""
+    policy = make_model(policy_kwargs={"head": "flow", "head_kwargs": {}}).policy
+    result = fine_tune(policy, make_demonstrations(4), n_epochs=3, learning_rate=0, max_shift=0, progress=False)
+    assert len(set(result.held_out_losses)) == 1 < len(set(result.train_losses))
+
+
 def test_every_task_holds_out_its_part(make_model, make_demonstrations):
     """A constant policy, so that each number of held-out episodes has a loss of its own: 3 of 10 and 1 of 2."""
     policy = make_model().policy

@@ -259,6 +259,17 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(checkpoint):
     assert all(th.allclose(gradient, without[name], atol=1e-6) for name, gradient in gradients.items())
 
 
+def test_gradient_checkpointing_is_a_choice_of_whoever_loads_a_model(make_lora_model, tmp_path):
+    make_lora_model().save(tmp_path / "model.zip")
+    for wanted in (True, False):
+        kwargs = {"backbone_kwargs": {"gradient_checkpointing": wanted}}
+        model = PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs=kwargs)
+        assert model.policy.backbone.gradient_checkpointing is wanted
+        model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="'backbone_kwargs' can't be changed"):
+        PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"backbone_kwargs": {"resample": "bilinear"}})
+
+
 def test_a_policy_with_adapters_can_be_copied(make_lora_model):
     policy = make_lora_model().policy
     twin = copy.deepcopy(policy)

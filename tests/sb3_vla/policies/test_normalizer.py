@@ -45,3 +45,10 @@ def test_statistics_travel_with_the_weights_and_are_not_trained():
 
 def test_accepts_float64_input():
     assert Normalizer(1)(th.ones(1, 1, dtype=th.float64)).dtype == th.float32
+
+
+@pytest.mark.parametrize("dtype", [th.uint8, th.int64, th.float16])
+def test_any_numbers_can_be_fitted(dtype):
+    normalizer = Normalizer(1)
+    normalizer.fit(th.tensor([[0], [4]], dtype=dtype))
+    assert normalizer.mean.item() == normalizer.std.item() == 2

@@ -107,6 +107,13 @@ def test_first_weights_of_sb3s_policies_are_refused_too(tmp_path):
         PPOSelfBC.load(tmp_path / "model.zip", policy_kwargs={"log_std_init": -1.0})
 
 
+def test_unknown_arguments_are_refused(saved):
+    _, path = saved
+    with pytest.raises(TypeError, match=r"load: PPOSelfBC has no argument \['lerning_rate'\]; it takes \['learning_rate', "):
+        PPOSelfBC.load(path, lerning_rate=1e-3)
+    assert PPOSelfBC.load(path, learning_rate=1e-3, num_timesteps=0).learning_rate == 1e-3
+
+
 @pytest.mark.parametrize("how", [tuple, list, np.array])
 def test_arguments_may_be_arrays(how, make_model, policy_kwargs, tmp_path):
     backbone_kwargs = {**policy_kwargs["backbone_kwargs"], "image_mean": how([0.5, 0.4, 0.3])}

@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 from dataclasses import replace
 
@@ -223,6 +224,15 @@ def test_a_family_that_is_not_known_is_refused(tmp_path):
     LlamaConfig().save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match=r"is of model_type 'llama'; known are gemma3, .*smolvlm. .*of VLABackbone"):
         make_backbone(str(tmp_path / "llama"), state_dim=3)
+
+
+def test_a_filter_that_torch_does_not_have_is_refused(checkpoint):
+    (file,) = checkpoint.glob("*processor_config.json")
+    config = json.loads(file.read_text())
+    (config.get("image_processor") or config)["resample"] = 5
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"image processor of '{checkpoint}' resizes by PIL's filter 5, known are"):
+        make_backbone(str(checkpoint), state_dim=3)
 
 
 @pytest.mark.parametrize("files", ["*token*", "*processor*", "*.safetensors"])

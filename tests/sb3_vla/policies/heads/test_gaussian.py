@@ -173,6 +173,7 @@ def test_some_chunks_get_noise_and_only_those_have_a_likelihood():
     assert th.equal(log_prob[~at_mean], distribution.step_log_prob(ChunkSample(sample.actions))[~at_mean])
     log_prob[at_mean].sum().backward()
     assert not head.log_std.grad.any(), "nothing to learn from a chunk without noise"
+    assert th.equal(distribution.evaluate(sample)[1], distribution.step_entropy() * has_noise.unsqueeze(1))
     assert distribution.draw(deterministic=True).extras == {} == make_head()(features(th.randn(2, 5))).draw().extras
 
 
