@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -246,6 +248,7 @@ class ExpertRunner:
         found = find_suite(tasks, suite)
         simulation, wrapping = found.split_settings(settings)
         self.seed = seed
+        self.goals_in_order = simulation.get("goal_order") == "sequential"
         self.expert = ExpertActions(found.make_simulation(tasks, **simulation), found, noise)
         self.env = found.wrap(self.expert, **wrapping)
 
@@ -259,7 +262,10 @@ class ExpertRunner:
         # Everything random in the episode follows from these numbers, not from what this process did before.
         entropy = np.random.SeedSequence([self.seed, zlib.crc32(attempt.task.encode()), attempt.number])
         self.expert.begin(np.random.default_rng(entropy))
-        observation, _ = self.env.reset(seed=int(entropy.generate_state(1)[0]), options={"task": attempt.task})
+        options: dict[str, Any] = {"task": attempt.task}
+        if self.goals_in_order:  # which each seed would begin anew
+            options["goal_index"] = attempt.number % self.expert.get_wrapper_attr("n_goals")
+        observation, _ = self.env.reset(seed=int(entropy.generate_state(1)[0]), options=options)
         observations, actions, lengths, rewards = [], [], [], []
         nothing = np.zeros(self.env.action_space.shape or (), dtype=np.float32)
         progress = EpisodeProgress()
@@ -303,6 +309,13 @@ def _attempts(build: tuple[Any, ...], n_workers: int) -> Iterator[Attempts]:
     # which spares workers the import of what the application lets it preload (multiprocessing.set_forkserver_preload).
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
+    try:
+        ForkingPickler.dumps(build)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the suite or a setting can't be sent to the processes of n_workers={n_workers} ({error}): use functions with a "
+            "name, in a module that they can import, or n_workers=1"
+        ) from error
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=build)
     try:
         yield lambda todo: pool.map(_attempt_in_worker, todo)

@@ -115,9 +115,15 @@ class Demonstration:
         :param number: Number of the observation, from 0
         :param size: Length of the chunk: h, or anything where h is 1
         :return: Actions ``(size, d)``, zero after the episode's end where h is 1, and how many of them count
+        :raises ValueError: If it is in chunks of another size
         """
         if self.actions.shape[1] == size:
             return self.actions[number], int(self.chunk_lengths[number])
+        if self.actions.shape[1] != 1:
+            raise ValueError(
+                f"this demonstration of task {self.task!r} is in chunks of {self.actions.shape[1]} actions, which can't be "
+                f"cut to {size}: collect it with every_step=True"
+            )
         steps = self.actions[number : number + size, 0]
         chunk = np.zeros((size, *steps.shape[1:]), steps.dtype)
         chunk[: len(steps)] = steps

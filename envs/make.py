@@ -75,7 +75,9 @@ def make_env_fns(
     turns = _turns(names, n_envs, task_weights or {})
     shares = [(turns[i % len(turns)],) if n_envs >= len(turns) else turns[i::n_envs] for i in range(n_envs)]
     # By name, as a worker finds it; a suite that is not registered goes there itself
-    settings = {"suite": suite if isinstance(suite, Suite) else found.address, "task_ids": names, **settings}
+    settings = {**settings, "suite": suite if isinstance(suite, Suite) else found.address}
+    if settings.get("task_ids") is None:
+        settings["task_ids"] = names
     return [partial(_make_seeded_env, share, (seed, index), settings) for index, share in enumerate(shares)]
 
 

@@ -246,6 +246,7 @@ class MultiTaskEnv(gym.Env):
         :param options: ``task`` and ``goal_index`` pick these by hand, each optional
         :return: Observation and info
         :raises ValueError: If ``options`` has other keys, or a task or goal that this environment does not have
+        :raises RuntimeError: If the episode ends while it settles
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -263,8 +264,13 @@ class MultiTaskEnv(gym.Env):
         self._steps_to_success: int | None = None
         self._tell_task()
         self._begin()
-        for _ in range(self.settle_steps):
-            self._advance(self._clipped(np.zeros(self.action_space.shape)))
+        for step in range(self.settle_steps):
+            outcome = self._advance(self._clipped(np.zeros(self.action_space.shape)))
+            if outcome.terminated or outcome.truncated:
+                raise RuntimeError(
+                    f"an episode of {self.task!r} ended in step {step + 1} of settle_steps={self.settle_steps}, before it "
+                    "began: give fewer"
+                )
         self._is_running = True
         return self._observation(), self._info()
 
@@ -275,7 +281,7 @@ class MultiTaskEnv(gym.Env):
         :param action: Of the action space; a ``Box``'s is clipped to its bounds
         :return: Observation, reward, terminated, truncated, info
         :raises gymnasium.error.ResetNeeded: Before the first reset
-        :raises ValueError: If the action is not finite
+        :raises ValueError: If the action is not finite or of another shape
         """
         if not self._is_running:
             raise gym.error.ResetNeeded("Call reset() before the first step()")
@@ -385,6 +391,8 @@ class MultiTaskEnv(gym.Env):
 
     def _clipped(self, action: Any) -> NDArray[Any]:
         action = np.asarray(action, dtype=self.action_space.dtype)
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"Got an action of shape {action.shape}, those of {self.task!r} have {self.action_space.shape}")
         if not all(map(isfinite, action.ravel().tolist())):  # of a few numbers, a fifth of the time of np.isfinite
             raise ValueError(
                 f"The action in step {self._steps + 1} of an episode of {self.task!r} is not finite: {action.tolist()}. "

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
+# As MuJoCo takes it
+_DISABLING = ("disable", "disabled", "off", "false", "0")
 _SECONDS_TO_TRY = 60
 
 
@@ -19,9 +21,11 @@ def select_gl_backend() -> str:
     The OpenGL backend to render with: what ``MUJOCO_GL`` says, else EGL where there is a GPU, else OSMesa.
 
     :return: A value for ``MUJOCO_GL``; on other systems than Linux ``"default"``, MuJoCo's own choice
-    :raises RuntimeError: If the library needed is not installed
+    :raises RuntimeError: If the library needed is not installed, or ``MUJOCO_GL`` turns rendering off
     """
     chosen = _chosen()
+    if chosen in _DISABLING:
+        raise RuntimeError(f"MUJOCO_GL={chosen} turns pictures off: unset it, or set it to egl or osmesa")
     if not sys.platform.startswith("linux"):
         return chosen or "default"
     if not chosen:

@@ -52,7 +52,9 @@ def collect_episodes(
     found = find_suite(tasks, suite)
     tasks = found.resolve_tasks(tasks)
     jobs = episode_jobs(tasks, n_per_task, seed)
-    settings = model_settings(model, **{"task_ids": tasks, **settings, "privileged": True, "n_goals": n_per_task})
+    if settings.get("task_ids") is None:
+        settings["task_ids"] = tasks
+    settings = model_settings(model, **{**settings, "privileged": True, "n_goals": n_per_task})
     steps: list[list[PlayedStep]] = [[] for _ in jobs]
     with (
         scheduled_envs(model, suite or found.address, tasks, min(n_envs, len(jobs)), settings) as venv,

@@ -99,6 +99,20 @@ def test_where_success_does_not_end_the_episode_it_ends_the_demonstration(demos)
     assert equal(collect_demonstrations(TASKS, 2, seed=1, terminate_on_success=False, **SMALL), demos)
 
 
+def test_goals_in_order_are_one_an_attempt():
+    settings = {**SMALL, "n_goals": 3, "action_noise": 0.0, "goal_order": "sequential"}
+    demos = collect_demonstrations("drawer-close-v3", 4, **settings)
+    goals = [tuple(demo.observations["privileged"][0]) for demo in demos]
+    assert len(set(goals[:3])) == 3 and goals[3] == goals[0]
+
+
+def test_a_suite_that_no_process_can_be_sent_is_refused():
+    hill = GymTask("MountainCarContinuous-v0", "climb")
+    suite = GymSuite("hills", {"climb": hill}, success=lambda *step: step[2], expert=lambda env: [1.0])
+    with pytest.raises(ValueError, match=r"can't be sent to the processes of n_workers=2 .*lambda.*or n_workers=1"):
+        collect_demonstrations("climb", 2, suite=suite, n_workers=2, progress=False)
+
+
 def test_failures_are_replaced_by_further_attempts():
     starts = []
 

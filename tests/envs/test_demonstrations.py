@@ -70,6 +70,17 @@ def test_chunk_lengths_out_of_range_are_refused(length):
         Demonstration("push-v3", demo.observations, demo.actions, demo.chunk_lengths, True)
 
 
+def test_chunks_are_not_cut_to_another_size():
+    demo = demonstration(3)
+    size = demo.actions.shape[1]
+    assert demo.chunk(0, size)[1] == demo.chunk_lengths[0]
+    message = f"in chunks of {size} actions, which can't be cut to {size + 1}: .*every_step=True"
+    with pytest.raises(ValueError, match=message):
+        demo.chunk(0, size + 1)
+    with pytest.raises(ValueError, match=message):
+        demo.in_chunks(size + 1, gamma=0.99)
+
+
 def test_actions_without_chunks_count_as_one_step_each():
     demo = Demonstration("", {"observation": np.ones((4, 2))}, np.full(4, 3), np.ones(4, np.int64), True)
     assert demo.n_steps == 4

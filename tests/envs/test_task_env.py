@@ -135,6 +135,21 @@ def test_unknown_setting():
         Counter(n_goal=3)
 
 
+@pytest.mark.parametrize("bad", [0.5, [0.5], np.zeros(3), np.zeros((1, 2))])
+def test_actions_of_another_shape_are_refused(bad):
+    env = Counter("push-v3")
+    env.reset()
+    with pytest.raises(ValueError, match=r"Got an action of shape .*, those of 'push-v3' have \(2,\)"):
+        env.step(bad)
+
+
+@pytest.mark.parametrize("ends", [{"terminates": [4]}, {"truncates": [4]}])
+def test_an_episode_that_ends_while_it_settles_is_no_episode(ends):
+    with pytest.raises(RuntimeError, match=r"an episode of 'push-v3' ended in step 4 of settle_steps=5, before it began"):
+        Counter("push-v3", settle_steps=5, **ends).reset()
+    Counter("push-v3", settle_steps=3, **ends).reset()
+
+
 def test_settling_is_no_part_of_the_episode():
     env = Counter(settle_steps=5, horizon=3)
     env.reset()

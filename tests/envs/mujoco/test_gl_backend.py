@@ -70,6 +70,14 @@ def test_no_library_names_the_packages_but_only_when_one_is_needed(machine):
         select_gl_backend()
 
 
+@pytest.mark.parametrize("value", ["disable", "Off", "0"])
+def test_pictures_that_are_turned_off_are_an_error_that_says_so(machine, value):
+    machine(True, {"EGL", "OSMesa"}, value)
+    gl_backend.configure_gl_backend()
+    with pytest.raises(RuntimeError, match=f"MUJOCO_GL={value.lower()} turns pictures off: unset it"):
+        select_gl_backend()
+
+
 def test_choice_without_its_library_names_the_package(machine):
     machine(True, {"OSMesa"}, "egl")
     with pytest.raises(RuntimeError, match=r"MUJOCO_GL=egl asks for libEGL.*apt-get install libegl1"):
