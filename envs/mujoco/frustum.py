@@ -8,10 +8,14 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+# Later MuJoCo's name
+_PROJECTION = "cam_orthographic" if hasattr(mujoco.MjModel, "cam_orthographic") else "cam_projection"
+
 
 def outside_view(model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, aspect: float) -> NDArray[np.bool_]:
     """
-    Find the geoms whose bounding sphere lies entirely outside a camera's field of view.
+    Find the geoms whose bounding sphere lies entirely outside a camera's field of view. Of an orthographic camera, or one with
+    a sensor of its own (``sensorsize``), which may be off centre, nothing counts as outside.
 
     :param model: The MuJoCo model; the camera's ``cam_fovy`` is the field of view
     :param data: The state of the simulation
@@ -19,6 +23,8 @@ def outside_view(model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, asp
     :param aspect: Width of the picture divided by its height
     :return: True where a geom is out of view, shape ``(ngeom,)``; never for planes, which have no bounding sphere
     """
+    if getattr(model, _PROJECTION)[camera_id] or model.cam_sensorsize[camera_id].any():
+        return np.zeros(model.ngeom, dtype=np.bool_)
     half_height = math.radians(model.cam_fovy[camera_id]) / 2
     half_width = math.atan(math.tan(half_height) * aspect)
     axes = data.cam_xmat[camera_id].reshape(3, 3)  # columns: right, up, backwards

@@ -8,6 +8,7 @@ import zlib
 from functools import cache
 
 import mujoco
+import numpy as np
 
 from .camera import Quality
 from .gl_backend import select_gl_backend
@@ -18,6 +19,13 @@ _MAX_GEOMS = 2000
 
 # Fewer triangles for balls, cylinders and capsules than MuJoCo's 28 and 16: still as round as small pictures can show.
 _SLICES, _STACKS = 20, 10
+
+# Of a model's attributes, all arrays of meshes, textures, height fields, skins and flexes
+_UPLOADED_ARRAYS = tuple(
+    name
+    for name in dir(mujoco.MjModel)
+    if name.startswith(("mesh_", "tex_", "hfield_", "skin_", "flex_")) and isinstance(getattr(mujoco.MjModel, name), property)
+)
 
 
 class RenderContext:
@@ -125,14 +133,14 @@ def _create_gl_context(backend: str):  # type: ignore[no-untyped-def]  # MuJoCo'
 
 
 def _fingerprint(model: mujoco.MjModel) -> int:
-    """A checksum of everything that MuJoCo uploads to OpenGL."""
-    checksum = 0
+    """A checksum of everything that MuJoCo uploads to OpenGL, and of what a scene has room for."""
     planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
-    uploaded = (
-        *(model.geom_size[planes], model.mat_texid, model.mat_texrepeat),
-        *(model.mesh_vert, model.mesh_face, model.mesh_normal, model.mesh_texcoord),
-        *(model.tex_data, model.tex_type, model.tex_height, model.tex_width, model.hfield_data, model.skin_vert),
-    )
+    uploaded = [model.geom_size[planes], model.mat_texid, model.mat_texrepeat, np.array(model.stat.extent)]
+    uploaded += [getattr(model, name) for name in _UPLOADED_ARRAYS]
+    for settings in (model.vis.quality, model.vis.map):
+        numbers = (getattr(settings, name) for name in dir(settings) if not name.startswith("_"))
+        uploaded.append(np.array([number for number in numbers if isinstance(number, (int, float))]))
+    checksum = 0
     for array in uploaded:
-        checksum = zlib.crc32(array.tobytes(), checksum)
+        checksum = zlib.crc32(str(array.shape).encode() + array.tobytes(), checksum)
     return checksum

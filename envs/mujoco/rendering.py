@@ -73,15 +73,18 @@ class SceneRenderer:
         scene = self._context.scene
         # Field of view and groups are fields of the model, which belongs to the simulation: changed for the moment only.
         fovy, groups = self.model.cam_fovy[camera_id], self.model.geom_group.copy()
+        sensor_size = self.model.cam_sensorsize[camera_id].copy()
         try:
             if camera.fovy is not None:
                 self.model.cam_fovy[camera_id] = camera.fovy
+                self.model.cam_sensorsize[camera_id] = 0  # which would have the last word
             if self.quality != "full":  # in full quality what is out of view may still throw a shadow into it
                 hidden = outside_view(self.model, data, camera_id, camera.width / camera.height)
                 self.model.geom_group[hidden] = _HIDDEN_GROUP
             mujoco.mjv_updateScene(self.model, data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL, scene)
         finally:
             self.model.cam_fovy[camera_id] = fovy
+            self.model.cam_sensorsize[camera_id] = sensor_size
             self.model.geom_group[:] = groups
         for flag in _EXPENSIVE_FLAGS:
             scene.flags[flag] = self.quality == "full"
