@@ -139,7 +139,7 @@ class Study:
         post_trained = trained / "result.json"
         if not post_trained.exists():
             _call("eval", trained / "model.zip", "--config", config, "--out", post_trained)
-        found = {"sft": sft_result, "post_trained": post_trained, "cost": cost}
+        found = {"sft_losses": sft / "sft_model.json", "sft": sft_result, "post_trained": post_trained, "cost": cost}
         content = {each: json.loads(path.read_text(encoding="utf-8")) for each, path in found.items()}
         replace_text(result, json.dumps(content, indent=1) + "\n")
 

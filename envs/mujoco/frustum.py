@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-# Later MuJoCo's name
+# Renamed in MuJoCo 3.5
 _PROJECTION = "cam_orthographic" if hasattr(mujoco.MjModel, "cam_orthographic") else "cam_projection"
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
-# As MuJoCo takes it
+# Values of MUJOCO_GL with which MuJoCo makes no context
 _DISABLING = ("disable", "disabled", "off", "false", "0")
 _SECONDS_TO_TRY = 60
 
